@@ -1,0 +1,101 @@
+"""The command line: ``python -m distribution vendor|toolkit …``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from . import toolkit, update, vendor
+from .errors import DistributionError
+from .pin import Pin
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    options = _parser().parse_args(arguments)
+    # a terminated run must clear its temporary folders away like an interrupted one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        options.run(options)
+    except DistributionError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.remedy:
+            print(f"  remedy: {error.remedy}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m distribution", description="From pinned sources to packages.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_vendor(commands.add_parser("vendor", help="unpack, prove and patch the pinned llama.cpp"))
+    _add_toolkit(commands.add_parser("toolkit", help="assemble a CUDA toolkit from pinned wheels"))
+    return parser
+
+
+def _add_vendor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--folder", type=Path, default=vendor.FOLDER, help="where pin.toml is (default: this repository's)"
+    )
+    parser.add_argument("--force", action="store_true", help="throw away changes made in source/")
+    parser.add_argument(
+        "--from-git", nargs="?", const="", metavar="URL", help="fetch the commit from a git repository (default: upstream)"
+    )
+    parser.set_defaults(run=_vendor)
+    actions = parser.add_subparsers(metavar="ACTION")
+
+    status = actions.add_parser("status", help="say what is there")
+    status.add_argument("--json", action="store_true", help="for programs")
+    status.set_defaults(run=_vendor_status)
+
+    move = actions.add_parser("update", help="move the pin to another release of the carrier")
+    move.add_argument("release", help="its version on the package index, for example 0.3.36")
+    move.add_argument("--dry-run", action="store_true", help="report only, change nothing")
+    move.set_defaults(run=_vendor_update)
+
+
+def _vendor(options: argparse.Namespace) -> None:
+    folder = options.folder.absolute()
+    url = options.from_git
+    if url == "":
+        url = Pin.load(folder / "pin.toml").git
+    vendor.vendor(folder, from_git=url, force=options.force)
+
+
+def _vendor_status(options: argparse.Namespace) -> None:
+    found = vendor.status(options.folder.absolute())
+    print(found.json() if options.json else found.text())
+
+
+def _vendor_update(options: argparse.Namespace) -> None:
+    update.update(options.folder.absolute(), options.release, dry_run=options.dry_run, force=options.force)
+
+
+def _add_toolkit(parser: argparse.ArgumentParser) -> None:
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--print-path", action="store_true", help="assemble if need be; print the folder, nothing else")
+    choice.add_argument("--assembled-path", action="store_true", help="print the folder if it is assembled, else nothing")
+    choice.add_argument("--status", action="store_true", help="say what is there, download nothing")
+    choice.add_argument("--verify", action="store_true", help="hash every file of the assembled toolkit")
+    parser.set_defaults(run=_toolkit)
+
+
+def _toolkit(options: argparse.Namespace) -> None:
+    if options.status:
+        print(toolkit.status())
+    elif options.assembled_path:
+        if path := toolkit.assembled_path():
+            print(path)
+    elif options.verify:
+        print(toolkit.verify())
+    else:
+        print(toolkit.assemble(quiet=options.print_path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""What the commands say. Results go to stdout, everything else to stderr, so that stdout can be piped."""
+
+from __future__ import annotations
+
+import sys
+
+STDERR = 2
+"""For a subprocess's stdout: the file descriptor, also where a program has replaced ``sys.stderr``."""
+
+
+def say(message: str) -> None:
+    """Print a line of progress."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def megabytes(size: int) -> str:
+    """``size`` bytes, for people.
+
+    >>> megabytes(76_589_250)
+    '76.6 MB'
+    """
+    return f"{size / 1e6:,.1f} MB"
