@@ -1,0 +1,149 @@
+#include "common.h"
+#include "json-schema-to-grammar.h"
+#include "support.h"
+
+#include <algorithm>
+#include <memory>
+
+using namespace llama_common_c;
+
+namespace {
+
+struct sampler_deleter {
+    void operator()(llama_sampler * sampler) const { llama_sampler_free(sampler); }
+};
+
+using sampler_ptr = std::unique_ptr<llama_sampler, sampler_deleter>;
+
+struct triggers {
+    std::vector<std::string> patterns;
+    std::vector<llama_token> tokens;
+};
+
+std::string anchored(const std::string & pattern) {
+    std::string result = pattern;
+    if (result.empty() || result.front() != '^') {
+        result.insert(result.begin(), '^');
+    }
+    if (result.back() != '$') {
+        result += '$';
+    }
+    return result;
+}
+
+triggers read_triggers(const llama_vocab * vocab, const common_json & format) {
+    triggers result;
+    if (!present(format, "grammar_triggers")) {
+        return result;
+    }
+    const auto preserved = field<std::vector<std::string>>(format, "preserved_tokens", {});
+    for (auto & item : format.at("grammar_triggers")) {
+        const auto type  = field<int32_t>(item, "type", -1);
+        const auto value = field<std::string>(item, "value", "");
+        switch (type) {
+            case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN:
+                result.tokens.push_back(field<int32_t>(item, "token", LLAMA_TOKEN_NULL));
+                break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_WORD: {
+                // a marker that is one token is matched as that token, whatever text surrounds it
+                const auto tokens = common_tokenize(vocab, value, false, true);
+                if (tokens.size() == 1 && std::find(preserved.begin(), preserved.end(), value) != preserved.end()) {
+                    result.tokens.push_back(tokens[0]);
+                } else {
+                    result.patterns.push_back(regex_escape(value));
+                }
+                break;
+            }
+            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN:
+                result.patterns.push_back(value);
+                break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL:
+                result.patterns.push_back(anchored(value));
+                break;
+            default:
+                throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "unknown grammar trigger type " + std::to_string(type));
+        }
+    }
+    return result;
+}
+
+// The grammar describes the whole answer; what the prompt already holds of it has to be read first.
+void read_generation_prompt(llama_sampler * sampler, const llama_vocab * vocab, const std::string & prompt) {
+    if (prompt.empty()) {
+        return;
+    }
+    bool first = true;
+    for (const llama_token token : common_tokenize(vocab, prompt, false, true)) {
+        const auto piece       = common_token_to_piece(vocab, token, true);
+        const bool added_space = first && !piece.empty() && std::isspace((unsigned char) piece[0]) &&
+                                 !std::isspace((unsigned char) prompt[0]);
+        first = false;
+        if (!added_space) {
+            llama_sampler_accept(sampler, token);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+enum llama_common_status llama_common_json_schema_to_grammar(
+        const char * json_schema, char ** grammar, char ** error) {
+    return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
+        required(json_schema, "json_schema");
+        required(grammar, "grammar");
+        common_json schema;
+        try {
+            schema = common_json::parse(json_schema);
+        } catch (const common_json_error & e) {
+            throw failure(LLAMA_COMMON_INVALID_ARGUMENT, std::string("json_schema is not valid JSON: ") + e.what());
+        }
+        // GBNF always: the caller has a GBNF sampler, whatever else the engine was built with
+        on_large_stack([&] { *grammar = copy_string(json_schema_to_grammar(schema, /* force_gbnf = */ true)); });
+    });
+}
+
+enum llama_common_status llama_common_grammar_init(
+        const struct llama_vocab * vocab, const char * format, struct llama_sampler ** sampler, char ** error) {
+    return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
+        required(vocab, "vocab");
+        required(sampler, "sampler");
+        const auto json    = parse_object(format, "format");
+        const auto grammar = field<std::string>(json, "grammar", "");
+        const bool lazy    = field<bool>(json, "grammar_lazy", false);
+        sampler_ptr result;
+        // the parser and its check for left recursion descend as deep as the grammar is nested
+        on_large_stack([&] {
+            if (!lazy) {
+                result.reset(llama_sampler_init_grammar(vocab, grammar.c_str(), "root"));
+                return;
+            }
+            const auto                wake = read_triggers(vocab, json);
+            std::vector<const char *> patterns;
+            for (const auto & pattern : wake.patterns) {
+                patterns.push_back(pattern.c_str());
+            }
+            result.reset(llama_sampler_init_grammar_lazy_patterns(
+                vocab, grammar.c_str(), "root", patterns.data(), patterns.size(), wake.tokens.data(),
+                wake.tokens.size()));
+        });
+        if (!result) {
+            throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "the grammar does not parse");
+        }
+        if (!lazy) {
+            read_generation_prompt(result.get(), vocab, field<std::string>(json, "generation_prompt", ""));
+        }
+        *sampler = result.release();
+    });
+}
+
+enum llama_common_status llama_common_sample(
+        struct llama_sampler * chain, struct llama_context * context, int32_t index, llama_token * token,
+        char ** error) {
+    return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
+        *required(token, "token") = llama_sampler_sample(required(chain, "chain"), required(context, "context"), index);
+    });
+}
+
+}

@@ -1,0 +1,146 @@
+// A C API over llama.cpp's C++ library `common`: chat templates, the parsers that go with them, JSON
+// schema to GBNF, and where its log goes. Structured data crosses as JSON in UTF-8.
+//
+// Rules that hold for every function here:
+//   - No C++ exception leaves. A function that can fail returns a llama_common_status; when that is not
+//     LLAMA_COMMON_OK and `error` is not NULL, *error receives the message.
+//   - A `char *` handed out (results and errors) belongs to the caller: llama_common_string_free().
+//     A `const char *` handed out is static and must not be freed.
+//   - Arguments are only borrowed for the length of the call.
+//   - An output is only written on LLAMA_COMMON_OK, `error` only otherwise.
+
+#ifndef LLAMA_COMMON_C_H
+#define LLAMA_COMMON_C_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "llama.h"
+
+#if defined(LLAMA_COMMON_C_BUILD)
+#    define LLAMA_COMMON_C_API __attribute__((visibility("default"))) extern
+#else
+#    define LLAMA_COMMON_C_API extern
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum llama_common_status {
+    LLAMA_COMMON_OK               = 0,
+    LLAMA_COMMON_INVALID_ARGUMENT = 1,  // malformed JSON, a missing or mistyped field
+    LLAMA_COMMON_TEMPLATE_ERROR   = 2,  // the chat template does not parse, or refused the messages
+    LLAMA_COMMON_PARSE_ERROR      = 3,  // the text does not follow the format announced
+    LLAMA_COMMON_GRAMMAR_ERROR    = 4,  // not a JSON schema, or not a grammar, or one that cannot go on
+    LLAMA_COMMON_OUT_OF_MEMORY    = 5,
+    LLAMA_COMMON_INTERNAL_ERROR   = 6,
+};
+
+struct llama_common_chat;         // the chat templates of one model; const after creation, any thread may use it
+struct llama_common_chat_parser;  // reads one answer; one thread at a time
+
+// What this library was built from. Static strings.
+LLAMA_COMMON_C_API const char * llama_common_commit(void);          // llama.cpp commit
+LLAMA_COMMON_C_API const char * llama_common_headers_sha256(void);  // digest over the headers that are bound
+
+LLAMA_COMMON_C_API void llama_common_string_free(char * string);  // NULL is allowed
+
+// Where `common` logs to. NULL restores nothing but silence: it never writes to stdout from inside a library.
+// Returns false when the engine was built without the log callback patch; then its messages are dropped.
+LLAMA_COMMON_C_API bool llama_common_log_set(ggml_log_callback callback, void * user_data);
+
+// A ggml_log_callback that does nothing: what a host sets before it can no longer be called back.
+LLAMA_COMMON_C_API void llama_common_log_discard(enum ggml_log_level level, const char * text, void * user_data);
+
+// Chat templates. `model` may be NULL when `chat_template` is given. `chat_template` may be NULL (the model's
+// own, ChatML if it has none). `bos_token` and `eos_token` are used only without a model; NULL means none.
+// The caller owns *chat and must free it before the model.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_init(
+        const struct llama_model *  model,
+        const char *                chat_template,
+        const char *                bos_token,
+        const char *                eos_token,
+        struct llama_common_chat ** chat,
+        char **                     error);
+
+LLAMA_COMMON_C_API void llama_common_chat_free(struct llama_common_chat * chat);  // NULL is allowed
+
+// {"source", "source_tool_use", "explicit", "supports_thinking", "capabilities": {name: bool}}
+LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_describe(
+        const struct llama_common_chat * chat,
+        char **                          description,
+        char **                          error);
+
+// Renders a conversation. `request` is an object with "messages" (OpenAI's form) and optionally "tools",
+// "tool_choice", "parallel_tool_calls", "json_schema", "grammar", "add_generation_prompt",
+// "continue_final_message", "reasoning_format", "enable_thinking", "chat_template_kwargs", "now" (Unix seconds).
+// `result`: {"prompt", "format", "format_name", "grammar", "grammar_lazy", "grammar_triggers", "preserved_tokens",
+// "additional_stops", "generation_prompt", "supports_thinking", "thinking_start_tag", "thinking_end_tags",
+// "parser", "reasoning_format", "parse_tool_calls", "is_continuation"}. A BOS that tokenization will add is
+// left out of the prompt.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_apply(
+        const struct llama_common_chat * chat,
+        const char *                     request,
+        char **                          result,
+        char **                          error);
+
+// A parser for the answer to a prompt: `format` is the result of llama_common_chat_apply(), or "{}" for plain
+// content. The caller owns *parser.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_parser_init(
+        const char *                       format,
+        struct llama_common_chat_parser ** parser,
+        char **                            error);
+
+LLAMA_COMMON_C_API void llama_common_chat_parser_free(struct llama_common_chat_parser * parser);
+
+// Reads the whole answer so far (`n_text` bytes). `is_partial` allows it to end anywhere.
+// `message`: {"role", "content", "reasoning_content"?, "tool_calls"?} in OpenAI's form.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_parser_parse(
+        struct llama_common_chat_parser * parser,
+        const char *                      text,
+        size_t                            n_text,
+        bool                              is_partial,
+        char **                           message,
+        char **                           error);
+
+// The same, giving what is new since the previous call of this function: an array of OpenAI stream deltas,
+// each {"content"} or {"reasoning_content"} or {"tool_calls": [{"index", "id"?, "type"?, "function"}]}.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_parser_update(
+        struct llama_common_chat_parser * parser,
+        const char *                      text,
+        size_t                            n_text,
+        bool                              is_partial,
+        char **                           deltas,
+        char **                           error);
+
+// A GBNF grammar for the JSON documents the schema describes. What a grammar cannot express (a pattern that is not
+// anchored, say) it lets pass; the engine then says so on stderr.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_json_schema_to_grammar(
+        const char * json_schema,
+        char **      grammar,
+        char **      error);
+
+// A sampler that holds the answer to a grammar, to be added to a chain (which then owns it). `format` is the result of
+// llama_common_chat_apply(), or {"grammar": "..."}: a lazy grammar wakes at its triggers, another one first reads the
+// "generation_prompt" that the prompt ends with.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_grammar_init(
+        const struct llama_vocab * vocab,
+        const char *               format,
+        struct llama_sampler **    sampler,
+        char **                    error);
+
+// llama_sampler_sample(), with what a sampler throws (a grammar that cannot go on) as an error.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_sample(
+        struct llama_sampler * chain,
+        struct llama_context * context,
+        int32_t                index,
+        llama_token *          token,
+        char **                error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // LLAMA_COMMON_C_H
