@@ -1,0 +1,35 @@
+"""llama.cpp compiled for the GPU you own, used from Python: a drop-in for llama-cpp-python.
+
+``Llama`` is a model that completes text and holds conversations. The low-level C API is here too, under the names
+of the headers (``llama_cpp.llama_decode``). Nothing is loaded before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .llama import Llama as Llama
+
+__version__ = "0.4.0"
+
+_HOME = {"Llama": ".llama"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    elif name.startswith(("llama_", "ggml_", "gguf_", "LLAMA_", "GGML_", "GGUF_")):
+        try:
+            value = importlib.import_module(f".{name}", __name__)
+        except ModuleNotFoundError:
+            value = getattr(importlib.import_module(".llama_cpp", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

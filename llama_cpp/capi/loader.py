@@ -1,0 +1,216 @@
+"""Finds the native libraries, proves that they belong to these bindings, and opens them in a safe order.
+
+The order matters: libraries first, then their identity, then the loggers, then every backend plugin by its own path.
+llama.cpp searches for plugins by itself (beside the *python* executable and in the current directory) as soon as
+something asks for a device while none is registered, so nothing may ask before the plugins are in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Callable, TypeVar
+
+from ..errors import LibraryMismatchError, LibraryNotFoundError, MissingSymbolError
+from . import pinned
+
+#: Library names as the bindings use them, in the order in which they depend on one another.
+SONAMES = {
+    "ggml-base": "libggml-base.so.0",
+    "ggml": "libggml.so.0",
+    "llama": "libllama.so.0",
+    "mtmd": "libmtmd.so.0",
+    "llama-common": "libllama-common.so.0",
+    "llama-common-c": "libllama-common-c.so.0",
+}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_lock = threading.RLock()
+_libraries: dict[str, ctypes.CDLL] | None = None
+_folder: Path | None = None
+
+
+# --- binding --------------------------------------------------------------------------------------
+
+
+def bind(library: str, restype: Any, *argtypes: Any) -> Callable[[F], F]:
+    """Turns a prototype into the C function of the same name, found at the first call.
+
+    After that call the module's name is the ctypes function itself, so a call through the module costs nothing extra.
+
+    Raises (when called):
+        MissingSymbolError: the library does not export the function.
+        LibraryNotFoundError, LibraryMismatchError, BackendLoadError: the libraries could not be loaded.
+    """
+    return lambda prototype: _lazy(prototype, library, restype, argtypes, _library_symbol)
+
+
+def bind_plugin(registry: str, restype: Any, *argtypes: Any) -> Callable[[F], F]:
+    """Like :func:`bind`, for a function that lives in a backend plugin and is reached through its registry.
+
+    ``registry`` is the registry's name, such as ``"CPU"`` or ``"CUDA"`` (case does not matter).
+    """
+    return lambda prototype: _lazy(prototype, registry, restype, argtypes, _plugin_symbol)
+
+
+def _lazy(prototype: Any, library: str, restype: Any, argtypes: tuple[Any, ...], find: Any) -> Any:
+    name = prototype.__name__
+    namespace = prototype.__globals__
+    function = None
+
+    def first_call(*args: Any) -> Any:
+        nonlocal function
+        if function is None:
+            function = find(library, name, restype, argtypes)
+            if namespace.get(name) is first_call:
+                namespace[name] = function
+        return function(*args)
+
+    first_call.__name__ = name
+    first_call.__doc__ = prototype.__doc__
+    first_call.__module__ = prototype.__module__
+    first_call.__wrapped__ = prototype  # type: ignore[attr-defined]
+    first_call.library, first_call.symbol = library, name  # type: ignore[attr-defined]
+    first_call.restype, first_call.argtypes = restype, argtypes  # type: ignore[attr-defined]
+    return first_call
+
+
+def _library_symbol(library: str, name: str, restype: Any, argtypes: tuple[Any, ...]) -> Any:
+    handle = libraries()[library]
+    try:
+        function = getattr(handle, name)
+    except AttributeError:
+        raise MissingSymbolError(
+            f"{SONAMES[library]} in {_folder} has no function {name}().",
+            remedy="The bindings know it from the headers; the library was built without it.",
+        ) from None
+    function.restype, function.argtypes = restype, argtypes
+    return function
+
+
+def _plugin_symbol(registry: str, name: str, restype: Any, argtypes: tuple[Any, ...]) -> Any:
+    libraries()
+    from . import ggml_backend as api
+
+    for index in range(api.ggml_backend_reg_count()):
+        reg = api.ggml_backend_reg_get(index)
+        if api.ggml_backend_reg_name(reg).decode().lower() == registry.lower():
+            address = api.ggml_backend_reg_get_proc_address(reg, name.encode())
+            if address:
+                return ctypes.CFUNCTYPE(restype, *argtypes)(address)
+            break
+    raise MissingSymbolError(
+        f"No loaded backend named {registry} offers {name}().",
+        remedy=f"It lives in the plugin libggml-{registry.lower()}*.so, which is not loaded here or lacks it.",
+    )
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def libraries() -> dict[str, ctypes.CDLL]:
+    """The opened libraries by name, loading them and every backend plugin on the first call.
+
+    Raises:
+        LibraryNotFoundError: none of the places searched holds them, or one cannot be opened.
+        LibraryMismatchError: what was found was built from other headers.
+        BackendLoadError: a plugin is there and cannot be opened.
+    """
+    global _libraries, _folder
+    if _libraries is not None:
+        return _libraries
+    with _lock:
+        if _libraries is None:
+            folder = find_library_folder()
+            opened = _open(folder)
+            _check_identity(opened, folder)
+            # what follows calls bound functions, which ask for the libraries again
+            _folder, _libraries = folder, opened
+            try:
+                from . import backends, logs
+
+                logs.route(opened["llama-common-c"].llama_common_log_discard)
+                backends.load(folder)
+            except BaseException:
+                _libraries = None
+                raise
+    return _libraries
+
+
+def library_folder() -> Path:
+    """The folder the libraries were loaded from."""
+    libraries()
+    assert _folder is not None
+    return _folder
+
+
+def candidate_folders() -> list[Path]:
+    """Where the libraries are searched, in order."""
+    import llama_cpp
+
+    explicit = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if explicit:
+        return [Path(explicit)]
+    # an editable install has two entries: the checkout, and site-packages with the built libraries
+    own = [Path(entry) / "lib" for entry in llama_cpp.__path__]
+    return [*own, Path(sys.prefix) / "lib"]
+
+
+def find_library_folder() -> Path:
+    """The first candidate that holds the libraries."""
+    folders = candidate_folders()
+    for folder in folders:
+        if (folder / SONAMES["llama"]).exists() or (folder / "libllama.so").exists():
+            return folder.resolve()
+    searched = "\n  ".join(str(folder) for folder in folders)
+    if os.environ.get("LLAMA_CPP_LIB_PATH"):
+        remedy = "LLAMA_CPP_LIB_PATH must name the folder that holds them; unset it to use the ones installed."
+    else:
+        remedy = "Build them with `pip install .` in a checkout, or set LLAMA_CPP_LIB_PATH to a folder that holds them."
+    raise LibraryNotFoundError(f"{SONAMES['llama']} was not found in:\n  {searched}\n", remedy=remedy)
+
+
+def _open(folder: Path) -> dict[str, ctypes.CDLL]:
+    if not (folder / SONAMES["llama-common-c"]).exists():
+        raise LibraryMismatchError(
+            f"{folder} holds a llama.cpp without {SONAMES['llama-common-c']}: it was not built by this project.",
+            remedy=f"Point LLAMA_CPP_LIB_PATH to a build of llama.cpp {pinned.LLAMA_CPP_COMMIT[:12]} made with this "
+            "package (LLAMA_CPP_SOURCE_DIR builds from your own checkout), or unset it.",
+        )
+    opened = {}
+    for name, soname in SONAMES.items():
+        try:
+            opened[name] = ctypes.CDLL(str(folder / soname))
+        except OSError as error:
+            raise LibraryNotFoundError(
+                f"{folder / soname} cannot be opened: {error}.",
+                remedy="The installation is incomplete, or another copy is in the way on LD_LIBRARY_PATH.",
+            ) from error
+    return opened
+
+
+def _check_identity(opened: dict[str, ctypes.CDLL], folder: Path) -> None:
+    def text(library: str, function: str) -> str:
+        f = getattr(opened[library], function)
+        f.restype, f.argtypes = ctypes.c_char_p, ()
+        return f().decode()
+
+    headers = text("llama-common-c", "llama_common_headers_sha256")
+    commit = text("llama-common-c", "llama_common_commit")
+    if headers != pinned.HEADERS_SHA256:
+        raise LibraryMismatchError(
+            f"The libraries in {folder} were built from llama.cpp {commit[:12]} with other headers than these "
+            f"bindings ({pinned.LLAMA_CPP_COMMIT[:12]}): calling them could corrupt memory.",
+            remedy="Rebuild (`pip install .`), or regenerate the bindings from the source you built: "
+            "`python tools/generate_bindings.py --source DIR`.",
+        )
+    base = text("ggml-base", "ggml_commit")
+    if base != commit:
+        raise LibraryMismatchError(
+            f"libggml-base in this process is from llama.cpp {base}, the other libraries in {folder} from {commit}.",
+            remedy="Another package loaded its own copy first, or LD_LIBRARY_PATH leads to one; use one of the two.",
+        )

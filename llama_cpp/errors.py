@@ -1,0 +1,187 @@
+"""Every exception and warning of the package.
+
+Each one derives from :class:`LlamaCppError` and from the builtin a caller would expect, says what was
+wrong, and carries the way out in :attr:`LlamaCppError.remedy`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class LlamaCppError(Exception):
+    """Base of every exception raised by this package.
+
+    Args:
+        message: what was wrong, with the offending value.
+        remedy: what the reader can do about it; appended to the text.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"{message} {remedy}".strip())
+        self.remedy = remedy
+
+    def __reduce__(self) -> Any:
+        # subclasses have parameters of their own, and an exception travels between processes
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[LlamaCppError], args: tuple[Any, ...], attributes: dict[str, Any]) -> LlamaCppError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+# --- the native libraries -------------------------------------------------------------------------
+
+
+class LibraryNotFoundError(LlamaCppError, ImportError):
+    """No folder with the native libraries was found, or a library in it cannot be opened."""
+
+
+class LibraryMismatchError(LlamaCppError, ImportError):
+    """The libraries found were built from other headers than these bindings."""
+
+
+class MissingSymbolError(LlamaCppError, AttributeError):
+    """A function of the bindings does not exist in the library that was loaded."""
+
+
+class BackendLoadError(LlamaCppError, OSError):
+    """A backend plugin (``libggml-*.so``) exists but could not be opened."""
+
+
+class NoUsableDeviceError(LlamaCppError, RuntimeError):
+    """A GPU was asked for and no compiled backend can use one."""
+
+
+class UnsupportedGPUError(LlamaCppError, RuntimeError):
+    """The GPU's compute capability is not among the architectures compiled into the CUDA backend."""
+
+
+class NoDeviceWarning(UserWarning):
+    """A CUDA build found no GPU it can use and runs on the CPU."""
+
+
+# --- model files ----------------------------------------------------------------------------------
+
+
+class ModelFileError(LlamaCppError):
+    """Base of what can be wrong with a model file."""
+
+
+class ModelNotFoundError(ModelFileError, FileNotFoundError):
+    """The model path does not exist."""
+
+
+class ModelIsADirectoryError(ModelFileError, IsADirectoryError):
+    """The model path is a directory."""
+
+
+class InvalidGGUFError(ModelFileError, ValueError):
+    """The file is not a GGUF file the engine could load."""
+
+
+class EmptyGGUFError(InvalidGGUFError):
+    """The file has no bytes."""
+
+
+class GGUFMagicError(InvalidGGUFError):
+    """The file does not begin with the GGUF magic."""
+
+
+class GGUFVersionError(InvalidGGUFError):
+    """The file's GGUF version is not one the engine reads."""
+
+
+class TruncatedGGUFError(InvalidGGUFError):
+    """The file ends before what its header announces."""
+
+
+class GGUFLimitError(InvalidGGUFError):
+    """A count, length or size in the header is absurd: more than the file, or any file, can hold."""
+
+
+class ModelLoadError(LlamaCppError, RuntimeError):
+    """The engine refused a model file that passed the file check."""
+
+
+class ModelDownloadError(LlamaCppError, OSError):
+    """A model could not be fetched, or what arrived has another hash."""
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+class InvalidArgumentError(LlamaCppError, ValueError):
+    """An argument's value is outside what it can be."""
+
+
+class UnknownArgumentError(LlamaCppError, TypeError):
+    """A keyword argument that does not exist."""
+
+
+class IgnoredArgumentWarning(UserWarning):
+    """A keyword that llama-cpp-python accepts and that has no effect here."""
+
+
+class ContextLengthError(LlamaCppError, ValueError):
+    """A prompt does not fit into the context.
+
+    Attributes:
+        n_prompt: tokens in the prompt.
+        n_ctx: tokens the context can hold.
+    """
+
+    def __init__(self, n_prompt: int, n_ctx: int) -> None:
+        super().__init__(
+            f"The prompt has {n_prompt} tokens; the context holds {n_ctx}, one of which is for the answer.",
+            remedy=f"Shorten the prompt, or create the model with n_ctx={n_prompt + 256} or more (0 takes the "
+            "length the model was trained with).",
+        )
+        self.n_prompt = n_prompt
+        self.n_ctx = n_ctx
+
+
+class ChatTemplateError(LlamaCppError, ValueError):
+    """A chat template cannot be parsed, or refused the messages."""
+
+
+class ChatParseError(LlamaCppError, ValueError):
+    """The model's answer does not follow the format its chat template announces."""
+
+
+class GrammarError(LlamaCppError, ValueError):
+    """A JSON schema or a GBNF grammar is not valid."""
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+class TokenizationError(LlamaCppError, ValueError):
+    """The vocabulary cannot tokenize or detokenize this."""
+
+
+class ContextCreationError(LlamaCppError, RuntimeError):
+    """The engine could not create a context, most often for lack of memory."""
+
+
+class DecodeError(LlamaCppError, RuntimeError):
+    """The engine failed while computing a batch."""
+
+
+class ModelClosedError(LlamaCppError, RuntimeError):
+    """The model was used after ``close()``."""
+
+
+class ModelBusyError(LlamaCppError, RuntimeError):
+    """The model is generating for somebody else."""
+
+
+class ForkedProcessError(LlamaCppError, RuntimeError):
+    """The model was created before ``fork()`` and used after it in the child."""
+
+
+class NativeError(LlamaCppError, RuntimeError):
+    """A function of our C API failed in a way that has no name of its own."""
