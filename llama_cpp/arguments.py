@@ -1,0 +1,133 @@
+"""Keyword arguments: which ones exist, which llama-cpp-python only pretends to have, which come later, and what each
+can be. The engine asserts on some values that it could refuse, so they are checked here."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from typing import Any, Callable, Mapping
+
+from .capi import ggml, llama
+from .errors import IgnoredArgumentWarning, InvalidArgumentError, UnknownArgumentError
+
+#: Accepted by llama-cpp-python without effect, there or here.
+_IGNORED = {
+    "Llama": {
+        "rpc_servers": "llama-cpp-python never passed it on either",
+        "lora_base": "llama.cpp no longer applies an adapter to another base",
+        "logits_all": "logits are copied for the tokens that need them only",
+    },
+    "create_completion": {"tfs_z": "llama.cpp removed tail-free sampling"},
+    "create_chat_completion": {"tfs_z": "llama.cpp removed tail-free sampling"},
+}
+
+#: Parts of llama-cpp-python's interface that this version does not have yet.
+_LATER = {
+    "Llama": {"embedding", "chat_handler", "draft_model", "tokenizer", "lora_path", "lora_scale", "spm_infill", "numa"},
+    "create_completion": {"suffix", "logprobs", "stopping_criteria", "logits_processor"},
+    "create_chat_completion": {"functions", "function_call", "logprobs", "top_logprobs", "logits_processor"},
+}
+
+#: What every caller may write out although it does nothing: the default of the argument in llama-cpp-python.
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "tfs_z": (1.0,),
+    "logits_all": (False,),
+    "embedding": (False,),
+    "spm_infill": (False,),
+    "numa": (False,),
+    "lora_scale": (1.0,),
+}
+
+
+def check_unknown(function: Callable[..., Any], name: str, extra: Mapping[str, Any]) -> None:
+    """Warns of ignored keywords and raises for all others.
+
+    Args:
+        function: whose parameters are suggested for a misspelt name.
+        name: under which its keywords are listed above.
+
+    Raises:
+        InvalidArgumentError: a keyword llama-cpp-python has and this version does not.
+        UnknownArgumentError: nobody has it.
+    """
+    for keyword, value in extra.items():
+        if value is None or value in _HARMLESS.get(keyword, ()):
+            if keyword in _IGNORED.get(name, {}) or keyword in _LATER.get(name, set()):
+                continue
+        if keyword in _IGNORED.get(name, {}):
+            reason = _IGNORED[name][keyword]
+            warnings.warn(f"{name}({keyword}=…) has no effect: {reason}.", IgnoredArgumentWarning, stacklevel=3)
+        elif keyword in _LATER.get(name, set()):
+            raise InvalidArgumentError(
+                f"{name}({keyword}=…) is not supported by this version.", remedy="Leave it out; it is on the way."
+            )
+        else:
+            known = list(inspect.signature(function).parameters)
+            close = difflib.get_close_matches(keyword, known, n=1)
+            remedy = f"Did you mean {close[0]!r}?" if close else f"Known are: {', '.join(known[1:-1])}."
+            raise UnknownArgumentError(f"{name}() has no argument {keyword!r}.", remedy=remedy)
+
+
+#: The least and the greatest value of whole numbers; None is allowed where the default is None.
+_INT32_MAX = 0x7FFFFFFF
+_RANGES = {
+    "n_ctx": (0, _INT32_MAX),
+    "n_batch": (1, _INT32_MAX),
+    "n_ubatch": (1, _INT32_MAX),
+    "n_gpu_layers": (-1, _INT32_MAX),
+    "n_threads": (1, ggml.GGML_MAX_N_THREADS),
+    "n_threads_batch": (1, ggml.GGML_MAX_N_THREADS),
+    "last_n_tokens_size": (-1, _INT32_MAX),
+    "main_gpu": (0, _INT32_MAX),
+    "seed": (-_INT32_MAX - 1, 0xFFFFFFFF),
+}
+_RANGE_HELP = {"n_ctx": "0 takes the length the model was trained with.", "n_gpu_layers": "-1 means all layers."}
+
+#: The types a KV cache can have; the engine divides by zero or asserts on others.
+_KV_TYPES = (
+    "GGML_TYPE_F32", "GGML_TYPE_F16", "GGML_TYPE_BF16", "GGML_TYPE_Q8_0", "GGML_TYPE_Q4_0", "GGML_TYPE_Q4_1",
+    "GGML_TYPE_IQ4_NL", "GGML_TYPE_Q5_0", "GGML_TYPE_Q5_1",
+)  # fmt: skip
+
+#: The values of enumerations, by their names in the C API.
+_CHOICES = {
+    "split_mode": ("LLAMA_SPLIT_MODE_NONE", "LLAMA_SPLIT_MODE_LAYER", "LLAMA_SPLIT_MODE_ROW", "LLAMA_SPLIT_MODE_TENSOR"),
+    "rope_scaling_type": (
+        "LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED", "LLAMA_ROPE_SCALING_TYPE_NONE", "LLAMA_ROPE_SCALING_TYPE_LINEAR",
+        "LLAMA_ROPE_SCALING_TYPE_YARN", "LLAMA_ROPE_SCALING_TYPE_LONGROPE",
+    ),
+    "pooling_type": (
+        "LLAMA_POOLING_TYPE_UNSPECIFIED", "LLAMA_POOLING_TYPE_NONE", "LLAMA_POOLING_TYPE_MEAN", "LLAMA_POOLING_TYPE_CLS",
+        "LLAMA_POOLING_TYPE_LAST", "LLAMA_POOLING_TYPE_RANK",
+    ),
+    "attention_type": (
+        "LLAMA_ATTENTION_TYPE_UNSPECIFIED", "LLAMA_ATTENTION_TYPE_CAUSAL", "LLAMA_ATTENTION_TYPE_NON_CAUSAL",
+    ),
+    "type_k": _KV_TYPES,
+    "type_v": _KV_TYPES,
+}  # fmt: skip
+
+
+def check_creation(**values: Any) -> None:
+    """Checks what ``Llama()`` was given by name.
+
+    Raises:
+        InvalidArgumentError: a value of another type, or one the engine does not know or would abort on.
+    """
+    for name, (least, most) in _RANGES.items():
+        value = values[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most):
+            raise InvalidArgumentError(
+                f"{name}={value!r} must be a whole number from {least} to {most}.", remedy=_RANGE_HELP.get(name, "")
+            )
+    for name, choices in _CHOICES.items():
+        value = values[name]
+        known = {getattr(ggml if choice.startswith("GGML") else llama, choice): choice for choice in choices}
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value not in known):
+            listed = ", ".join(f"{choice} ({number})" for number, choice in known.items())
+            raise InvalidArgumentError(f"{name}={value!r} does not exist.", remedy=f"There are {listed}.")
+    if values["flash_attn"] not in (None, True, False):
+        raise InvalidArgumentError(f"flash_attn={values['flash_attn']!r} must be True, False or None.")
+    if not isinstance(values["chat_format"], (str, type(None))):
+        raise InvalidArgumentError(f"chat_format={values['chat_format']!r} must be a str.")

@@ -1,0 +1,1 @@
+"""Conversations into prompts and answers into messages. Knows nothing of HTTP."""

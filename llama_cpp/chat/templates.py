@@ -1,0 +1,161 @@
+"""Chat templates and the parsers of answers, which are llama.cpp's own (its library ``common``)."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from ..capi import llama_common_c as native
+from ..capi.status import call, take_string
+from ..errors import ChatParseError, InvalidArgumentError
+from ..models.model import Model
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A rendered conversation and how to read the answer to it.
+
+    Attributes:
+        text: the prompt, without a BOS that tokenization adds.
+        stop: strings that end the answer, besides the model's end tokens.
+        preserved: texts of special tokens that the parser needs to see written out.
+        format: everything the engine knows about it, as JSON; a parser is made from it.
+    """
+
+    text: str
+    stop: tuple[str, ...]
+    preserved: tuple[str, ...]
+    format: dict[str, Any]
+
+
+class ChatTemplates:
+    """The chat templates of a model, or one given as Jinja source.
+
+    Args:
+        model: may be None when ``template`` is given.
+        template: overrides the model's own; a model without one gets ChatML.
+
+    Raises:
+        ChatTemplateError: the template does not parse.
+    """
+
+    def __init__(
+        self, model: Model | None, template: str | None = None, *, bos_token: str = "", eos_token: str = ""
+    ) -> None:
+        self._pointer = ctypes.c_void_p()
+        self._model = model  # must outlive the templates
+        call(
+            native.llama_common_chat_init,
+            model.pointer if model else None,
+            _text(template, "chat_template") if template else None,
+            _text(bos_token, "bos_token"),
+            _text(eos_token, "eos_token"),
+            ctypes.byref(self._pointer),
+        )
+
+    def close(self) -> None:
+        pointer, self._pointer = self._pointer, ctypes.c_void_p()
+        native.llama_common_chat_free(pointer)
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None):
+            self.close()
+
+    def describe(self) -> dict[str, Any]:
+        """``source``, ``source_tool_use``, ``explicit``, ``supports_thinking`` and ``capabilities``."""
+        result = ctypes.c_char_p()
+        call(native.llama_common_chat_describe, self._pointer, ctypes.byref(result))
+        return json.loads(take_string(result))
+
+    def apply(self, request: dict[str, Any]) -> ChatPrompt:
+        """Renders a conversation.
+
+        Args:
+            request: ``messages`` in OpenAI's form and, optionally, the fields listed at
+                ``llama_common_chat_apply()`` in ``native/llama-common-c.h``.
+
+        Raises:
+            InvalidArgumentError: the request is malformed.
+            ChatTemplateError: the template refused it.
+        """
+        try:
+            text = json.dumps(request)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(f"The request cannot be written as JSON: {error}.") from error
+        result = ctypes.c_char_p()
+        call(native.llama_common_chat_apply, self._pointer, text.encode(), ctypes.byref(result))
+        rendered = json.loads(take_string(result))
+        return ChatPrompt(
+            text=rendered["prompt"],
+            stop=tuple(rendered["additional_stops"]),
+            preserved=tuple(rendered["preserved_tokens"]),
+            format=rendered,
+        )
+
+
+class ChatParser:
+    """Reads one answer. ``format`` is :attr:`ChatPrompt.format`, or ``{}`` for plain text."""
+
+    def __init__(self, format: dict[str, Any]) -> None:
+        self._pointer = ctypes.c_void_p()
+        call(native.llama_common_chat_parser_init, json.dumps(format).encode(), ctypes.byref(self._pointer))
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None):
+            pointer, self._pointer = self._pointer, ctypes.c_void_p()
+            native.llama_common_chat_parser_free(pointer)
+
+    def parse(self, text: str, *, partial: bool = False) -> dict[str, Any]:
+        """The message in OpenAI's form.
+
+        Raises:
+            ChatParseError: the text does not follow the format, or breaks off within a tool call.
+        """
+        message = self._run(native.llama_common_chat_parser_parse, text, partial)
+        if not partial:
+            for call in message.get("tool_calls", ()):
+                _check_arguments(call)
+        return message
+
+    def update(self, text: str, *, partial: bool = True) -> list[dict[str, Any]]:
+        """What the whole text so far adds to the last call, as OpenAI's stream deltas."""
+        return self._run(native.llama_common_chat_parser_update, text, partial)
+
+    def _run(self, function: Callable[..., int], text: str, partial: bool) -> Any:
+        data = text.encode("utf-8", "replace")
+        result = ctypes.c_char_p()
+        call(function, self._pointer, data, len(data), partial, ctypes.byref(result))
+        return json.loads(take_string(result))
+
+
+def _check_arguments(call: dict[str, Any]) -> None:
+    # the engine's parsers take a call for whole that breaks off in the middle of its arguments
+    try:
+        json.loads(call["function"]["arguments"] or "{}")
+    except ValueError as error:
+        name = call["function"]["name"]
+        raise ChatParseError(f"The call of {name!r} breaks off: its arguments are not JSON ({error}).") from error
+
+
+def json_schema_to_grammar(schema: dict[str, Any] | bool | str) -> str:
+    """A GBNF grammar for the JSON documents that a schema describes.
+
+    What a grammar cannot express (a pattern that is not anchored, say) it lets pass, and the engine says so on stderr.
+
+    Raises:
+        InvalidArgumentError: not JSON.
+        GrammarError: not a schema.
+    """
+    if schema is True:
+        schema = {}  # JSON Schema's "anything", which the converter does not know
+    text = schema if isinstance(schema, str) else json.dumps(schema)
+    result = ctypes.c_char_p()
+    call(native.llama_common_json_schema_to_grammar, _text(text, "schema"), ctypes.byref(result))
+    return take_string(result)
+
+
+def _text(value: str, name: str) -> bytes:
+    if "\0" in value:
+        raise InvalidArgumentError(f"{name} contains a NUL character.")
+    return value.encode("utf-8", "replace")

@@ -1,0 +1,1 @@
+"""What the machine can do, and the parameters that follow from it."""

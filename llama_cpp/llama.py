@@ -1,0 +1,534 @@
+"""``Llama``: a model that completes text and holds conversations, with llama-cpp-python's interface."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any, Iterator, Mapping, Sequence
+
+from . import responses
+from .arguments import check_creation, check_unknown
+from .capi import llama as capi
+from .chat.session import ChatReader, ChatRequest
+from .chat.templates import ChatTemplates
+from .engine.params import SamplingParams
+from .engine.sequential import Generation, SequentialEngine
+from .engine.text import TextStream
+from .errors import InvalidArgumentError
+from .fit.threads import default_batch_threads, default_threads
+from .models.model import Model
+
+logger = logging.getLogger("llama_cpp")
+
+_FLASH_ATTENTION = {
+    None: capi.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    True: capi.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    False: capi.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+
+class Llama:
+    """A GGUF model, loaded and ready.
+
+    Any thread may call it. Use it as a context manager or call :meth:`close` to give the memory back at once.
+
+    Args:
+        model_path: the GGUF file (the first one of a split model).
+        n_gpu_layers: layers to hold on the GPU; -1 is all of them (llama-cpp-python's 0 leaves the GPU idle).
+        split_mode, main_gpu, tensor_split: how to spread over several GPUs (``LLAMA_SPLIT_MODE_*``).
+        vocab_only: load the vocabulary alone; it can tokenize and nothing else.
+        use_mmap, use_mlock: map the file instead of reading it; keep it from being swapped out.
+        kv_overrides: metadata to replace, by key.
+        seed: for requests that bring none; None takes a random one for each.
+        n_ctx: tokens the context holds, prompt and answer together; 0 is what the model was trained with.
+        n_batch, n_ubatch: prompt tokens handed to the engine at once, and computed at once.
+        n_threads, n_threads_batch: for generation and for prompts; None asks the machine.
+        rope_*, yarn_*, pooling_type, attention_type: context extension and the like, as llama.cpp has them.
+        offload_kqv, op_offload, swa_full: as llama.cpp has them.
+        flash_attn: None lets the engine decide.
+        last_n_tokens_size: how many tokens back the penalties look.
+        chat_format: "chatml" or another Jinja template's source, instead of the model's own template.
+        type_k, type_v: data types of the KV cache (``GGML_TYPE_*``); None is f16.
+        verbose: True prints the engine's log to stderr. None and False leave it to Python's ``logging``
+            (logger ``llama_cpp``).
+
+    Raises:
+        ModelFileError: a file that cannot be a model, one exception for each kind of damage.
+        ModelLoadError, ContextCreationError: the engine could not load it, or had no memory for it.
+        InvalidArgumentError, UnknownArgumentError: an argument's value or name.
+
+    Example:
+        >>> with Llama("model.gguf", n_ctx=4096) as llm:
+        ...     llm.create_chat_completion([{"role": "user", "content": "Hello!"}])
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        n_gpu_layers: int = -1,
+        split_mode: int = capi.LLAMA_SPLIT_MODE_LAYER,
+        main_gpu: int = 0,
+        tensor_split: Sequence[float] | None = None,
+        vocab_only: bool = False,
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        kv_overrides: Mapping[str, bool | int | float | str] | None = None,
+        seed: int | None = None,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        rope_scaling_type: int = capi.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED,
+        pooling_type: int = capi.LLAMA_POOLING_TYPE_UNSPECIFIED,
+        attention_type: int = capi.LLAMA_ATTENTION_TYPE_UNSPECIFIED,
+        rope_freq_base: float = 0.0,
+        rope_freq_scale: float = 0.0,
+        yarn_ext_factor: float = -1.0,
+        yarn_attn_factor: float = 1.0,
+        yarn_beta_fast: float = 32.0,
+        yarn_beta_slow: float = 1.0,
+        yarn_orig_ctx: int = 0,
+        offload_kqv: bool = True,
+        flash_attn: bool | None = None,
+        op_offload: bool | None = None,
+        swa_full: bool | None = None,
+        no_perf: bool = True,
+        last_n_tokens_size: int = 64,
+        chat_format: str | None = None,
+        type_k: int | None = None,
+        type_v: int | None = None,
+        verbose: bool | None = None,
+        **unknown: Any,
+    ) -> None:
+        self._model: Model | None = None
+        self._engine: SequentialEngine | None = None
+        self._templates: ChatTemplates | None = None
+        check_unknown(Llama.__init__, "Llama", unknown)
+        check_creation(
+            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers, n_threads=n_threads,
+            n_threads_batch=n_threads_batch, last_n_tokens_size=last_n_tokens_size, main_gpu=main_gpu, seed=seed,
+            split_mode=split_mode, rope_scaling_type=rope_scaling_type, pooling_type=pooling_type,
+            attention_type=attention_type, flash_attn=flash_attn, type_k=type_k, type_v=type_v, chat_format=chat_format,
+        )  # fmt: skip
+        if verbose:
+            _log_to_stderr()
+        self.model_path = os.fspath(model_path)
+        self.verbose = bool(verbose)
+        self._seed = seed
+        self._last_n_tokens_size = last_n_tokens_size
+        self._chat_template = chat_format
+
+        self._model = Model(
+            model_path,
+            params={
+                "n_gpu_layers": n_gpu_layers,
+                "split_mode": split_mode,
+                "main_gpu": main_gpu,
+                "vocab_only": vocab_only,
+                "load_mode": _load_mode(use_mmap, use_mlock),
+            },
+            kv_overrides=kv_overrides,
+            tensor_split=tensor_split,
+        )
+        if vocab_only:
+            return
+        context_params = {
+            "n_ctx": n_ctx,
+            "n_batch": n_batch,
+            "n_ubatch": min(n_ubatch, n_batch),
+            "n_threads": n_threads or default_threads(),
+            "n_threads_batch": n_threads_batch or default_batch_threads(),
+            "rope_scaling_type": rope_scaling_type,
+            "pooling_type": pooling_type,
+            "attention_type": attention_type,
+            "rope_freq_base": rope_freq_base,
+            "rope_freq_scale": rope_freq_scale,
+            "yarn_ext_factor": yarn_ext_factor,
+            "yarn_attn_factor": yarn_attn_factor,
+            "yarn_beta_fast": yarn_beta_fast,
+            "yarn_beta_slow": yarn_beta_slow,
+            "yarn_orig_ctx": yarn_orig_ctx,
+            "offload_kqv": offload_kqv,
+            "flash_attn_type": _FLASH_ATTENTION[flash_attn],
+            "op_offload": op_offload,
+            "swa_full": swa_full,
+            "no_perf": no_perf,
+            "type_k": type_k,
+            "type_v": type_v,
+        }
+        try:
+            self._engine = SequentialEngine(self._model, {k: v for k, v in context_params.items() if v is not None})
+        except BaseException:
+            self.close()
+            raise
+
+    # --- lifetime ---
+
+    def close(self) -> None:
+        """Frees the model and everything made from it. Closing twice is allowed; using it afterwards raises."""
+        for name in ("_templates", "_engine", "_model"):  # what is made from the model goes first
+            part = getattr(self, name, None)
+            if part is not None:
+                part.close()
+        self._templates = None
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # at interpreter exit the operating system takes the memory back, and modules are already half gone
+        if not sys.is_finalizing():
+            self.close()
+
+    @property
+    def _open_model(self) -> Model:
+        assert self._model is not None
+        self._model.pointer  # raises when closed or forked
+        return self._model
+
+    @property
+    def _open_engine(self) -> SequentialEngine:
+        self._open_model
+        if self._engine is None:
+            raise InvalidArgumentError(
+                "This model was loaded with vocab_only=True.", remedy="Load it without to generate text."
+            )
+        return self._engine
+
+    # --- what it is ---
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The file's key-value pairs as text."""
+        return self._open_model.metadata()
+
+    @property
+    def model(self) -> int:
+        """The ``llama_model *``, for the low-level API."""
+        return self._open_model.pointer
+
+    @property
+    def ctx(self) -> int | None:
+        """The ``llama_context *``, for the low-level API."""
+        return self._open_engine.context_pointer
+
+    def n_ctx(self) -> int:
+        """Tokens the context holds."""
+        return self._open_engine.n_ctx
+
+    def n_embd(self) -> int:
+        return self._open_model.n_embd
+
+    def n_vocab(self) -> int:
+        return self._open_model.n_vocab
+
+    def token_bos(self) -> int:
+        return self._open_model.token_bos
+
+    def token_eos(self) -> int:
+        return self._open_model.token_eos
+
+    def token_nl(self) -> int:
+        return self._open_model.token_nl
+
+    # --- tokens ---
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Token ids of UTF-8 text.
+
+        Args:
+            add_bos: add BOS (and EOS) where the model's settings ask for it.
+            special: read special tokens written out as tokens.
+        """
+        if not isinstance(text, (bytes, bytearray)):
+            raise InvalidArgumentError(
+                f"tokenize() takes bytes, not {type(text).__name__}.", remedy='Call text.encode("utf-8").'
+            )
+        return self._open_model.tokenize(bytes(text), add_special=add_bos, parse_special=special)
+
+    def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
+        """UTF-8 bytes of tokens; with ``prev_tokens``, what they add to the text of those."""
+        model = self._open_model
+        if not prev_tokens:
+            return model.detokenize(tokens, special=special)
+        before = model.detokenize(prev_tokens, special=special)
+        return model.detokenize([*prev_tokens, *tokens], special=special)[len(before) :]
+
+    def reset(self) -> None:
+        """Forgets what the cache holds."""
+        self._open_engine.reset()
+
+    def set_seed(self, seed: int | None) -> None:
+        """The seed of requests that bring none."""
+        self._seed = seed
+
+    # --- completions ---
+
+    def create_completion(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = 16,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        echo: bool = False,
+        stop: str | Sequence[str] | None = None,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        top_k: int = 40,
+        stream: bool = False,
+        seed: int | None = None,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        model: str | None = None,
+        grammar: str | None = None,
+        logit_bias: Mapping[int | str, float] | None = None,
+        stream_options: Mapping[str, Any] | None = None,
+        **unknown: Any,
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
+        """Continues a text.
+
+        Args:
+            prompt: text, or token ids.
+            max_tokens: None or less than 1 runs until the model ends or the context is full.
+            echo: begin the text with the prompt.
+            stop: strings before the earliest of which the text ends.
+            grammar: GBNF that the text must follow.
+            stream: yield chunks as they come. ``stream_options={"include_usage": True}`` adds the token counts to a
+                last chunk.
+            The sampling parameters are those of :class:`~llama_cpp.engine.params.SamplingParams`.
+
+        Returns:
+            A completion in OpenAI's form with ``usage`` and ``timings``, or an iterator of chunks.
+
+        Raises:
+            ContextLengthError: the prompt does not fit. InvalidArgumentError, UnknownArgumentError: an argument.
+        """
+        check_unknown(Llama.create_completion, "create_completion", unknown)
+        text, tokens = self._read_prompt(prompt)
+        params = self._sampling(
+            temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
+            frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_penalty=repeat_penalty,
+            mirostat_mode=mirostat_mode, mirostat_tau=mirostat_tau, mirostat_eta=mirostat_eta, logit_bias=logit_bias,
+            grammar={"grammar": grammar} if grammar else None,
+        )  # fmt: skip
+        generation, pieces = self._generate(tokens, params, max_tokens, _read_stop(stop))
+        head = (responses.new_id("cmpl"), responses.now(), model or self.model_path)
+        if stream:
+            include_usage = bool((stream_options or {}).get("include_usage"))
+            return self._stream_completion(head, text if echo else "", generation, pieces, include_usage)
+        answer = (text if echo else "") + "".join(pieces)
+        return {
+            **responses.completion(*head, answer, generation.finish_reason),
+            "usage": responses.usage(generation),
+            "timings": responses.timings(generation),
+        }
+
+    __call__ = create_completion
+
+    def create_chat_completion(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        temperature: float = 0.2,
+        top_p: float = 0.95,
+        top_k: int = 40,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        stream: bool = False,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        model: str | None = None,
+        grammar: str | None = None,
+        logit_bias: Mapping[int | str, float] | None = None,
+        parallel_tool_calls: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        stream_options: Mapping[str, Any] | None = None,
+        **unknown: Any,
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
+        """Answers a conversation, with the model's own chat template.
+
+        Args:
+            messages: in OpenAI's form.
+            tools, tool_choice, parallel_tool_calls: functions the model may call, read by the parser that belongs to
+                its template; ``tool_choice`` is "auto", "required" or "none".
+            response_format: ``{"type": "json_object"}`` or ``{"type": "json_schema", "json_schema": {"schema": …}}``.
+            chat_template_kwargs: variables for the template; ``{"enable_thinking": False}`` switches reasoning off
+                where the template can.
+            The other arguments are those of :meth:`create_completion`.
+
+        Returns:
+            A chat completion in OpenAI's form with ``usage`` and ``timings``, or an iterator of chunks.
+
+        Raises:
+            ChatTemplateError: the template refused the messages. ContextLengthError, InvalidArgumentError,
+            UnknownArgumentError. While reading the answer: ChatParseError.
+        """
+        check_unknown(Llama.create_chat_completion, "create_chat_completion", unknown)
+        if self._templates is None:
+            self._templates = ChatTemplates(self._open_model, self._chat_template)
+        self._open_engine
+        request = ChatRequest(
+            messages, tools, tool_choice, parallel_tool_calls, response_format, grammar, chat_template_kwargs
+        )
+        prompt = self._templates.apply(request.to_json())
+        tokens = self._open_model.tokenize(prompt.text.encode(), add_special=True, parse_special=True)
+        params = self._sampling(
+            temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
+            frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_penalty=repeat_penalty,
+            mirostat_mode=mirostat_mode, mirostat_tau=mirostat_tau, mirostat_eta=mirostat_eta, logit_bias=logit_bias,
+            grammar=request.grammar(prompt),
+        )  # fmt: skip
+        generation, pieces = self._generate(
+            tokens, params, max_tokens, (*_read_stop(stop), *prompt.stop), prompt.preserved
+        )
+        head = (responses.new_id("chatcmpl"), responses.now(), model or self.model_path)
+        reader = ChatReader(prompt)
+        if stream:
+            include_usage = bool((stream_options or {}).get("include_usage"))
+            return self._stream_chat(head, reader, generation, pieces, include_usage)
+        message = reader.whole("".join(pieces), truncated=generation.finish_reason == "length")
+        finish_reason = _finish_reason(generation, bool(message.get("tool_calls")))
+        return {
+            **responses.chat_completion(*head, message, finish_reason),
+            "usage": responses.usage(generation),
+            "timings": responses.timings(generation),
+        }
+
+    # --- inside ---
+
+    def _read_prompt(self, prompt: str | Sequence[int]) -> tuple[str, list[int]]:
+        model = self._open_model
+        self._open_engine
+        if isinstance(prompt, str):
+            tokens = model.tokenize(prompt.encode("utf-8", "replace"), add_special=True, parse_special=True)
+            if not tokens and model.token_bos >= 0:
+                tokens = [model.token_bos]
+            return prompt, tokens
+        if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, Sequence):
+            raise InvalidArgumentError(f"prompt is {type(prompt).__name__}.", remedy="Give a str or a list of tokens.")
+        tokens = [int(token) for token in prompt]
+        return model.detokenize(tokens, special=True).decode("utf-8", "replace"), tokens
+
+    def _sampling(
+        self, *, seed: int | None, logit_bias: Mapping[int | str, float] | None, **rest: Any
+    ) -> SamplingParams:
+        seed = self._seed if seed is None else seed
+        if seed is not None and seed < 0:
+            seed = None
+        try:
+            # JSON has no integer keys
+            bias = {int(token): float(value) for token, value in (logit_bias or {}).items()}
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"logit_bias={logit_bias!r}: {error}.", remedy="Give a mapping from token ids to numbers."
+            ) from error
+        return SamplingParams(seed=seed, logit_bias=bias, penalty_last_n=self._last_n_tokens_size, **rest)
+
+    def _generate(
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        preserved: Sequence[str] = (),
+    ) -> tuple[Generation, Iterator[str]]:
+        model = self._open_model
+        generation, run = self._open_engine.generate(tokens, params, max_tokens)
+        single = (model.tokenize(text.encode(), add_special=False, parse_special=True) for text in preserved)
+        text = TextStream(model, stop, [ids[0] for ids in single if len(ids) == 1])
+
+        def pieces() -> Iterator[str]:
+            for token in run:
+                if piece := text.push(token):
+                    yield piece
+                if text.stopped_by is not None:
+                    generation.finish_reason = "stop"
+                    run.close()  # type: ignore[attr-defined]
+                    return
+            if piece := text.finish():
+                yield piece
+            if text.stopped_by is not None:
+                generation.finish_reason = "stop"
+
+        return generation, pieces()
+
+    def _stream_completion(
+        self, head: tuple[str, int, str], echo: str, generation: Generation, pieces: Iterator[str], include_usage: bool
+    ) -> Iterator[dict[str, Any]]:
+        if echo:
+            yield responses.completion(*head, echo, None)
+        for piece in pieces:
+            yield responses.completion(*head, piece, None)
+        last = responses.completion(*head, "", generation.finish_reason)
+        yield {**last, "timings": responses.timings(generation)}
+        if include_usage:
+            yield {**responses.completion(*head, "", None), "choices": [], "usage": responses.usage(generation)}
+
+    def _stream_chat(
+        self, head: tuple[str, int, str], reader: ChatReader, generation: Generation, pieces: Iterator[str],
+        include_usage: bool,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        yield responses.chat_chunk(*head, {"role": "assistant", "content": ""})
+        for piece in pieces:
+            for delta in reader.push(piece):
+                yield responses.chat_chunk(*head, delta)
+        for delta in reader.finish(truncated=generation.finish_reason == "length"):
+            yield responses.chat_chunk(*head, delta)
+        last = responses.chat_chunk(*head, {}, _finish_reason(generation, reader.called_tools))
+        yield {**last, "timings": responses.timings(generation)}
+        if include_usage:
+            yield {**responses.chat_chunk(*head, {}), "choices": [], "usage": responses.usage(generation)}
+
+
+def _finish_reason(generation: Generation, called_tools: bool) -> str:
+    """A call that max_tokens cut off is not one to be carried out."""
+    if called_tools and generation.finish_reason == "stop":
+        return "tool_calls"
+    return str(generation.finish_reason)
+
+
+def _load_mode(use_mmap: bool, use_mlock: bool) -> int:
+    return {
+        (True, True): capi.LLAMA_LOAD_MODE_MMAP_MLOCK,
+        (True, False): capi.LLAMA_LOAD_MODE_MMAP,
+        (False, True): capi.LLAMA_LOAD_MODE_MLOCK,
+        (False, False): capi.LLAMA_LOAD_MODE_NONE,
+    }[bool(use_mmap), bool(use_mlock)]
+
+
+def _read_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(s, str) for s in strings):
+        raise InvalidArgumentError(f"stop={stop!r} must be a string or a list of strings.")
+    return strings
+
+
+def _log_to_stderr() -> None:
+    """What ``verbose=True`` asks for, unless the program has set logging up itself."""
+    if not logger.handlers and not logging.getLogger().handlers:
+        logger.addHandler(logging.StreamHandler())
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)

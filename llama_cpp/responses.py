@@ -1,0 +1,73 @@
+"""Responses in OpenAI's form, as llama-cpp-python gives them: plain dictionaries.
+
+Source of the shapes: OpenAI's API reference, completions and chat completions; ``timings`` has llama-server's names.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from .engine.sequential import Generation
+
+
+def new_id(prefix: str) -> str:
+    """A response id such as ``cmpl-…`` or ``chatcmpl-…``."""
+    return f"{prefix}-{uuid.uuid4()}"
+
+
+def now() -> int:
+    """Seconds since 1970."""
+    return int(time.time())
+
+
+def usage(generation: Generation) -> dict[str, Any]:
+    """Token counts of a request."""
+    n_completion = len(generation.tokens)
+    return {
+        "prompt_tokens": generation.n_prompt,
+        "completion_tokens": n_completion,
+        "total_tokens": generation.n_prompt + n_completion,
+        "prompt_tokens_details": {"cached_tokens": generation.n_cached},
+    }
+
+
+def timings(generation: Generation) -> dict[str, Any]:
+    """How long a request took: milliseconds, and tokens per second where something was computed."""
+
+    def rate(n: int, seconds: float) -> float:
+        return n / seconds if n > 0 and seconds > 0 else 0.0
+
+    n_prompt = generation.n_prompt - generation.n_cached
+    # the first token comes with the prompt; the others each took a step
+    n_predicted = max(len(generation.tokens) - 1, 0)
+    return {
+        "cache_n": generation.n_cached,
+        "prompt_n": n_prompt,
+        "prompt_ms": generation.prompt_seconds * 1e3,
+        "prompt_per_second": rate(n_prompt, generation.prompt_seconds),
+        "predicted_n": len(generation.tokens),
+        "predicted_ms": generation.predicted_seconds * 1e3,
+        "predicted_per_second": rate(n_predicted, generation.predicted_seconds),
+    }
+
+
+def completion(id: str, created: int, model: str, text: str, finish_reason: str | None) -> dict[str, Any]:
+    """A text completion, or one chunk of a streamed one."""
+    choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": finish_reason}
+    return {"id": id, "object": "text_completion", "created": created, "model": model, "choices": [choice]}
+
+
+def chat_completion(id: str, created: int, model: str, message: dict[str, Any], finish_reason: str) -> dict[str, Any]:
+    """A whole chat completion."""
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    return {"id": id, "object": "chat.completion", "created": created, "model": model, "choices": [choice]}
+
+
+def chat_chunk(
+    id: str, created: int, model: str, delta: dict[str, Any], finish_reason: str | None = None
+) -> dict[str, Any]:
+    """One chunk of a streamed chat completion."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    return {"id": id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": [choice]}
