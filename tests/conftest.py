@@ -1,0 +1,95 @@
+"""What the tests share: the libraries under test, the engine's source and tools, a real model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Pins each worker of pytest-xdist, and so its children, to one processor.
+
+    Two processes whose threads wait for each other on the same processors take several times as long as in turn.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker:
+        usable = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {usable[int(worker.removeprefix("gw")) % len(usable)]})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test, which runs others, begins first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: "suite_passes" not in item.name)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def lib_dir() -> Path:
+    """The folder with the native libraries that the installed package uses."""
+    from llama_cpp.capi.loader import find_library_folder
+
+    return find_library_folder()
+
+
+@pytest.fixture(scope="session")
+def llama_source() -> Path:
+    """The engine's source that the libraries were built from."""
+    source = Path(os.environ.get("LLAMA_CPP_SOURCE_DIR") or ROOT / "vendor" / "llama.cpp" / "source")
+    assert (source / "include" / "llama.h").exists(), "run `python -m distribution vendor` first"
+    return source
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in Q4_1."""
+    from llama_cpp.models.sample import sample_model
+
+    return sample_model()
+
+
+@pytest.fixture(scope="session")
+def llm(smollm2: Path):  # noqa: ANN201
+    """SmolLM2 loaded with flash attention, shared by the tests that leave it as they found it."""
+    from llama_cpp import Llama
+
+    with Llama(smollm2, n_ctx=2048, flash_attn=True) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def engine_tool() -> Callable[[str], Path]:
+    """Builds one of llama.cpp's own tools in the tree the libraries came from, and returns its path."""
+
+    def build(name: str) -> Path:
+        caches = sorted(ROOT.glob("build/py3-*/CMakeCache.txt"), key=lambda path: path.stat().st_mtime)
+        assert caches, "no build tree: run `make test`, which builds the libraries here"
+        tree = caches[-1].parent
+        subprocess.run(["cmake", "--build", str(tree), "--target", name], check=True, stdout=subprocess.DEVNULL)
+        return tree / "bin" / name
+
+    return build
+
+
+@pytest.fixture
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script in a fresh interpreter and returns what it wrote and how it ended."""
+
+    def run(script: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script, *args], capture_output=True, text=True, timeout=300, check=False,
+            stdin=subprocess.DEVNULL, env={**os.environ, **env},
+        )  # fmt: skip
+
+    return run

@@ -1,0 +1,108 @@
+"""What CMakeLists.txt decides: CPU or CUDA, for which GPU, with which compiler, and from which source."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+Configure = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def configure(root: Path, tmp_path: Path) -> Configure:
+    """Runs the configure step in ``tmp_path/build`` with nothing of CUDA in the environment but what is given."""
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA", "CMAKE_", "GGML_", "LLAMA_"))}
+    tools = Path(sys.executable).parent
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [tools / "cmake", "-S", root, "-B", tmp_path / "build", "-G", "Ninja", *arguments],
+            capture_output=True, text=True, check=False,
+            env={**bare, "PATH": f"{tools}:{os.environ['PATH']}", **environment},
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def nvcc(tmp_path: Path) -> Callable[[str], Path]:
+    """A program that says it is nvcc of some version, in a toolkit folder of its own."""
+
+    def make(version: str) -> Path:
+        program = tmp_path / f"cuda-{version}" / "bin" / "nvcc"
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\necho "Cuda compilation tools, release {version[:4]}, V{version}"\n')
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        return program
+
+    return make
+
+
+def decision(done: subprocess.CompletedProcess[str]) -> str:
+    return " ".join(re.findall(r"llama_cpp: ((?:CPU|CUDA)[^\n]*)", done.stdout))
+
+
+@pytest.mark.parametrize("version", ["13.2.0", "13.2.51", "13.2.78"])
+def test_a_compiler_that_miscompiles_is_refused(configure: Configure, nvcc, version: str) -> None:
+    done = configure(CMAKE_CUDA_ARCHITECTURES="120", CUDA_PATH=str(nvcc(version).parent.parent))
+    assert done.returncode != 0
+    assert f"nvcc {version} miscompiles" in done.stderr
+    assert "13.2.86" in done.stderr and "distribution toolkit" in done.stderr
+
+
+def test_a_compiler_that_does_not_know_the_gpu_is_refused(configure: Configure, nvcc) -> None:
+    done = configure(CMAKE_CUDA_ARCHITECTURES="120", CUDA_PATH=str(nvcc("12.4.99").parent.parent))
+    assert done.returncode != 0
+    assert "does not know compute capability 12.0" in re.sub(r"\s+", " ", done.stderr)
+
+
+def test_cuda_without_a_gpu_must_be_told_which(configure: Configure, nvcc) -> None:
+    done = configure("-DGGML_CUDA=ON", CUDA_PATH=str(nvcc("13.4.92").parent.parent), PATH="/usr/bin:/bin")
+    assert done.returncode != 0
+    assert "CMAKE_CUDA_ARCHITECTURES=120" in done.stderr
+
+
+def test_a_source_that_is_none_is_refused(configure: Configure, tmp_path: Path) -> None:
+    done = configure(LLAMA_CPP_SOURCE_DIR=str(tmp_path))
+    assert done.returncode != 0
+    assert "is not a llama.cpp source tree" in re.sub(r"\s+", " ", done.stderr)
+
+
+def test_nothing_asked_for_and_no_gpu_is_a_cpu_build(configure: Configure, root: Path, tmp_path: Path) -> None:
+    done = configure("-DCMAKE_DISABLE_FIND_PACKAGE_Git=OFF")
+    assert done.returncode == 0, done.stderr
+    if Path("/proc/driver/nvidia/gpus").exists():
+        pytest.skip("this machine has a GPU")
+    assert decision(done).startswith("CPU build: no NVIDIA GPU was found")
+    # and nothing of the machine or of a git repository around it got in
+    cache = (tmp_path / "build" / "CMakeCache.txt").read_text()
+    assert not re.search(r"^(CURL|OpenSSL|OPENSSL|BLAS|NCCL)\w*:\w+=/", cache, re.MULTILINE)
+    version = next((tmp_path / "build").glob("**/ggml-version.h")).read_text()
+    pinned = re.search(r'commit = "(\w+)"', (root / "vendor/llama.cpp/pin.toml").read_text())
+    assert pinned and f'GGML_COMMIT  "{pinned[1]}"' in version
+
+
+@pytest.mark.toolkit
+def test_an_architecture_makes_it_a_cuda_build_for_it(configure: Configure, tmp_path: Path, root: Path) -> None:
+    toolkit = subprocess.run(
+        [sys.executable, "-m", "distribution", "toolkit", "--print-path"],
+        cwd=root, capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    done = configure(CMAKE_CUDA_ARCHITECTURES="120", CUDA_PATH=toolkit)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.match(r"CUDA 13\.4\.\d+ build for 120a-real: the environment sets", decision(done))
+
+    tree = tmp_path / "build"
+    kernel = "llama.cpp/ggml/src/ggml-cuda/CMakeFiles/ggml-cuda.dir/scale.cu.o"
+    subprocess.run([Path(sys.executable).parent / "ninja", "-C", tree, kernel], check=True, capture_output=True)
+    cubins = subprocess.run(
+        [Path(toolkit) / "bin" / "cuobjdump", "--list-elf", tree / kernel], capture_output=True, text=True, check=True
+    ).stdout
+    assert re.findall(r"sm_\w+", cubins) == ["sm_120a"]

@@ -1,0 +1,287 @@
+"""Our C API from C, without Python: every function, its errors too, leaks nothing and touches no memory it may not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+from gguf_writer import tiny_model  # noqa: E402
+
+_DRIVER = r"""
+#include "llama-common-c.h"
+#include "ggml-backend.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static char * error = NULL;
+
+// what a call has to return; says where when it does not
+#define EXPECT(status, call)                                                                     \
+    do {                                                                                         \
+        int got = (call);                                                                        \
+        if (got != (status) || (got != 0) != (error != NULL)) {                                  \
+            fprintf(stderr, "line %d: status %d, error %s\n", __LINE__, got, error ? error : "-"); \
+            exit(1);                                                                             \
+        }                                                                                        \
+        llama_common_string_free(error);                                                         \
+        error = NULL;                                                                            \
+    } while (0)
+
+#define OK LLAMA_COMMON_OK
+#define BAD LLAMA_COMMON_INVALID_ARGUMENT
+
+static const char * TOOLS =
+    "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"get_weather\",\"parameters\":{\"type\":\"object\","
+    "\"properties\":{\"city\":{\"type\":\"string\"}},\"required\":[\"city\"]}}}]";
+static const char * CALL = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Bern\"}}\n</tool_call>";
+
+static void templates_of(const struct llama_model * model, const char * source) {
+    struct llama_common_chat * chat = NULL;
+    char * text = NULL;
+    char request[4096];
+
+    EXPECT(OK, llama_common_chat_init(model, source, "<s>", "</s>", &chat, &error));
+    EXPECT(OK, llama_common_chat_describe(chat, &text, &error));
+    llama_common_string_free(text);
+    EXPECT(BAD, llama_common_chat_describe(NULL, &text, &error));
+    EXPECT(BAD, llama_common_chat_describe(chat, NULL, &error));
+
+    const char * wrong[] = {"", "{", "[]", "{}", "{\"messages\":5}", "{\"messages\":[{}]}", "{\"messages\":[{\"role\":\"user\"}]}",
+        "{\"messages\":[],\"tools\":5}", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"tool_choice\":\"maybe\"}",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"now\":\"x\"}"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        EXPECT(BAD, llama_common_chat_apply(chat, wrong[i], &text, &error));
+    }
+    EXPECT(BAD, llama_common_chat_apply(chat, NULL, &text, &error));
+    EXPECT(BAD, llama_common_chat_apply(NULL, "{}", &text, &error));
+    EXPECT(BAD, llama_common_chat_apply(chat, "{}", NULL, &error));
+    llama_common_chat_apply(chat, "{}", NULL, NULL);  // an error nobody wants
+
+    snprintf(request, sizeof request, "{\"messages\":[{\"role\":\"user\",\"content\":\"Weather?\"}],%s}", TOOLS);
+    char * format = NULL;
+    EXPECT(OK, llama_common_chat_apply(chat, request, &format, &error));
+
+    struct llama_common_chat_parser * parser = NULL;
+    EXPECT(OK, llama_common_chat_parser_init(format, &parser, &error));
+    EXPECT(OK, llama_common_chat_parser_parse(parser, CALL, strlen(CALL), false, &text, &error));
+    llama_common_string_free(text);
+    for (size_t n = 0; n <= strlen(CALL); n += 7) {
+        EXPECT(OK, llama_common_chat_parser_update(parser, CALL, n, true, &text, &error));
+        llama_common_string_free(text);
+    }
+    EXPECT(BAD, llama_common_chat_parser_update(parser, NULL, 0, true, &text, &error));
+    EXPECT(BAD, llama_common_chat_parser_update(NULL, "", 0, true, &text, &error));
+    EXPECT(BAD, llama_common_chat_parser_update(parser, "", 0, true, NULL, &error));
+    EXPECT(BAD, llama_common_chat_parser_parse(NULL, "", 0, true, &text, &error));
+    EXPECT(BAD, llama_common_chat_parser_parse(parser, "", 0, true, NULL, &error));
+    llama_common_chat_parser_free(parser);
+
+    // a grammar that sleeps until its trigger
+    if (model != NULL) {
+        struct llama_sampler * sampler = NULL;
+        EXPECT(OK, llama_common_grammar_init(llama_model_get_vocab(model), format, &sampler, &error));
+        llama_sampler_free(sampler);
+    }
+    llama_common_string_free(format);
+    llama_common_chat_free(chat);
+}
+
+static void broken_templates(void) {
+    struct llama_common_chat * chat = NULL;
+    char * text = NULL;
+    const char * messages = "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}";
+
+    EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_init(NULL, "{% broken", NULL, NULL, &chat, &error));
+    EXPECT(BAD, llama_common_chat_init(NULL, NULL, NULL, NULL, &chat, &error));
+    EXPECT(BAD, llama_common_chat_init(NULL, "chatml", NULL, NULL, NULL, &error));
+
+    const size_t size = 300000;
+    char * large = malloc(size + 1);
+    memset(large, 'x', size);
+    large[size] = 0;
+    EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_init(NULL, large, NULL, NULL, &chat, &error));
+    free(large);
+
+    const char * refusing[] = {"{{ raise_exception('no') }}", "{{ nowhere() }}"};
+    for (int i = 0; i < 2; i++) {
+        EXPECT(OK, llama_common_chat_init(NULL, refusing[i], NULL, NULL, &chat, &error));
+        EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_apply(chat, messages, &text, &error));
+        llama_common_chat_free(chat);
+    }
+    llama_common_chat_free(NULL);
+}
+
+static void parsers(void) {
+    struct llama_common_chat_parser * parser = NULL;
+    char * text = NULL;
+    EXPECT(OK, llama_common_chat_parser_init("{}", &parser, &error));
+    EXPECT(OK, llama_common_chat_parser_parse(parser, "hello", 5, false, &text, &error));
+    llama_common_string_free(text);
+    llama_common_chat_parser_free(parser);
+    EXPECT(BAD, llama_common_chat_parser_init("{\"format\":999}", &parser, &error));
+    EXPECT(BAD, llama_common_chat_parser_init("{\"parser\":\"junk\"}", &parser, &error));
+    EXPECT(BAD, llama_common_chat_parser_init("{\"reasoning_format\":\"junk\"}", &parser, &error));
+    EXPECT(BAD, llama_common_chat_parser_init("[", &parser, &error));
+    EXPECT(BAD, llama_common_chat_parser_init(NULL, &parser, &error));
+    EXPECT(BAD, llama_common_chat_parser_init("{}", NULL, &error));
+    llama_common_chat_parser_free(NULL);
+}
+
+static void schemas(void) {
+    char * text = NULL;
+    EXPECT(OK, llama_common_json_schema_to_grammar("{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"}}}", &text, &error));
+    llama_common_string_free(text);
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_json_schema_to_grammar("{\"$ref\":\"#/nowhere\"}", &text, &error));
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_json_schema_to_grammar("{\"type\":\"nonsense\"}", &text, &error));
+    EXPECT(BAD, llama_common_json_schema_to_grammar("{", &text, &error));
+    EXPECT(BAD, llama_common_json_schema_to_grammar(NULL, &text, &error));
+    EXPECT(BAD, llama_common_json_schema_to_grammar("{}", NULL, &error));
+}
+
+static void sampling(const struct llama_model * model, struct llama_context * context) {
+    const struct llama_vocab * vocab = llama_model_get_vocab(model);
+    struct llama_sampler * grammar = NULL;
+    llama_token token = 0;
+
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= nowhere\"}", &grammar, &error));
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= root\"}", &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(vocab, "{\"grammar\":5}", &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a]\",\"grammar_lazy\":true,\"grammar_triggers\":[{\"type\":99}]}", &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(vocab, NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(NULL, "{}", &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(vocab, "{}", NULL, &error));
+
+    struct llama_sampler * chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
+    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]+\"}", &grammar, &error));
+    llama_sampler_chain_add(chain, grammar);
+    llama_sampler_chain_add(chain, llama_sampler_init_greedy());
+
+    llama_token prompt[] = {1, 70, 80};
+    if (llama_decode(context, llama_batch_get_one(prompt, 3)) != 0) {
+        exit(1);
+    }
+    EXPECT(OK, llama_common_sample(chain, context, -1, &token, &error));
+    EXPECT(BAD, llama_common_sample(NULL, context, -1, &token, &error));
+    EXPECT(BAD, llama_common_sample(chain, NULL, -1, &token, &error));
+    EXPECT(BAD, llama_common_sample(chain, context, -1, NULL, &error));
+    llama_sampler_free(chain);
+
+    // a grammar that is at its end cannot go on: what the sampler throws comes back as an error
+    chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
+    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= \\\"\\u2603\\u2603\\\"\"}", &grammar, &error));
+    llama_sampler_chain_add(chain, grammar);
+    llama_sampler_chain_add(chain, llama_sampler_init_greedy());
+    int status = OK;
+    for (int i = 0; i < 20 && status == OK; i++) {
+        status = llama_common_sample(chain, context, -1, &token, &error);
+    }
+    EXPECT(status, status);
+    llama_sampler_free(chain);
+    llama_memory_clear(llama_get_memory(context), true);
+}
+
+int main(int argc, char ** argv) {
+    (void) argc;
+    llama_log_set(llama_common_log_discard, NULL);
+    llama_common_log_set(llama_common_log_discard, NULL);
+    if (!strlen(llama_common_commit()) || strlen(llama_common_headers_sha256()) != 64) {
+        return 1;
+    }
+    llama_common_string_free(NULL);
+    if (!ggml_backend_load(argv[2])) {
+        return 2;
+    }
+    struct llama_model_params parameters = llama_model_default_params();
+    struct llama_model * model = llama_model_load_from_file(argv[1], parameters);
+    struct llama_context_params settings = llama_context_default_params();
+    settings.n_ctx = 64;
+    settings.n_batch = settings.n_ubatch = 16;
+    settings.n_threads = settings.n_threads_batch = 1;
+    struct llama_context * context = llama_init_from_model(model, settings);
+    if (context == NULL) {
+        return 3;
+    }
+    FILE * file = fopen(argv[3], "rb");
+    static char source[1 << 16];
+    source[fread(source, 1, sizeof source - 1, file)] = 0;
+    fclose(file);
+
+    for (int i = 0; i < atoi(argv[4]); i++) {
+        templates_of(NULL, source);
+        templates_of(model, source);
+        broken_templates();
+        parsers();
+        schemas();
+        sampling(model, context);
+    }
+    llama_common_log_set(NULL, NULL);
+    llama_free(context);
+    llama_model_free(model);
+#ifdef LEAK
+    source[0] = *(char *) malloc(17);  // to see that leaks are seen
+#endif
+    puts("done");
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory, root, lib_dir, llama_source):
+    """Compiles the driver, with compiler options to try."""
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "driver.c").write_text(_DRIVER)
+    (folder / "tiny.gguf").write_bytes(tiny_model().build())
+    template = llama_source / "models" / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja"
+
+    def build(name: str, *options: str) -> list[str]:
+        program = folder / name
+        includes = [root / "native", llama_source / "include", llama_source / "ggml" / "include"]
+        libraries = ["libllama-common-c.so.0", "libllama.so.0", "libggml.so.0", "libggml-base.so.0"]
+        command = ["gcc", "-g", "-O1", "-Wall", "-Werror", *options, str(folder / "driver.c"), "-o", str(program)]
+        command += [f"-I{include}" for include in includes] + [f"-L{lib_dir}", f"-Wl,-rpath,{lib_dir}"]
+        command += ["-Wl,--allow-shlib-undefined"] + [f"-l:{library}" for library in libraries]
+        subprocess.run(command, check=True)
+        # the plainest CPU code: valgrind knows no AVX-512
+        return [str(program), str(folder / "tiny.gguf"), str(lib_dir / "libggml-cpu-x64.so"), str(template)]
+
+    return build
+
+
+def _run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env={**os.environ, **env})
+
+
+def test_the_header_is_c(driver):
+    """Compiles as plain C11, without a warning."""
+    driver("plain", "-std=c11", "-Wextra", "-Wpedantic")
+
+
+def test_no_leaks_and_no_double_frees(driver):
+    """LeakSanitizer and AddressSanitizer's allocator, over 20 rounds."""
+    done = _run([*driver("sanitized", "-fsanitize=address"), "20"], ASAN_OPTIONS="detect_leaks=1:exitcode=99")
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-4000:]
+
+
+def test_the_leak_check_sees_a_leak(driver):
+    done = _run([*driver("leaking", "-fsanitize=address", "-DLEAK"), "1"], ASAN_OPTIONS="detect_leaks=1:exitcode=99")
+    assert done.returncode == 99 and "17 byte(s)" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed; the sanitizer above sees leaks too")
+def test_no_invalid_access(driver):
+    """valgrind also watches the code of the libraries, which the sanitizer does not."""
+    command = ["valgrind", "--leak-check=full", "--errors-for-leak-kinds=definite", "--error-exitcode=99", "--fair-sched=yes"]
+    done = _run([*command, *driver("watched"), "1"])
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-6000:]
+    assert re.search(r"definitely lost: 0 bytes|no leaks are possible", done.stderr)
