@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,8 +47,12 @@ def check_machine() -> None:
         raise InstallError(
             f"Python {sys.version.split()[0]} is too old.", remedy="Use 3.10 or later: make PYTHON=python3.12 demo"
         )
-    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "c++", "g++", "clang++")):
-        raise InstallError("There is no C++ compiler.", remedy="Install one: sudo apt-get install g++")
+    chosen = shlex.split(os.environ.get("CXX", ""))[:1]
+    if not any(shutil.which(compiler) for compiler in chosen or ("c++", "g++", "clang++")):
+        raise InstallError(
+            f"CXX={chosen[0]} is not there." if chosen else "There is no C++ compiler.",
+            remedy="Install one: sudo apt-get install g++",
+        )
 
 
 def make_venv(venv: Path) -> Path:
