@@ -59,8 +59,14 @@ def make_venv(venv: Path) -> Path:
     """The interpreter of the virtual environment, made if it is not there."""
     python = venv.absolute() / "bin" / "python"
     if not python.exists():
+        if venv.exists() and any(venv.iterdir()):
+            raise InstallError(f"{venv} exists and is no virtual environment.", remedy="Name another folder.")
         say(f"making {venv}")
-        done = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
+        except BaseException:
+            shutil.rmtree(venv, ignore_errors=True)
+            raise
         if done.returncode != 0:
             shutil.rmtree(venv, ignore_errors=True)
             raise InstallError(

@@ -131,3 +131,9 @@ def check_creation(**values: Any) -> None:
         raise InvalidArgumentError(f"flash_attn={values['flash_attn']!r} must be True, False or None.")
     if not isinstance(values["chat_format"], (str, type(None))):
         raise InvalidArgumentError(f"chat_format={values['chat_format']!r} must be a str.")
+    if values["chat_format"] not in (None, "chatml") and "{" not in values["chat_format"]:
+        # a text without Jinja in it would be the whole prompt
+        raise InvalidArgumentError(
+            f"chat_format={values['chat_format']!r} is neither 'chatml' nor a Jinja template.",
+            remedy="Leave it out to use the model's own template.",
+        )

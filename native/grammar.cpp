@@ -3,6 +3,7 @@
 #include "support.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 using namespace llama_common_c;
@@ -78,6 +79,9 @@ void read_generation_prompt(llama_sampler * sampler, const llama_vocab * vocab, 
         const bool added_space = first && !piece.empty() && std::isspace((unsigned char) piece[0]) &&
                                  !std::isspace((unsigned char) prompt[0]);
         first = false;
+        if (llama_vocab_is_eog(vocab, token)) {
+            throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "the generation prompt ends the answer");
+        }
         if (!added_space) {
             llama_sampler_accept(sampler, token);
         }
@@ -142,7 +146,26 @@ enum llama_common_status llama_common_sample(
         struct llama_sampler * chain, struct llama_context * context, int32_t index, llama_token * token,
         char ** error) {
     return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
-        *required(token, "token") = llama_sampler_sample(required(chain, "chain"), required(context, "context"), index);
+        required(token, "token");
+        const float * logits = llama_get_logits_ith(required(context, "context"), index);
+        if (logits == nullptr) {
+            throw failure(LLAMA_COMMON_INTERNAL_ERROR, "the context holds no logits");
+        }
+        const auto * vocab = llama_model_get_vocab(llama_get_model(context));
+        thread_local std::vector<llama_token_data> candidates;
+        candidates.resize(llama_vocab_n_tokens(vocab));
+        for (size_t i = 0; i < candidates.size(); i++) {
+            candidates[i] = {(llama_token) i, logits[i], 0.0f};
+        }
+        llama_token_data_array array = {candidates.data(), candidates.size(), -1, false};
+        llama_sampler_apply(required(chain, "chain"), &array);
+        // where nothing is allowed a sampler picks something all the same, and the grammar aborts on accepting it
+        if (array.selected < 0 || (size_t) array.selected >= array.size ||
+            !(array.data[array.selected].logit > -INFINITY)) {
+            throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "no token is possible here");
+        }
+        *token = array.data[array.selected].id;
+        llama_sampler_accept(chain, *token);
     });
 }
 

@@ -131,7 +131,7 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_grammar_init(
         struct llama_sampler **    sampler,
         char **                    error);
 
-// llama_sampler_sample(), with what a sampler throws (a grammar that cannot go on) as an error.
+// Like llama_sampler_sample() with samplers on the CPU; a chain that leaves no token possible is an error.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_sample(
         struct llama_sampler * chain,
         struct llama_context * context,

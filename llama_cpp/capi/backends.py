@@ -10,6 +10,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -160,7 +161,10 @@ def compiled_architectures(plugin: Path) -> list[str]:
     manifest = plugin.with_suffix(".json")
     if not manifest.exists():
         return []
-    return list(json.loads(manifest.read_text(encoding="utf-8"))["architectures"])
+    architectures = json.loads(manifest.read_text(encoding="utf-8"))["architectures"]
+    # "native" and "all" say nothing that could be compared
+    known = all(re.fullmatch(r"\d+[af]?(-real|-virtual)?", name) for name in architectures)
+    return list(architectures) if known else []
 
 
 def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:

@@ -32,6 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _lock = threading.RLock()
 _libraries: dict[str, ctypes.CDLL] | None = None
 _folder: Path | None = None
+_ready = False  # the backends are in too: nobody else may see the libraries before
 
 
 # --- binding --------------------------------------------------------------------------------------
@@ -120,8 +121,8 @@ def libraries() -> dict[str, ctypes.CDLL]:
         LibraryMismatchError: what was found was built from other headers.
         BackendLoadError: a plugin is there and cannot be opened.
     """
-    global _libraries, _folder
-    if _libraries is not None:
+    global _libraries, _folder, _ready
+    if _ready and _libraries is not None:
         return _libraries
     with _lock:
         if _libraries is None:
@@ -135,6 +136,7 @@ def libraries() -> dict[str, ctypes.CDLL]:
 
                 logs.route(opened["llama-common-c"].llama_common_log_discard)
                 backends.load(folder)
+                _ready = True
             except BaseException:
                 _libraries = None
                 raise
@@ -208,9 +210,11 @@ def _check_identity(opened: dict[str, ctypes.CDLL], folder: Path) -> None:
             remedy="Rebuild (`pip install .`), or regenerate the bindings from the source you built: "
             "`python tools/generate_bindings.py --source DIR`.",
         )
-    base = text("ggml-base", "ggml_commit")
-    if base != commit:
-        raise LibraryMismatchError(
-            f"libggml-base in this process is from llama.cpp {base}, the other libraries in {folder} from {commit}.",
-            remedy="Another package loaded its own copy first, or LD_LIBRARY_PATH leads to one; use one of the two.",
-        )
+    # asked through each library that needs it: another package's copy, loaded first, would be found under the soname
+    for library in SONAMES:
+        base = text(library, "ggml_commit")
+        if base != commit:
+            raise LibraryMismatchError(
+                f"libggml-base in this process is from llama.cpp {base}, the other libraries in {folder} from {commit}.",
+                remedy="Another package loaded its own copy first, or LD_LIBRARY_PATH leads to one; use one of the two.",
+            )

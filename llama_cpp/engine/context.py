@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from typing import Any, Mapping, Sequence
 
 from ..capi import llama
-from ..errors import ContextCreationError, DecodeError
+from ..errors import ContextCreationError, DecodeError, ModelClosedError
 from ..models.model import Model, set_fields
 
 _SEQUENCE = 0
@@ -35,8 +36,16 @@ class Context:
                 remedy="Ask for a smaller n_ctx, or a smaller type_k and type_v; the log (llama_cpp.native) has more.",
             )
         self._memory = llama.llama_get_memory(self.pointer)
+        if not self._memory or llama.llama_model_has_encoder(model.pointer):
+            # the engine asserts when such a model is decoded
+            self.close()
+            raise ContextCreationError(
+                "This model does not generate text token by token (it is an encoder or a diffusion model).",
+                remedy="Load it with vocab_only=True to tokenize with it.",
+            )
         self.n_ctx: int = llama.llama_n_ctx(self.pointer)
-        self.n_batch: int = llama.llama_n_batch(self.pointer)
+        # a model without causal attention must see a batch at once, which is what n_ubatch holds
+        self.n_batch: int = min(llama.llama_n_batch(self.pointer), llama.llama_n_ubatch(self.pointer))
         self.tokens: list[int] = []
         self._certain = True
 
@@ -45,31 +54,46 @@ class Context:
         if pointer and os.getpid() == self._pid:
             llama.llama_free(pointer)
 
+    def __del__(self) -> None:
+        if getattr(self, "pointer", None) and not sys.is_finalizing():
+            self.close()
+
     def advance_to(self, tokens: Sequence[int]) -> int:
         """Makes the cache hold exactly ``tokens``, with logits for the last one; returns how many were there already.
 
         Raises:
-            DecodeError: the engine failed; the cache then holds what it held before, or nothing.
+            DecodeError: the engine failed; the cache is then empty.
+            ModelClosedError: somebody closed it meanwhile.
         """
+        if self.pointer is None:
+            raise ModelClosedError("The model is closed.", remedy="Create a new Llama.")
         if self._certain and len(tokens) == len(self.tokens) + 1 and tokens[:-1] == self.tokens:
             self._decode(tokens[-1:])
             return len(tokens) - 1
         # the last token must be computed again to obtain its logits
         n_kept = min(common_prefix_length(self.tokens, tokens), len(tokens) - 1)
-        n_kept = self._trim(n_kept)
+        n_kept = self._trim(n_kept if self._can_cut(n_kept) else 0)
         for start in range(n_kept, len(tokens), self.n_batch):
             self._decode(tokens[start : start + self.n_batch])
         return n_kept
 
     def _trim(self, n_kept: int) -> int:
         """Removes everything after the first ``n_kept`` tokens, or everything where the memory kind cannot be cut."""
+        # Ctrl-C can arrive between any two lines: what is noted must never be more than what is there
         self._certain = False
-        if not (n_kept and llama.llama_memory_seq_rm(self._memory, _SEQUENCE, n_kept, -1)):
-            llama.llama_memory_clear(self._memory, True)
-            n_kept = 0
         del self.tokens[n_kept:]
+        if not (n_kept and llama.llama_memory_seq_rm(self._memory, _SEQUENCE, n_kept, -1)):
+            self.tokens.clear()
+            n_kept = 0
+            llama.llama_memory_clear(self._memory, True)
         self._certain = True
         return n_kept
+
+    def _can_cut(self, n_kept: int) -> bool:
+        """Whether the cache still holds what the token after ``n_kept`` looks back at (a sliding window may not)."""
+        n_window = llama.llama_model_n_swa(self.model.pointer)
+        oldest = llama.llama_memory_seq_pos_min(self._memory, _SEQUENCE)
+        return not n_window or oldest <= max(0, n_kept - n_window)
 
     def _decode(self, tokens: Sequence[int]) -> None:
         array = (ctypes.c_int32 * len(tokens))(*tokens)
@@ -78,8 +102,8 @@ class Context:
         self._certain = False
         status = llama.llama_decode(self.pointer, llama.llama_batch_get_one(array, len(tokens)))
         if status != 0:
-            llama.llama_memory_clear(self._memory, True)
             self.tokens.clear()
+            llama.llama_memory_clear(self._memory, True)
             self._certain = True
             raise DecodeError(
                 f"llama_decode() returned {status} for {len(tokens)} tokens"

@@ -70,7 +70,7 @@ class Sampler:
             self._add(llama.llama_sampler_init_logit_bias(n_vocab, len(entries), array))
         self._penalty_window = 0
         if p.repeat_penalty != 1 or p.frequency_penalty or p.presence_penalty:
-            self._penalty_window = n_ctx if p.penalty_last_n < 0 else p.penalty_last_n
+            self._penalty_window = n_ctx if p.penalty_last_n < 0 else min(p.penalty_last_n, n_ctx)
             self._penalties = self._add(
                 llama.llama_sampler_init_penalties(
                     n_vocab, self._penalty_window, p.repeat_penalty, p.frequency_penalty, p.presence_penalty

@@ -7,6 +7,7 @@ batching engine that takes this one's place has the same interface.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class SequentialEngine:
     def __init__(self, model: Model, context_params: Mapping[str, Any]) -> None:
         self._model = model
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._context = Context(model, context_params)
 
     @property
@@ -56,11 +58,14 @@ class SequentialEngine:
         return self._context.pointer
 
     def close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # the lock may be held by a thread that a forked child does not have
         with self._lock:
             self._context.close()
 
     def reset(self) -> None:
         """Forgets what is in the cache."""
+        self._model.pointer
         with self._lock:
             self._model.pointer
             self._context._trim(0)
@@ -103,16 +108,18 @@ class SequentialEngine:
             sampler.accept_prompt(tokens)
             for step in range(limit):
                 started = time.perf_counter()
+                self._model.pointer  # forked? then the lock may never be released
                 with self._lock:
-                    self._model.pointer  # closed or forked since the last step?
+                    self._model.pointer  # closed since the last step?
                     n_cached = self._context.advance_to(tokens)
                     token = sampler.sample(self._context.pointer)
+                    ended = self._model.is_end(token)
                 elapsed = time.perf_counter() - started
                 if step == 0:
                     generation.n_cached, generation.prompt_seconds = n_cached, elapsed
                 else:
                     generation.predicted_seconds += elapsed
-                if self._model.is_end(token):
+                if ended:
                     generation.finish_reason = "stop"
                     return
                 tokens.append(token)

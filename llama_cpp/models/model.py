@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -80,6 +81,10 @@ class Model:
         pointer, self._pointer = self._pointer, None
         if pointer and os.getpid() == self._pid:
             llama.llama_model_free(pointer)
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None) and not sys.is_finalizing():
+            self.close()
 
     # --- what it is ---
 
@@ -253,6 +258,8 @@ def _set_overrides(native: Any, overrides: Mapping[str, bool | int | float | str
         return None
     if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
         raise InvalidArgumentError(f"kv_overrides={overrides!r} must be a mapping from metadata keys to values.")
+    if any(not key or "\0" in key for key in overrides):
+        raise InvalidArgumentError("A kv_overrides key is empty or contains a NUL character.")
     # a last entry with an empty key ends the array
     array = (llama.llama_model_kv_override * (len(overrides) + 1))()
     for entry, (key, value) in zip(array, overrides.items()):
