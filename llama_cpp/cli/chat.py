@@ -69,7 +69,7 @@ def run(settings: ChatSettings, prompt: str | None) -> None:
         if once:
             _print_answer(conversation.ask(once))
             if settings.stats:
-                notes.print(conversation.figures(), style="dim")
+                notes.print(conversation.figures(), style="dim", soft_wrap=True)
         else:
             notes.print(f"{path.name} on {summary()}. /help lists the commands.", style="dim")
             _converse(conversation, settings, notes)
@@ -168,7 +168,7 @@ def _answer_line(conversation: Conversation, line: str, settings: ChatSettings, 
         notes.print(f"error: {error}", style="red")
         return
     if settings.stats:
-        notes.print(conversation.figures(), style="dim")
+        notes.print(conversation.figures(), style="dim", soft_wrap=True)
 
 
 @contextlib.contextmanager
