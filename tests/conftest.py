@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Pins each worker of pytest-xdist, and so its children, to one processor.
+    """Gives Ctrl-C back, and pins each worker of pytest-xdist, and so its children, to one processor.
 
     Two processes whose threads wait for each other on the same processors take several times as long as in turn.
     """
+    # what a shell starts in the background ignores Ctrl-C, and so would every child that tests it
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker:
         usable = sorted(os.sched_getaffinity(0))
