@@ -38,7 +38,11 @@ def nvcc(tmp_path: Path) -> Callable[[str], Path]:
     def make(version: str) -> Path:
         program = tmp_path / f"cuda-{version}" / "bin" / "nvcc"
         program.parent.mkdir(parents=True)
-        program.write_text(f'#!/bin/sh\necho "Cuda compilation tools, release {version[:4]}, V{version}"\n')
+        program.write_text(
+            "#!/bin/sh\n"
+            'if [ "$1" = --list-gpu-code ]; then printf "sm_75\\nsm_80\\nsm_86\\nsm_120\\n"; exit; fi\n'
+            f'echo "Cuda compilation tools, release {version[:4]}, V{version}"\n'
+        )
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         return program
 
@@ -67,6 +71,41 @@ def test_cuda_without_a_gpu_must_be_told_which(configure: Configure, nvcc) -> No
     done = configure("-DGGML_CUDA=ON", CUDA_PATH=str(nvcc("13.4.92").parent.parent), PATH="/usr/bin:/bin")
     assert done.returncode != 0
     assert "CMAKE_CUDA_ARCHITECTURES=120" in done.stderr
+
+
+def test_the_architecture_of_this_machine_needs_a_gpu(configure: Configure, nvcc) -> None:
+    if Path("/proc/driver/nvidia/gpus").exists():
+        pytest.skip("this machine has a GPU")
+    done = configure(CMAKE_CUDA_ARCHITECTURES="native", CUDA_PATH=str(nvcc("13.4.92").parent.parent))
+    assert done.returncode != 0
+    assert "no GPU to ask" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "built"),
+    [
+        ("120", "120a-real"),
+        ("86 120f", "86;120a-real"),
+        ("all-major", "80-real;120a-real"),
+        ("all", "75-real;80-real;86-real;120a-real"),
+    ],
+)
+def test_architectures_become_numbers(configure: Configure, nvcc, asked: str, built: str) -> None:
+    done = configure(CMAKE_CUDA_ARCHITECTURES=asked, CUDA_PATH=str(nvcc("13.4.92").parent.parent))
+    assert decision(done).startswith(f"CUDA 13.4.92 build for {built}: the environment sets")
+
+
+def test_a_kept_build_tree_follows_what_is_asked_for(configure: Configure, nvcc) -> None:
+    cuda = str(nvcc("13.4.92").parent.parent)
+    assert "build for 120a-real: the env" in decision(configure(CMAKE_CUDA_ARCHITECTURES="120", CUDA_PATH=cuda))
+    assert "build for 90a-real: the env" in decision(configure(CMAKE_CUDA_ARCHITECTURES="90a-real", CUDA_PATH=cuda))
+    # ninja runs CMake again when a CMakeLists.txt is newer, with whatever environment there is then
+    assert "build for 90a-real: as before" in decision(configure(CUDA_PATH=cuda))
+    if not Path("/proc/driver/nvidia/gpus").exists():
+        # pip runs it with this set, and without the variable it is asked for nothing
+        assert decision(configure("-DSKBUILD_STATE=editable", CUDA_PATH=cuda)).startswith("CPU build")
+    given = configure("-DCMAKE_CUDA_ARCHITECTURES=86-real", CMAKE_CUDA_ARCHITECTURES="120", CUDA_PATH=cuda)
+    assert "build for 86-real: CMAKE_CUDA_ARCHITECTURES=86-real was given" in decision(given)
 
 
 def test_a_source_that_is_none_is_refused(configure: Configure, tmp_path: Path) -> None:

@@ -2,16 +2,35 @@
 # (CMAKE_CUDA_ARCHITECTURES in the environment; GGML_CUDA is llama.cpp's), so asking for an architecture
 # used to give a CPU build without a word.
 
+# What an earlier run in this build tree found out by itself is no wish: pip asks anew each time (CMakeInit.txt sets
+# SKBUILD_STATE), and so does whoever sets the variable. A regeneration by ninja knows neither, and keeps the choice.
+if(DEFINED LLAMA_CPP_FOUND_ARCHITECTURES)
+  if(DEFINED CACHE{SKBUILD_STATE} OR NOT "$ENV{CMAKE_CUDA_ARCHITECTURES}$ENV{CUDAARCHS}" STREQUAL "")
+    if("${CMAKE_CUDA_ARCHITECTURES}" STREQUAL "${LLAMA_CPP_FOUND_ARCHITECTURES}")
+      unset(CMAKE_CUDA_ARCHITECTURES CACHE)
+      unset(CMAKE_CUDA_ARCHITECTURES)
+    endif()
+    unset(LLAMA_CPP_FOUND_ARCHITECTURES CACHE)
+  endif()
+endif()
+unset(SKBUILD_STATE CACHE)
+
 set(cuda_reason "")
 set(cuda_architectures "${CMAKE_CUDA_ARCHITECTURES}")
+set(cuda_found OFF)  # by the environment or the GPU, not by -D
 foreach(variable CMAKE_CUDA_ARCHITECTURES CUDAARCHS)
   if(NOT cuda_architectures AND NOT "$ENV{${variable}}" STREQUAL "")
     set(cuda_architectures "$ENV{${variable}}")
     set(cuda_reason "the environment sets ${variable}=$ENV{${variable}}")
+    set(cuda_found ON)
   endif()
 endforeach()
 if(CMAKE_CUDA_ARCHITECTURES)
   set(cuda_reason "CMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES} was given")
+endif()
+if(DEFINED LLAMA_CPP_FOUND_ARCHITECTURES)
+  set(cuda_reason "as before")
+  set(cuda_found ON)
 endif()
 string(REPLACE "," ";" cuda_architectures "${cuda_architectures}")
 string(REPLACE " " ";" cuda_architectures "${cuda_architectures}")
@@ -72,15 +91,29 @@ if(NOT nvcc)
     "and set CUDA_PATH, or let `python -m distribution toolkit` assemble CUDA 13.4 from wheels.")
 endif()
 
-if(NOT cuda_architectures)
+# CMake's own words for sets of architectures become numbers, which the manifest beside the plugin can state.
+if(NOT cuda_architectures OR cuda_architectures STREQUAL "native")
   if(NOT gpu_capabilities)
-    message(FATAL_ERROR "GGML_CUDA=ON and no GPU to ask: say which one it is for, "
+    message(FATAL_ERROR "A CUDA build for this machine's GPU, and no GPU to ask: say which one it is for, "
       "for example CMAKE_CUDA_ARCHITECTURES=120 (RTX 5090).")
   endif()
   string(REPLACE "\n" ";" cuda_architectures "${gpu_capabilities}")
   string(REPLACE "." "" cuda_architectures "${cuda_architectures}")
   list(REMOVE_DUPLICATES cuda_architectures)
   list(TRANSFORM cuda_architectures APPEND "-real")
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    set(cuda_found ON)
+  endif()
+elseif(cuda_architectures MATCHES "^all(-major)?$")
+  execute_process(COMMAND "${nvcc}" --list-gpu-code OUTPUT_VARIABLE gpu_codes RESULT_VARIABLE failed)
+  string(REGEX MATCHALL "sm_[0-9]+" gpu_codes "${gpu_codes}")
+  if(failed OR NOT gpu_codes)
+    message(FATAL_ERROR "${nvcc} does not say which architectures it knows (--list-gpu-code); name them one by one.")
+  endif()
+  if(cuda_architectures STREQUAL "all-major")
+    list(FILTER gpu_codes INCLUDE REGEX "0$")
+  endif()
+  list(TRANSFORM gpu_codes REPLACE "sm_(.*)" "\\1-real" OUTPUT_VARIABLE cuda_architectures)
 endif()
 
 # Blackwell's FP4 tensor-core instructions exist only in the architecture-specific target (120a), which has no
@@ -91,6 +124,9 @@ foreach(architecture IN LISTS cuda_architectures)
   list(APPEND normalized "${architecture}")
 endforeach()
 set(CMAKE_CUDA_ARCHITECTURES "${normalized}" CACHE STRING "" FORCE)
+if(cuda_found)
+  set(LLAMA_CPP_FOUND_ARCHITECTURES "${normalized}" CACHE INTERNAL "CMAKE_CUDA_ARCHITECTURES as this file set it")
+endif()
 set(GGML_CUDA ON)
 
 set(CMAKE_CUDA_COMPILER "${nvcc}" CACHE FILEPATH "" FORCE)
