@@ -1,0 +1,265 @@
+"""Making an environment: all of it, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from rattler import MatchSpec, RepoDataRecord, install
+from rattler.exceptions import InstallerError
+
+from ..console import megabytes, say
+from ..errors import (
+    DiskSpaceError,
+    DistributionError,
+    EnvironmentExistsError,
+    EnvironmentInstallError,
+    HashMismatchError,
+)
+from ..files import cache_dir, remove_tree, sha256_of
+from . import activation, places
+from .reporter import InstallationReporter
+from .waiting import wait
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def create(records: Sequence[RepoDataRecord], prefix: Path, requested: Sequence[str] = (), force: bool = False) -> Path:
+    """Install packages into a new environment; return its folder, made absolute.
+
+    The environment is made beside ``prefix`` and renamed, so that at ``prefix`` there is all of it or nothing.
+
+    Args:
+        requested: the specifications that a person asked for; conda keeps to them in later solves.
+        force: replace an environment that is there; until the new one is complete, the old one stays.
+
+    Raises:
+        EnvironmentExistsError: something is at ``prefix``, and either ``force`` is off or it is no environment.
+        EnvironmentInstallError: the folder is not writable, or a package could not be fetched or unpacked.
+        HashMismatchError: a package has other bytes than its channel's index or the lock says.
+        DiskSpaceError: the disk is full.
+    """
+    prefix = Path(os.path.abspath(prefix))
+    check_free(prefix, force)
+    with _translated(prefix), _staging(prefix) as folder:
+        _check_local_files(records)
+        _check_disk(folder, records)
+        _install(records, folder, prefix, requested)
+        _write_history(folder, records, requested)
+        activation.write_script(folder, prefix)
+        _move_into_place(folder, prefix, force)
+    places.register(prefix)
+    return prefix
+
+
+def check_free(prefix: Path, force: bool = False) -> None:
+    """Refuse to make an environment where something is.
+
+    Raises:
+        EnvironmentExistsError: something is at ``prefix``, and either ``force`` is off or it is no environment.
+    """
+    if not os.path.lexists(prefix) or (prefix.is_dir() and not prefix.is_symlink() and not any(prefix.iterdir())):
+        return
+    if prefix.is_symlink() or not places.is_environment(prefix):
+        raise EnvironmentExistsError(f"{prefix} exists and is no conda environment", "choose another name (-n) or folder (-p)")
+    if not force:
+        raise EnvironmentExistsError(
+            f"the environment {prefix} exists", "choose another name (-n), or replace it with a new one: --force"
+        )
+
+
+@contextlib.contextmanager
+def _staging(prefix: Path) -> Iterator[Path]:
+    """A folder beside ``prefix`` that is gone afterwards unless it was renamed.
+
+    It is locked while its maker lives, so that the next run can tell what a killed one left behind.
+    """
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(prefix)
+    folder, lock = _make_locked(prefix)
+    try:
+        yield folder
+    except BaseException:
+        _remove_for_good(folder)
+        raise
+    finally:
+        # after an exchange the old environment is here
+        remove_tree(folder)
+        os.close(lock)
+
+
+def _make_locked(prefix: Path) -> tuple[Path, int]:
+    while True:
+        folder = prefix.parent / f".{prefix.name}.creating-{secrets.token_hex(4)}"
+        folder.mkdir()
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            # swept by another process between mkdir and flock
+            os.close(lock)
+
+
+def _sweep(prefix: Path) -> None:
+    left = re.compile(rf"\.{re.escape(prefix.name)}\.creating-[0-9a-f]{{8}}")
+    for folder in prefix.parent.iterdir():
+        if not left.fullmatch(folder.name):
+            continue
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_tree(folder)
+            finally:
+                os.close(lock)
+
+
+def _remove_for_good(folder: Path) -> None:
+    # py-rattler's threads finish the files they are at after an interruption, and make their folders anew
+    quiet = 0
+    for _ in range(250):
+        quiet = 0 if folder.exists() else quiet + 1
+        if quiet == 3:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.02)
+
+
+def _check_disk(folder: Path, records: Sequence[RepoDataRecord]) -> None:
+    # unpacked they need more, and with hard links into the cache less: only the hopeless is refused here
+    needed = sum(record.size or 0 for record in records)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskSpaceError(
+            f"the packages are {megabytes(needed)}, and {megabytes(free)} are free in {folder.parent}",
+            "free some space, or make the environment elsewhere: -p /another/folder",
+        )
+
+
+def _check_local_files(records: Sequence[RepoDataRecord]) -> None:
+    # py-rattler compares hashes of what it downloads, and not of file:// packages
+    for record in records:
+        if not record.url.startswith("file:"):
+            continue
+        path = Path(unquote(urlsplit(record.url).path))
+        if record.sha256:
+            expected, found = record.sha256.hex(), sha256_of(path)
+        else:
+            expected, found = (record.md5 or b"").hex(), hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if found != expected:
+            raise _wrong_bytes(f"{path}\n  expected {expected}\n  found    {found}")
+
+
+def _install(records: Sequence[RepoDataRecord], folder: Path, prefix: Path, requested: Sequence[str]) -> None:
+    async def run() -> None:
+        await install(
+            list(records),
+            target_prefix=folder,
+            alternative_target_prefix=prefix,
+            # not the cache that conda tools share: others fill that from folders without a look at the hash
+            cache_dir=cache_dir() / "packages",
+            # py-rattler 0.28 wants its inner objects here
+            requested_specs=[MatchSpec(one)._match_spec for one in requested],
+            reporter=reporter,
+            # none of ours need link scripts, and they are code that runs before anybody asked for it
+            execute_link_scripts=False,
+        )
+
+    with InstallationReporter() as reporter:
+        wait(run())
+
+
+def _write_history(folder: Path, records: Sequence[RepoDataRecord], requested: Sequence[str]) -> None:
+    """conda reads from here what was asked for; py-rattler leaves the file empty."""
+    when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    lines = [f"==> {when} <==", f"# cmd: {' '.join(['python -m distribution', *sys.argv[1:]])}"]
+    lines += sorted(
+        f"+{record.channel.rstrip('/')}/{record.subdir}::{record.name.normalized}-{record.version}-{record.build}"
+        for record in records
+    )
+    if requested:
+        lines.append(f"# update specs: {list(requested)!r}")
+    (folder / "conda-meta" / "history").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _move_into_place(folder: Path, prefix: Path, force: bool) -> None:
+    check_free(prefix, force)
+    if places.is_environment(prefix):
+        _exchange(folder, prefix)
+        return
+    try:
+        os.rename(folder, prefix)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            # another process was faster
+            check_free(prefix)
+        raise
+
+
+def _exchange(folder: Path, prefix: Path) -> None:
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.renameat2(_AT_FDCWD, os.fsencode(folder), _AT_FDCWD, os.fsencode(prefix), _RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, os.strerror(number), str(prefix))
+    # this file system cannot exchange two folders (NFS, for one)
+    aside = folder.with_name(f"{folder.name}.old")
+    os.rename(prefix, aside)
+    try:
+        os.rename(folder, prefix)
+    except BaseException:
+        os.rename(aside, prefix)
+        raise
+    remove_tree(aside)
+
+
+@contextlib.contextmanager
+def _translated(prefix: Path) -> Iterator[None]:
+    """Say in this package's errors what went wrong below."""
+    try:
+        yield
+    except InstallerError as error:
+        raise _explain(str(error), prefix) from None
+    except OSError as error:
+        if isinstance(error, DistributionError):
+            raise
+        text = f"{error.strerror}: {error.filename or prefix}"
+        raise _explain(text, prefix, error.errno) from None
+
+
+def _explain(text: str, prefix: Path, number: int | None = None) -> Exception:
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "os error 28" in text or "os error 122" in text:
+        return DiskSpaceError(
+            f"the disk is full: {text}",
+            "free some space, or use others: -p for the environment, LLAMA_CPP_CACHE for the package cache",
+        )
+    if "mismatch" in text:
+        return _wrong_bytes(text)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "os error 13" in text or "os error 30" in text:
+        return EnvironmentInstallError(f"{prefix} cannot be written: {text}", "choose another folder: -p")
+    return EnvironmentInstallError(
+        f"the packages cannot be installed: {text}", "check the channel and the network, then run this again"
+    )
+
+
+def _wrong_bytes(what: str) -> HashMismatchError:
+    return HashMismatchError(
+        f"a package is not the one that the channel's index or the lock names: {what}",
+        "do not use it; python -m distribution channel verify says what is wrong with a channel",
+    )

@@ -1,0 +1,168 @@
+"""Which packages satisfy an environment file on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from rattler import (
+    Gateway,
+    MatchSpec,
+    RepoDataRecord,
+    SourceConfig,
+    Subdir,
+    VirtualPackage,
+    VirtualPackageOverrides,
+    solve,
+)
+from rattler.exceptions import DetectVirtualPackageError, GatewayError, SolverError
+
+from .. import hardware
+from ..errors import ChannelUnreachableError, EnvironmentFileError, EnvironmentUnsolvableError
+from .specification import Specification
+from .waiting import wait
+
+CUDA_PLUGIN = "libggml-cuda"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What to install.
+
+    Attributes:
+        records: the packages.
+        requested: the specifications they satisfy.
+        note: a line about the GPU, for people; empty where there is nothing to say.
+    """
+
+    records: list[RepoDataRecord]
+    requested: tuple[str, ...]
+    note: str = ""
+
+
+def solve_environment(
+    specification: Specification, found: hardware.Hardware | None = None, cpu: bool = False
+) -> Solution:
+    """Solve for this machine: its glibc and driver, and the CUDA plugin for its GPUs.
+
+    Args:
+        found: the GPUs to choose the plugin for; detected where it is None and the answer matters.
+        cpu: leave the CUDA plugin out.
+
+    Raises:
+        ChannelUnreachableError: a channel could not be read.
+        EnvironmentUnsolvableError: nothing satisfies the file; the message is the solver's.
+        DriverTooOldError: there are plugins for these GPUs, and the driver is too old for all of them.
+        EnvironmentFileError: ``$CONDA_OVERRIDE_CUDA`` is no version.
+    """
+    _check_folders(specification.channels)
+    gateway = _gateway(specification.channels)
+    specification, note = _fit_to_hardware(specification, gateway, found, cpu)
+    try:
+        records = wait(
+            solve(
+                sources=specification.channels,
+                specs=[MatchSpec(one) for one in specification.dependencies],
+                gateway=gateway,
+                virtual_packages=_virtual_packages(),
+            )
+        )
+    except GatewayError as error:
+        raise _unreachable(error) from None
+    except SolverError as error:
+        raise _unsolvable(str(error)) from None
+    return Solution(records, specification.dependencies, note)
+
+
+def _gateway(channels: Sequence[str]) -> Gateway:
+    # channels of our own change by the minute; conda-forge's index is large and may be a little old
+    fresh = SourceConfig(cache_action="no-cache")
+    return Gateway(per_channel_config={one: fresh for one in channels if one.startswith(("file:", "http:"))})
+
+
+def _check_folders(channels: Sequence[str]) -> None:
+    for channel in channels:
+        if not channel.startswith("file:"):
+            continue
+        folder = Path(unquote(urlsplit(channel).path))
+        if not (folder / "noarch" / "repodata.json").is_file():
+            raise ChannelUnreachableError(
+                f"{folder} is no conda channel: there is no noarch/repodata.json in it",
+                "publish packages to it first: python -m distribution channel publish",
+            )
+
+
+def _virtual_packages() -> list[VirtualPackage]:
+    try:
+        return VirtualPackage.detect(VirtualPackageOverrides.from_env())
+    except DetectVirtualPackageError as error:
+        raise EnvironmentFileError(
+            f"this machine cannot be described: {error}", "check the variables CONDA_OVERRIDE_CUDA and CONDA_OVERRIDE_GLIBC"
+        ) from None
+
+
+def _fit_to_hardware(
+    specification: Specification, gateway: Gateway, found: hardware.Hardware | None, cpu: bool
+) -> tuple[Specification, str]:
+    """Name the build of the CUDA plugin that runs here, or leave the plugin out."""
+    plugin = next((one for one in specification.dependencies if _name(one) == CUDA_PLUGIN), None)
+    if plugin is None:
+        return specification, ""
+    override = hardware.cuda_override()
+    if override and not cpu:
+        return specification, f"CONDA_OVERRIDE_CUDA={override}: `{plugin}` as the file says, whatever GPU is here"
+    if cpu or override == "":
+        return _without(specification, plugin), "for the CPU, as asked"
+    found = hardware.detect() if found is None else found
+    if not found.gpus:
+        return _without(specification, plugin), "no NVIDIA GPU here: for the CPU"
+    variants = hardware.suitable_variants(found.gpus, found.driver)
+    offered = _offered_builds(specification.channels, gateway)
+    for variant in variants:
+        if any(build.startswith(f"{variant.build_prefix}_") for build in offered):
+            version = MatchSpec(plugin).version or "*"
+            chosen = f"{CUDA_PLUGIN} {version} {variant.build_prefix}_*"
+            dependencies = tuple(chosen if one == plugin else one for one in specification.dependencies)
+            return replace(specification, dependencies=dependencies), f"{found}: {variant}"
+    raise EnvironmentUnsolvableError(
+        f"the channels have no {CUDA_PLUGIN} for {found}"
+        + (f"; they have {', '.join(sorted(offered))}" if offered else ""),
+        "build it (ARCH=120 make packages, with your GPU's compute capability), or use the CPU: --cpu",
+    )
+
+
+def _without(specification: Specification, dependency: str) -> Specification:
+    kept = tuple(one for one in specification.dependencies if one != dependency)
+    return replace(specification, dependencies=kept)
+
+
+def _name(dependency: str) -> str:
+    return MatchSpec(dependency).name.normalized
+
+
+def _offered_builds(channels: Sequence[str], gateway: Gateway) -> set[str]:
+    try:
+        answers = wait(gateway.query(channels, [Subdir.current(), "noarch"], [CUDA_PLUGIN], recursive=False))
+    except GatewayError as error:
+        raise _unreachable(error) from None
+    return {str(record.build) for records in answers for record in records}
+
+
+def _unreachable(error: GatewayError) -> ChannelUnreachableError:
+    return ChannelUnreachableError(
+        f"a channel cannot be read: {error}",
+        "check the address and the network; where conda-forge is out of reach and the channel is complete in itself, "
+        "pass --channel and --override-channels",
+    )
+
+
+def _unsolvable(reason: str) -> EnvironmentUnsolvableError:
+    reason = reason.strip()
+    remedy = "change what the environment file asks for, or the channels it lists"
+    if "__cuda" in reason:
+        remedy = "install a newer NVIDIA driver, or choose another variant; CONDA_OVERRIDE_CUDA=13.0 solves for another machine"
+    elif "__glibc" in reason:
+        remedy = "the packages were built on a newer Linux than this one: build them here, or on an older one"
+    return EnvironmentUnsolvableError(f"no set of packages satisfies the environment file:\n{reason}", remedy)
