@@ -1,0 +1,45 @@
+"""Scripts that set variables when an environment is activated, and put them back when it is deactivated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .conda_package import Entry
+
+# A variable that two packages change is put back right, because each keeps what it found under a name of its own and
+# conda deactivates in the opposite order.
+ACTIVATE = """\
+_seed_set() {{
+    eval "export {mark}_$1=\\"\\${{$1-__unset__}}\\""
+    export "$1=$2"
+}}
+{before}{settings}
+unset -f _seed_set
+"""
+DEACTIVATE = """\
+for _seed_name in {names}; do
+    eval "_seed_value=\\"\\${{{mark}_$_seed_name-__unset__}}\\""
+    if [ "$_seed_value" = "__unset__" ]; then
+        unset "$_seed_name"
+    else
+        export "$_seed_name=$_seed_value"
+    fi
+    unset "{mark}_$_seed_name"
+done
+unset _seed_name _seed_value
+"""
+
+
+def scripts(name: str, settings: Mapping[str, str], before: str = "") -> dict[str, Entry]:
+    """The two scripts of a package.
+
+    ``settings`` maps variables to words of POSIX shell, in the order they are set; ``before`` runs first.
+    """
+    mark = "CONDA_BACKUP_" + "".join(letter if letter.isalnum() else "_" for letter in name)
+    lines = "\n".join(f"_seed_set {variable} {word}" for variable, word in settings.items())
+    activate = ACTIVATE.format(mark=mark, before=before, settings=lines)
+    deactivate = DEACTIVATE.format(mark=mark, names=" ".join(reversed(settings)))
+    return {
+        f"etc/conda/activate.d/{name}.sh": Entry(activate.encode()),
+        f"etc/conda/deactivate.d/{name}.sh": Entry(deactivate.encode()),
+    }
