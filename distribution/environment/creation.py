@@ -30,9 +30,9 @@ from ..errors import (
     HashMismatchError,
 )
 from ..files import cache_dir, remove_tree, sha256_of
+from ..waiting import wait
 from . import activation, places
 from .reporter import InstallationReporter
-from .waiting import wait
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

@@ -14,8 +14,8 @@ from rattler.package_streaming import PackageArchive
 
 from .. import hardware
 from ..errors import ChannelUnreachableError, EnvironmentFileError
+from ..waiting import wait
 from . import solving, specification
-from .waiting import wait
 
 MARKER = "@EXPLICIT"
 _ENTRY = re.compile(r"(?P<url>\S+/(?P<subdir>[^/#\s]+)/(?P<file>[^/#\s]+\.(?:conda|tar\.bz2)))#(?P<hash>\S+)")

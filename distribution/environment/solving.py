@@ -21,8 +21,8 @@ from rattler.exceptions import DetectVirtualPackageError, GatewayError, SolverEr
 
 from .. import hardware
 from ..errors import ChannelUnreachableError, EnvironmentFileError, EnvironmentUnsolvableError
+from ..waiting import wait
 from .specification import Specification
-from .waiting import wait
 
 CUDA_PLUGIN = "libggml-cuda"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import hashlib
 import json
@@ -17,6 +16,7 @@ from ..console import megabytes, say
 from ..errors import DiskSpaceError, SeedError
 from ..files import cache_dir, locked, remove_tree, sha256_of, staging_folder
 from ..progress import Bar
+from ..waiting import wait
 from . import compilers, conda_package, cuda, interpreter, libraries, pins, wheels
 from .conda_package import Package
 
@@ -216,7 +216,7 @@ def _write_all(made: Path, fetched: list[Path], tools: Path | None, inputs: Inpu
 def _index(channel: Path) -> None:
     from rattler.index import index_fs
 
-    asyncio.run(index_fs(channel, write_zst=True, write_shards=True))
+    wait(index_fs(channel, write_zst=True, write_shards=True))
 
 
 def _check_disk(folder: Path, needed: int) -> None:

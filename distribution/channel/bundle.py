@@ -1,0 +1,244 @@
+"""One file with our packages and all they need, for a machine without a network.
+
+It is a tar file: the signed manifest, the publisher's key, an environment file, then the packages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote, urlsplit
+
+from rattler import (
+    BuildString,
+    Client,
+    Gateway,
+    GenericVirtualPackage,
+    MatchSpec,
+    PackageName,
+    RepoDataRecord,
+    SourceConfig,
+    Subdir,
+    Version,
+    VirtualPackage,
+    solve,
+)
+from rattler.exceptions import GatewayError, SolverError
+from rattler.package_streaming import download_to_path
+
+from ..console import megabytes, say
+from ..errors import BundleError, ChannelUnreachableError, DownloadError, EnvironmentUnsolvableError
+from ..files import sha256_of, staging_folder
+from . import environments, keys, manifest, publishing, siblings
+from .generations import Channel, explained, sync
+from .keys import load_trust
+from .manifest import CHANNEL_KEY, MANIFEST, Entry, Manifest
+from .publishing import Publication, State
+from .signing import require_signatures
+
+_PLATFORMS = (Subdir("linux-64"), Subdir("noarch"))
+# a package's driver is on the machine it is for, not on the one that exports
+_ANY_DRIVER = "99"
+_TEXTS = {MANIFEST, CHANNEL_KEY, environments.ENVIRONMENT}
+_LARGEST_TEXT = 64 << 20
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was written: its ``path``, ``size`` in bytes, and the packages inside."""
+
+    path: Path
+    size: int
+    packages: tuple[str, ...]
+
+
+def export(channel: Channel, target: Path, environment: Path | None = None) -> Export:
+    """Write our packages, what an environment file asks for, and all they depend on into one file.
+
+    Args:
+        environment: an environment file; the channel's own where it is None.
+
+    Raises:
+        ChannelNotFoundError, ChannelDamagedError: there is no channel, or it is damaged.
+        EnvironmentUnsolvableError: the channel and those beside it lack something.
+        ChannelUnreachableError, DownloadError: a channel beside it is out of reach.
+        EnvironmentFileError: the environment file cannot be read.
+        DiskSpaceError, ChannelNotWritableError: the file cannot be written.
+    """
+    target = Path(os.path.abspath(target))
+    folder = channel.current()
+    state = State.of(channel)
+    template = environment or folder / environments.ENVIRONMENT
+    records = _closure(channel, state, environments.dependencies(template, list(state.packages.values())))
+    with explained(target), staging_folder(target.parent, f".{target.name}-") as staging:
+        files = {path: _collect(path, record, folder, staging) for path, record in sorted(records.items())}
+        content = Manifest(state.manifest.generation, _entries(files, records, state), keys=state.manifest.keys)
+        unfinished = staging / "bundle"
+        _write(unfinished, content, files, template.read_bytes())
+        os.rename(unfinished, target)
+        sync(target.parent)
+    return Export(target, target.stat().st_size, tuple(files))
+
+
+def import_(file: Path, channel: Channel, key: Path | None = None) -> Publication:
+    """Publish what an exported file holds, after all of it was checked.
+
+    Args:
+        key: the public key that must have signed every package (default: the configured ones).
+
+    Raises:
+        BundleError: the file is damaged, or was not made by ``export``.
+        UnsignedPackageError: a configured key did not sign a package.
+        PackageExistsError, CommitMismatchError, UnsatisfiedPinError: as for ``publishing.publish``.
+        ChannelNotWritableError, DiskSpaceError, ChannelDamagedError, SigningKeyError: as they say.
+    """
+    trust = load_trust(key)
+    try:
+        source = file.open("rb")
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error.strerror}", "name a file made by `channel export`") from None
+    with source, channel.writing(), channel.staging() as staging:
+        content, packages = _unpack(source, staging, file)
+        if note := require_signatures(content, trust, file.name):
+            say(note)
+        return publishing.add(packages, channel, staging / environments.ENVIRONMENT, content.packages, content.keys)
+
+
+def _closure(channel: Channel, state: State, wanted: Sequence[str]) -> dict[str, RepoDataRecord]:
+    """The packages of an environment for each of our CUDA variants, and of one without, by path."""
+    ours = [package for package in state.packages.values() if package.is_ours]
+    plain = [one for one in wanted if siblings.name_of(one) != environments.PLUGIN]
+    plain += sorted({package.name for package in ours} - {environments.PLUGIN} - {siblings.name_of(one) for one in plain})
+    variants = sorted({built[0] for package in ours if (built := environments.variant_of(package))})
+    gateway = Gateway(per_channel_config={channel.url: SourceConfig(cache_action="no-cache")})
+    found: dict[str, RepoDataRecord] = {}
+    for specs in [plain, *([*plain, f"{environments.PLUGIN}=*={variant}_*"] for variant in variants)]:
+        for record in _solve([channel.url, *state.manifest.also], specs, gateway):
+            found[f"{record.subdir}/{record.file_name}"] = record
+    return found
+
+
+def _solve(channels: Sequence[str], specs: Sequence[str], gateway: Gateway) -> list[RepoDataRecord]:
+    machine = [one for one in VirtualPackage.detect() if one.into_generic().name.normalized != "__cuda"]
+    driver = GenericVirtualPackage(PackageName("__cuda"), Version(_ANY_DRIVER), BuildString("0"))
+    try:
+        return asyncio.run(
+            solve(channels, [MatchSpec(one) for one in specs], gateway, _PLATFORMS, virtual_packages=[*machine, driver])
+        )
+    except GatewayError as error:
+        raise ChannelUnreachableError(f"a channel cannot be read: {error}", "check the network, and try again") from None
+    except SolverError as error:
+        raise EnvironmentUnsolvableError(
+            f"the channels lack what the environment needs:\n{error}", "publish what is missing, or name another --environment"
+        ) from None
+
+
+def _collect(path: str, record: RepoDataRecord, folder: Path, staging: Path) -> Path:
+    """The file of a package: the channel's own, or a fresh copy from the channel beside it."""
+    if (folder / path).is_file():
+        return folder / path
+    copy = staging / record.file_name
+    address = urlsplit(record.url)
+    if address.scheme == "file":
+        shutil.copyfile(unquote(address.path), copy)
+    else:
+        say(f"fetching {record.file_name}, {megabytes(record.size or 0)}")
+        try:
+            asyncio.run(download_to_path(Client(), record.url, copy))
+        except Exception as error:
+            raise DownloadError(f"{record.url} could not be fetched: {error}", "check the network, and try again") from None
+    if record.sha256 is None or sha256_of(copy) != record.sha256.hex():
+        raise DownloadError(f"{record.url} is not what its channel's index says", "try again")
+    return copy
+
+
+def _entries(files: dict[str, Path], records: dict[str, RepoDataRecord], state: State) -> dict[str, Entry]:
+    key = keys.signing_key()
+    entries = {}
+    for path, file in files.items():
+        known = state.manifest.packages.get(path)
+        record = records[path]
+        digest = record.sha256.hex() if record.sha256 else ""
+        if known and (known.sha256 != digest or sha256_of(file) != digest):
+            raise BundleError(f"{path} was changed since it was published", "python -m distribution channel verify")
+        entry = known or Entry(digest, file.stat().st_size, state.manifest.generation)
+        # what others built is signed here, too: whoever imports this file checks all of it with one key
+        entries[path] = manifest.sign_entry(path, entry, key)
+    return entries
+
+
+def _write(target: Path, content: Manifest, files: dict[str, Path], environment: bytes) -> None:
+    key = keys.signing_key()
+    texts = {
+        MANIFEST: manifest.dump(content, key).encode(),
+        CHANNEL_KEY: keys.public_pem(key.public_key()).encode(),
+        environments.ENVIRONMENT: environment,
+    }
+    with target.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for name, text in texts.items():
+                archive.addfile(_member(name, len(text)), io.BytesIO(text))
+            for path, source in files.items():
+                with source.open("rb") as package:
+                    archive.addfile(_member(path, source.stat().st_size), package)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o644
+    return member
+
+
+def _unpack(source: IO[bytes], staging: Path, file: Path) -> tuple[Manifest, list[Path]]:
+    """The manifest, and the packages it lists, written to ``staging`` and compared with it."""
+    texts: dict[str, bytes] = {}
+    packages: list[Path] = []
+    content: Manifest | None = None
+    try:
+        with tarfile.open(fileobj=source, mode="r:") as archive:
+            for member in archive:
+                data = archive.extractfile(member) if member.isreg() else None
+                if data is None:
+                    raise _damaged(file, f"{member.name} is no plain file")
+                if member.name in _TEXTS and member.size <= _LARGEST_TEXT and content is None:
+                    texts[member.name] = data.read()
+                    if texts.keys() == _TEXTS:
+                        content = manifest.parse(texts[MANIFEST], str(file))
+                elif content is None or member.name not in content.packages:
+                    raise _damaged(file, f"its manifest does not list {member.name}")
+                else:
+                    packages.append(_unpack_package(member, data, content.packages[member.name], staging, file))
+    except (tarfile.TarError, EOFError) as error:
+        raise _damaged(file, str(error)) from None
+    if content is None or len({path.name for path in packages}) < len(content.packages):
+        raise _damaged(file, "it ends too early")
+    (staging / environments.ENVIRONMENT).write_bytes(texts[environments.ENVIRONMENT])
+    return content, packages
+
+
+def _unpack_package(member: tarfile.TarInfo, data: IO[bytes], entry: Entry, staging: Path, file: Path) -> Path:
+    # parse() saw to it that the name is a folder and a file
+    target = staging / member.name
+    target.parent.mkdir(exist_ok=True)
+    if member.size != entry.size:
+        raise _damaged(file, f"{member.name} has another size than its manifest says")
+    with target.open("wb") as output:
+        shutil.copyfileobj(data, output, 1 << 20)
+    if sha256_of(target) != entry.sha256:
+        raise _damaged(file, f"{member.name} is not what its manifest says")
+    return target
+
+
+def _damaged(file: Path, reason: str) -> BundleError:
+    return BundleError(
+        f"{file} is damaged, or not all of it is here: {reason}", "copy it again, or export again; the channel is as it was"
+    )

@@ -1,0 +1,189 @@
+"""The channel's own environment files and locks, which name the address they are read from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from ..errors import DistributionError, EnvironmentFileError
+from ..files import write_atomically
+from . import siblings
+from .generations import Channel
+from .inspection import OURS, Package
+
+ENVIRONMENT, ENVIRONMENT_CPU = "environment.yml", "environment-cpu.yml"
+LOCK, LOCK_CPU = "explicit.txt", "explicit-cpu.txt"
+ADDRESSED = (ENVIRONMENT, ENVIRONMENT_CPU, LOCK, LOCK_CPU)
+"""The files that hold the channel's address; a server puts its own there."""
+
+PLUGIN = "libggml-cuda"
+_BUILD = re.compile(r"(?P<variant>cuda(?P<cuda>\d+)_sm(?P<targets>\d+(?:_\d+)*))_")
+_ITEM = re.compile(r"\s*-\s+[\"']?(?P<spec>[^\"'#]+?)[\"']?\s*(#.*)?$")
+
+
+def variant_of(package: Package) -> tuple[str, str, tuple[str, ...]] | None:
+    """The variant that the build string of the CUDA plugin names, its CUDA version, and its architectures.
+
+    None where the build string is not one of ours. ``cuda134_sm120_h1a_0`` gives
+    ``("cuda134_sm120", "13.4", ("120",))``.
+    """
+    if package.name != PLUGIN or not (found := _BUILD.match(package.build)):
+        return None
+    digits = found["cuda"]
+    return found["variant"], f"{digits[:2]}.{digits[2:] or 0}", tuple(found["targets"].split("_"))
+
+
+def dependencies(template: Path, packages: Sequence[Package]) -> list[str]:
+    """What the channel's environment file asks for, the CUDA plugin included.
+
+    Raises:
+        EnvironmentFileError: the template is missing or is no environment file.
+    """
+    # nothing is left where it asks for packages of ours alone and the channel has none of them yet
+    return yaml.safe_load(render(_read(template), ["channel"], packages))["dependencies"] or []
+
+
+def write(folder: Path, channel: Channel, template: Path, packages: Sequence[Package], also: Sequence[str]) -> list[str]:
+    """Write the environment files, and locks where they can be solved; return lines for people.
+
+    Args:
+        folder: the generation in the making, indexed.
+        also: channels that hold what this one lacks.
+    """
+    text = _read(template)
+    plugins = [package for package in packages if variant_of(package)]
+    notes: list[str] = []
+    names = [(ENVIRONMENT, LOCK, False), (ENVIRONMENT_CPU, LOCK_CPU, True)] if plugins else [(ENVIRONMENT, LOCK, True)]
+    for environment, lock, cpu in names:
+        heading = f"#     conda env create -f {channel.url}/{environment}"
+        rendered = render(text, [channel.url, *also], packages, cpu)
+        write_atomically(folder / environment, f"{heading}\n{rendered}")
+        try:
+            locked = _lock(folder, channel, folder / environment, packages, also, cpu)
+        except DistributionError as error:
+            notes.append(f"no {lock}: {error.message}")
+        else:
+            if locked:
+                write_atomically(folder / lock, locked)
+    return notes
+
+
+def render(text: str, channels: Sequence[str], packages: Sequence[Package], cpu: bool = False) -> str:
+    """An environment file with these channels, without packages of ours that are not among ``packages``.
+
+    Args:
+        cpu: leave the CUDA plugin out.
+
+    Raises:
+        EnvironmentFileError: the text is no environment file with ``channels`` and ``dependencies``.
+    """
+    lines, section = [], ""
+    for line in text.splitlines():
+        if line and not line[0].isspace() and line[0] not in "#-":
+            section = line.split(":")[0]
+            lines.append(line if section != "channels" else "\n".join(["channels:", *(f"  - {one}" for one in channels)]))
+        elif section == "dependencies" and (item := _ITEM.match(line)):
+            kept = _adapt(item["spec"].strip(), packages, cpu)
+            if kept is None:
+                # what is said about a line goes with it
+                while lines and lines[-1].lstrip().startswith("#"):
+                    lines.pop()
+            else:
+                lines.append(line.replace(item["spec"].strip(), kept))
+        elif not line.strip() or section not in ("", "channels"):
+            # comments on how to set the channel, and those at the top, are about the file in the repository
+            lines.append(line)
+    rendered = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).lstrip("\n") + "\n"
+    _check(rendered, channels)
+    return rendered
+
+
+def readdress(text: str, channel: Channel, address: str) -> str:
+    """The text of an environment file or lock as it is where the channel is read at ``address``."""
+    return text.replace(channel.url, address)
+
+
+def _adapt(dependency: str, packages: Sequence[Package], cpu: bool) -> str | None:
+    name = siblings.name_of(dependency)
+    if name not in OURS:
+        return dependency
+    if name == PLUGIN and cpu:
+        return None
+    offered = [package for package in packages if package.name == name]
+    if any(package.satisfies(dependency) for package in offered):
+        return dependency
+    variants = sorted(variant[0] for package in offered if (variant := variant_of(package)))
+    return f"{name}=*={variants[-1]}_*" if variants else None
+
+
+def _read(template: Path) -> str:
+    try:
+        return template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnvironmentFileError(
+            f"{template} cannot be read: {error}", "name an environment file: --environment FILE"
+        ) from None
+
+
+def _check(text: str, channels: Sequence[str]) -> None:
+    try:
+        data = yaml.safe_load(text)
+        wanted = data["dependencies"] or []
+        understood = (
+            data["channels"] == list(channels) and isinstance(wanted, list) and all(isinstance(one, str) for one in wanted)
+        )
+    except (yaml.YAMLError, KeyError, TypeError):
+        understood = False
+    if not understood:
+        raise EnvironmentFileError(
+            "the environment file is not understood: it needs `channels:` and `dependencies:`, one item a line",
+            "write it like the repository's environment.yml",
+        )
+
+
+def _lock(
+    folder: Path, channel: Channel, environment: Path, packages: Sequence[Package], also: Sequence[str], cpu: bool
+) -> str:
+    """The lock of an environment file, or nothing where channels it needs are out of reach."""
+    if not all(_reachable(one) for one in also):
+        return ""
+    from ..environment import lock
+
+    cuda = max((variant[1] for package in packages if (variant := variant_of(package))), default="")
+    # solved for who installs it: a machine with a driver, whether or not this one has
+    with _environment_variable("CONDA_OVERRIDE_CUDA", "" if cpu else cuda):
+        text = lock.explicit([folder.as_uri(), *also], environment, cpu=cpu)
+    return text.replace(folder.as_uri(), channel.url)
+
+
+def _reachable(channel: str) -> bool:
+    from rattler import Channel as CondaChannel
+
+    if os.environ.get("CONDA_OFFLINE", "").lower() in ("1", "true", "yes"):
+        return False
+    request = urllib.request.Request(f"{CondaChannel(channel).base_url}noarch/repodata.json.zst", method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextlib.contextmanager
+def _environment_variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,205 @@
+"""How a channel changes: a new folder is made in full beside the old one, and a symbolic link moves from old to new.
+
+``dist/channel`` is a link to ``.channel.generations/000007``. Everything a reader opens goes through that one link, and
+rename(2) replaces it at one moment. A package is the same file in every generation (a hard link), so a generation costs
+the size of its index.
+
+A reader that opens one index before that moment and the next one after it sees two generations. That is harmless: what a
+generation adds is tied by exact pins to other packages it adds, so that with half of the new packages a solver takes the
+old ones, which stay. The old shards of the index stay for a while, too, as whoever read the old list asks for them next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ChannelNotFoundError, ChannelNotWritableError, DiskSpaceError, DistributionError
+from ..files import locked, remove_tree, staging_folder
+
+KEPT_GENERATIONS = 4
+"""How many old generations stay, for readers that are still in one."""
+
+_SHARD_LIFETIME = 3600
+_STAGING = ".staging-"
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel in a folder; ``path`` is absolute, and is the link, not what it points to."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, path: Path) -> Channel:
+        """The channel at a path, whether it exists yet or not."""
+        return cls(Path(os.path.abspath(path.expanduser())))
+
+    @property
+    def url(self) -> str:
+        return self.path.as_uri()
+
+    @property
+    def store(self) -> Path:
+        """The folder of the generations."""
+        return self.path.parent / f".{self.path.name}.generations"
+
+    def current(self) -> Path:
+        """The folder of the generation that is published now. Resolve once to see one generation only.
+
+        Raises:
+            ChannelNotFoundError: nothing was published here.
+        """
+        with contextlib.suppress(OSError):
+            target = self.path.parent / os.readlink(self.path)
+            if target.parent == self.store and target.is_dir():
+                return target
+        raise ChannelNotFoundError(
+            f"{self.path} is no published channel", "publish to it first: python -m distribution channel publish FILE..."
+        )
+
+    def exists(self) -> bool:
+        """Whether something was published here."""
+        with contextlib.suppress(ChannelNotFoundError):
+            self.current()
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only writer: wait for another one, and clear away what a killed one left.
+
+        Raises:
+            ChannelNotWritableError: the folder cannot be written to, or holds something else.
+            DiskSpaceError: the disk became full in between.
+        """
+        with explained(self.path):
+            self._check_place()
+            # the lock dies with its process, and with it nothing but a folder without a name stays behind
+            with locked(self.store / "lock", f"the channel {self.path}"):
+                self._clear()
+                yield
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder on the channel's file system for the next generation; it is removed unless published."""
+        with staging_folder(self.store, _STAGING) as folder:
+            folder.chmod(0o755)
+            yield folder
+
+    def publish(self, staging: Path, generation: int, keep: int = KEPT_GENERATIONS) -> None:
+        """Make a finished folder the current generation, and drop old ones. Only inside ``writing``.
+
+        Args:
+            keep: how many older generations stay.
+        """
+        sync_tree(staging)
+        folder = self.store / f"{generation:06d}"
+        os.rename(staging, folder)
+        sync(self.store)
+        link = self.store / "next"
+        os.symlink(folder.relative_to(self.path.parent), link)
+        if self.path.is_dir() and not self.path.is_symlink():
+            # _check_place saw that it is empty
+            self.path.rmdir()
+        os.rename(link, self.path)
+        sync(self.path.parent)
+        self.drop_old_generations(keep)
+
+    def drop_old_generations(self, keep: int) -> None:
+        """Remove all generations before the current one but the last ``keep``. Only inside ``writing``."""
+        for old in self._generations()[: -1 - keep]:
+            remove_tree(old)
+
+    def _check_place(self) -> None:
+        if self.path.is_symlink():
+            if (self.path.parent / os.readlink(self.path)).parent != self.store:
+                raise ChannelNotWritableError(
+                    f"{self.path} is a link to something that is no channel", "name another folder: --channel DIR"
+                )
+        elif self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise ChannelNotWritableError(
+                f"{self.path} exists and was not made by `channel publish`", "name another folder: --channel DIR"
+            )
+
+    def _clear(self) -> None:
+        (self.store / "next").unlink(missing_ok=True)
+        for left in self.store.glob(f"{_STAGING}*"):
+            remove_tree(left)
+        published = self.current().name if self.exists() else ""
+        for folder in self._generations():
+            # complete, and its writer died before the link moved
+            if folder.name > published:
+                remove_tree(folder)
+
+    def _generations(self) -> list[Path]:
+        return sorted(folder for folder in self.store.iterdir() if folder.name.isdigit())
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Say for a person what a failed write to ``path`` means.
+
+    Raises:
+        DiskSpaceError: there was no room.
+        ChannelNotWritableError: permission was refused.
+    """
+    try:
+        yield
+    except DistributionError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskSpaceError(
+                f"there is no room for {path}: {error.strerror}; it is as it was before",
+                "free some space, or remove old builds: python -m distribution channel prune",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise ChannelNotWritableError(
+                f"{path} cannot be written: {error.strerror} ({error.filename})",
+                "make its folder writable, or name another one",
+            ) from error
+        raise
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; copy it where the file system has no hard links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):
+            raise
+        shutil.copy2(source, target)
+
+
+def link_young_shards(old: Path, new: Path) -> None:
+    """Keep the shards of the index that a reader of an older generation may still ask for."""
+    for shard in old.glob("*/shards/*"):
+        if time.time() - shard.stat().st_mtime < _SHARD_LIFETIME:
+            target = new / shard.relative_to(old)
+            if not target.exists():
+                link_or_copy(shard, target)
+
+
+def sync_tree(folder: Path) -> None:
+    """Write a folder's files and names to the disk, so that a power failure cannot undo part of it."""
+    for path in [*folder.rglob("*"), folder]:
+        # a package that was linked from the last generation is there already
+        if path.is_dir() or path.stat().st_nlink == 1:
+            sync(path)
+
+
+def sync(path: Path) -> None:
+    """Write one file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,161 @@
+"""Ed25519 keys: the one this machine signs with, and those it trusts."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ..console import say
+from ..errors import SigningKeyError
+from ..files import write_atomically
+
+KEY_VARIABLE = "LLAMA_CPP_CHANNEL_KEY"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whose signatures count.
+
+    Attributes:
+        configured: public keys that a person configured, by fingerprint; where there are any, one of them must have
+            signed.
+        own: this machine's key, which is trusted without being configured; None where the machine never published.
+    """
+
+    configured: Mapping[str, Ed25519PublicKey]
+    own: Ed25519PublicKey | None = None
+
+    @property
+    def keys(self) -> dict[str, Ed25519PublicKey]:
+        """The keys whose signatures count, by fingerprint."""
+        if self.configured or self.own is None:
+            return dict(self.configured)
+        return {fingerprint(self.own): self.own}
+
+
+def config_dir() -> Path:
+    """The folder for keys: ``$XDG_CONFIG_HOME/llama-cpp``, else ``~/.config/llama-cpp``."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "llama-cpp"
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """The SHA-256 of the raw public key, as ``SHA256:`` and base64."""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(key.public_bytes_raw()).digest()).decode().rstrip("=")
+
+
+def public_pem(key: Ed25519PublicKey) -> str:
+    """A public key as PEM text."""
+    encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(encoding, form).decode()
+
+
+def is_signed(key: Ed25519PublicKey, signature: str, message: bytes) -> bool:
+    """Whether ``signature``, in base64, is this key's for ``message``."""
+    try:
+        key.verify(base64.b64decode(signature, validate=True), message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def sign(key: Ed25519PrivateKey, message: bytes) -> str:
+    """The signature of ``message``, in base64."""
+    return base64.b64encode(key.sign(message)).decode()
+
+
+def signing_key() -> Ed25519PrivateKey:
+    """The key this machine signs with; made at first use.
+
+    Raises:
+        SigningKeyError: it cannot be read or made, or is no Ed25519 key.
+    """
+    path = config_dir() / "signing-key.pem"
+    try:
+        if not path.exists():
+            _make(path)
+        return _load_private(path)
+    except OSError as error:
+        raise SigningKeyError(
+            f"the signing key {path} cannot be read or made: {error.strerror}",
+            "make the folder writable, or set XDG_CONFIG_HOME to another one",
+        ) from None
+
+
+def load_public(path: Path) -> Ed25519PublicKey:
+    """A public key from a PEM file.
+
+    Raises:
+        SigningKeyError: the file is missing, or is no Ed25519 public key.
+    """
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except OSError as error:
+        raise SigningKeyError(f"the key {path} cannot be read: {error.strerror}", "check the path") from None
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise SigningKeyError(
+            f"{path} is no Ed25519 public key", "a channel's own is its file channel-key.pub; take that from its publisher"
+        )
+    return key
+
+
+def load_trust(key: Path | None = None) -> Trust:
+    """Whose signatures count: ``key``, else ``$LLAMA_CPP_CHANNEL_KEY``, else ``trusted-keys/*.pub`` in the configuration
+    folder; and this machine's own key.
+
+    Raises:
+        SigningKeyError: a key cannot be read.
+    """
+    named = key or (Path(os.environ[KEY_VARIABLE]) if os.environ.get(KEY_VARIABLE) else None)
+    paths = [named] if named else sorted((config_dir() / "trusted-keys").glob("*.pub"))
+    configured = [load_public(path) for path in paths]
+    own = config_dir() / "signing-key.pub"
+    return Trust({fingerprint(one): one for one in configured}, load_public(own) if own.exists() else None)
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".signing-key-")
+    try:
+        # mkstemp made it for its owner alone
+        with os.fdopen(handle, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(handle)
+        # a link, unlike a rename, fails where another process was first
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+            say(f"made a signing key: {path}, {fingerprint(key.public_key())}")
+    finally:
+        os.unlink(temporary)
+
+
+def _load_private(path: Path) -> Ed25519PrivateKey:
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SigningKeyError(
+            f"{path} is no Ed25519 private key without a password",
+            "restore it from a backup, or move it away: the next publish makes a new one, which others must trust anew",
+        )
+    public = path.with_suffix(".pub")
+    # written at every use: a key that was restored from a backup comes alone
+    if not public.exists():
+        write_atomically(public, public_pem(key.public_key()))
+    return key

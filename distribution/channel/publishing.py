@@ -1,0 +1,298 @@
+"""Adding packages to a channel, and removing them: always a whole new generation."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..console import megabytes, say
+from ..errors import ChannelDamagedError, DamagedPackageError, DiskSpaceError, PackageExistsError
+from ..files import REPOSITORY, sha256_of
+from . import environments, keys, manifest, siblings
+from .generations import Channel, link_or_copy, link_young_shards
+from .inspection import SUBDIRS, Package, inspect
+from .manifest import CHANNEL_KEY, MANIFEST, Entry, Manifest
+
+INDEX = "repodata.json"
+_TAKES_SECONDS = 100_000_000
+COMPLEMENT = "conda-forge"
+"""The channel that holds what ours lacks, where it is not complete in itself."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a publication did.
+
+    Attributes:
+        generation: the channel's current one, afterwards.
+        added: paths of packages that were not there before; ``present`` those that were, byte for byte.
+        removed: paths of packages that are gone.
+        complete: whether the channel needs no other one beside it.
+        notes: lines for people.
+    """
+
+    generation: int
+    added: tuple[str, ...] = ()
+    present: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    complete: bool = True
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """What a channel holds: the manifest and, by path, what the packages say about themselves."""
+
+    folder: Path | None
+    manifest: Manifest
+    packages: Mapping[str, Package] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, channel: Channel) -> State:
+        """The current state; empty where nothing was published.
+
+        Raises:
+            ChannelDamagedError: the manifest or the index cannot be read, or they disagree.
+        """
+        if not channel.exists():
+            return cls(None, Manifest(0, {}))
+        folder = channel.current()
+        content = manifest.read(folder)
+        packages = {}
+        for subdir in SUBDIRS:
+            for file_name, record in read_index(folder / subdir).items():
+                path = f"{subdir}/{file_name}"
+                entry = content.packages.get(path)
+                packages[path] = Package.from_record(record, entry.llama_cpp_commit if entry else None)
+        if packages.keys() != content.packages.keys():
+            raise ChannelDamagedError(
+                f"the index of {channel.path} does not list what its manifest lists", "python -m distribution channel verify"
+            )
+        return cls(folder, content, packages)
+
+
+def read_index(subdir: Path) -> dict[str, dict]:
+    """The entries of a folder's ``repodata.json``, by file name.
+
+    Raises:
+        ChannelDamagedError: it is missing or malformed.
+    """
+    try:
+        return json.loads((subdir / INDEX).read_bytes())["packages.conda"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ChannelDamagedError(f"the index in {subdir} cannot be read: {error}", manifest.REMEDY) from None
+
+
+def publish(
+    files: Iterable[Path],
+    channel: Channel,
+    environment: Path | None = None,
+) -> Publication:
+    """Add packages to a channel, all of them or none. What is there already, byte for byte, is left alone.
+
+    Args:
+        environment: the environment file that the channel's own is made from (default: the repository's).
+
+    Raises:
+        PackageExistsError: the channel has a package of that name with other content.
+        DamagedPackageError: a file is not a whole ``.conda`` package.
+        CommitMismatchError, UnsatisfiedPinError: packages of ours that do not belong together.
+        ChannelNotWritableError, DiskSpaceError, ChannelDamagedError, SigningKeyError: as they say.
+    """
+    with channel.writing():
+        return add(files, channel, environment)
+
+
+def add(
+    files: Iterable[Path],
+    channel: Channel,
+    environment: Path | None = None,
+    signed: Mapping[str, Entry] | None = None,
+    public_keys: Mapping[str, str] | None = None,
+) -> Publication:
+    """What ``publish`` does, for who holds ``Channel.writing`` already.
+
+    Args:
+        signed, public_keys: signatures that packages bring along from another channel, and the keys they were made with.
+    """
+    state = State.of(channel)
+    with channel.staging() as staging:
+        arrived = _take_in(files, staging / "incoming", channel)
+        added, present = _sort_out(arrived, state)
+        siblings.check(added, list(state.packages.values()))
+        entries = dict(state.manifest.packages)
+        key = keys.signing_key()
+        for package in added:
+            brought = (signed or {}).get(package.path)
+            entry = Entry(
+                package.sha256, package.size, state.manifest.generation + 1, package.llama_cpp_commit,
+                dict(brought.signatures) if brought else {},
+            )  # fmt: skip
+            entries[package.path] = manifest.sign_entry(package.path, entry, key)
+            (staging / package.subdir).mkdir(exist_ok=True)
+            os.rename(staging / "incoming" / package.file_name, staging / package.path)
+        shutil.rmtree(staging / "incoming")
+        known = {**state.manifest.keys, **(public_keys or {})}
+        result = Publication(
+            state.manifest.generation + 1,
+            tuple(package.path for package in added),
+            tuple(package.path for package in present),
+        )
+        result = _complete(channel, staging, state, entries, known, environment, result)
+        if not added and state.folder and _same_content(staging, state):
+            return replace(result, generation=state.manifest.generation)
+        channel.publish(staging, result.generation)
+        return result
+
+
+def remove(paths: Iterable[str], channel: Channel, environment: Path | None = None) -> Publication:
+    """Publish a generation without these packages, and drop all older generations. Only inside ``Channel.writing``."""
+    state = State.of(channel)
+    gone = set(paths)
+    with channel.staging() as staging:
+        entries = {path: entry for path, entry in state.manifest.packages.items() if path not in gone}
+        result = Publication(state.manifest.generation + 1, removed=tuple(sorted(gone)))
+        result = _complete(channel, staging, state, entries, state.manifest.keys, environment, result)
+        channel.publish(staging, result.generation, keep=0)
+        return result
+
+
+def _take_in(files: Iterable[Path], folder: Path, channel: Channel) -> list[Package]:
+    """Copy files into the channel's file system and read them there, where nobody changes them any more."""
+    folder.mkdir()
+    files = [Path(file) for file in files]
+    size = sum(_size(file) for file in files)
+    _check_room(0 if all(file.is_relative_to(channel.store) for file in files) else size, channel)
+    if size > _TAKES_SECONDS:
+        say(f"checking {len(files)} packages, {megabytes(size)}")
+    packages = []
+    for file in files:
+        copy = folder / file.name
+        if copy.exists():
+            if sha256_of(copy) != sha256_of(file):
+                raise PackageExistsError(f"{file.name} was given twice, with different content", "name one of them")
+            continue
+        if file.is_relative_to(channel.store):
+            link_or_copy(file, copy)
+        else:
+            shutil.copyfile(file, copy)
+        copy.chmod(0o444)
+        packages.append(inspect(copy))
+    return packages
+
+
+def _size(file: Path) -> int:
+    try:
+        with file.open("rb"):
+            return file.stat().st_size
+    except OSError as error:
+        raise DamagedPackageError(f"{file} cannot be read: {error.strerror}", "check the path") from None
+
+
+def _check_room(needed: int, channel: Channel) -> None:
+    free = shutil.disk_usage(channel.store).free
+    if free < needed:
+        raise DiskSpaceError(
+            f"publishing needs {megabytes(needed)} in {channel.path.parent}, and {megabytes(free)} are free",
+            "free some space, or remove old builds: python -m distribution channel prune",
+        )
+
+
+def _sort_out(arrived: Sequence[Package], state: State) -> tuple[list[Package], list[Package]]:
+    added, present = [], []
+    for package in arrived:
+        known = state.manifest.find(package.file_name)
+        if known is None:
+            added.append(package)
+        elif known == package.path and state.manifest.packages[known].sha256 == package.sha256:
+            present.append(package)
+        else:
+            raise PackageExistsError(
+                f"the channel has another {known}: a published file never changes, because everyone who has it would be "
+                "left with the wrong hash",
+                "raise the build number (build_number in recipe/recipe.yaml) and build again",
+            )
+    return added, present
+
+
+def _complete(
+    channel: Channel,
+    staging: Path,
+    state: State,
+    entries: Mapping[str, Entry],
+    public_keys: Mapping[str, str],
+    environment: Path | None,
+    result: Publication,
+) -> Publication:
+    """Make everything of the next generation that is not a new package."""
+    for subdir in SUBDIRS:
+        (staging / subdir).mkdir(exist_ok=True)
+    if state.folder:
+        for path in entries.keys() & state.manifest.packages.keys():
+            link_or_copy(state.folder / path, staging / path)
+        for subdir in SUBDIRS:
+            # what the indexer finds here it does not read again
+            shutil.copyfile(state.folder / subdir / INDEX, staging / subdir / INDEX)
+    _index(staging)
+    packages = _check_index(staging, entries)
+    template = environment or REPOSITORY / environments.ENVIRONMENT
+    lacking = siblings.missing(
+        [*(one for package in packages for one in package.depends), *environments.dependencies(template, packages)], packages
+    )
+    also = (COMPLEMENT,) if lacking else ()
+    notes = environments.write(staging, channel, template, packages, also)
+    key = keys.signing_key()
+    (staging / CHANNEL_KEY).write_text(keys.public_pem(key.public_key()))
+    if state.folder:
+        link_young_shards(state.folder, staging)
+    content = Manifest(result.generation, entries, _other_files(staging), also, public_keys)
+    (staging / MANIFEST).write_text(manifest.dump(content, key))
+    return replace(result, complete=not also, notes=tuple(notes))
+
+
+def _index(folder: Path) -> None:
+    from rattler.index import index_fs
+
+    try:
+        asyncio.run(index_fs(folder))
+    except Exception as error:
+        # the indexer is Rust, and gives the operating system's error as text
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from error
+        raise
+    # the indexer leaves an empty folder
+    shutil.rmtree(folder / ".tmp", ignore_errors=True)
+
+
+def _check_index(folder: Path, entries: Mapping[str, Entry]) -> list[Package]:
+    """The packages as the index has them; each must be the file that is signed."""
+    packages = []
+    for subdir in SUBDIRS:
+        for file_name, record in read_index(folder / subdir).items():
+            entry = entries.get(f"{subdir}/{file_name}")
+            if entry is None or (record["sha256"], record["size"]) != (entry.sha256, entry.size):
+                raise ChannelDamagedError(f"{subdir}/{file_name} was changed since it was published", manifest.REMEDY)
+            packages.append(Package.from_record(record, entry.llama_cpp_commit))
+    if len(packages) != len(entries):
+        raise OSError(errno.EIO, "the index is incomplete", str(folder))
+    return packages
+
+
+def _other_files(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".conda")
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(files)}
+
+
+def _same_content(staging: Path, state: State) -> bool:
+    # the index holds times and its old shards; with the same packages it says the same
+    def of(files: Mapping[str, str]) -> dict[str, str]:
+        return {path: digest for path, digest in files.items() if "/" not in path and path != MANIFEST}
+
+    return of(_other_files(staging)) == of(state.manifest.files)

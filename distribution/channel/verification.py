@@ -1,0 +1,210 @@
+"""Whether a channel is what its publisher signed, and its packages what their names say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import toolkit
+from ..errors import DamagedPackageError, DistributionError
+from ..files import sha256_of
+from . import environments, manifest, siblings
+from .generations import Channel
+from .inspection import SUBDIRS, Package, inspect
+from .keys import Trust, load_trust
+from .manifest import MANIFEST, Entry, Manifest
+from .publishing import INDEX, read_index
+from .signing import require_signatures, signature_problem
+
+PROVENANCE_KEYS = ("llama_cpp_commit", "patches", "toolkit", "flags", "sbom")
+_CUDA_LIBRARY = re.compile(r"lib/libggml-cuda\.so[.\d]*$")
+_CUBIN = re.compile(r"\.sm_(\d+)[af]?\.cubin")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one file of a channel.
+
+    Attributes:
+        path: in the channel.
+        problems: what is wrong; empty where nothing is.
+        facts: what was checked beyond hashes, or could not be.
+    """
+
+    path: str
+    problems: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+
+
+def verify(channel: Channel, key: Path | None = None) -> Iterator[Finding]:
+    """Check the current generation, file by file.
+
+    Args:
+        key: the public key that must have signed every package (default: the configured ones).
+
+    Raises:
+        ChannelNotFoundError: nothing was published there.
+        ChannelDamagedError: the manifest cannot be read.
+        SigningKeyError: a configured key cannot be read.
+    """
+    trust = load_trust(key)
+    folder = channel.current()
+    content = manifest.read(folder)
+    yield _check_manifest(content, trust, channel)
+    yield from _check_other_files(folder, content)
+    listed, problems = _read_indexes(folder)
+    yield from problems
+    packages = {path: Package.from_record(record) for path, record in listed.items()}
+    for path, entry in content.packages.items():
+        yield _check_package(folder, path, entry, listed.get(path), content, trust, packages)
+    for path in sorted(listed.keys() - content.packages.keys()):
+        yield Finding(path, ("the index lists it and the manifest does not",))
+
+
+def _check_manifest(content: Manifest, trust: Trust, channel: Channel) -> Finding:
+    try:
+        note = require_signatures(content, trust, str(channel.path))
+    except DistributionError:
+        # said for each package below
+        note = ""
+    return Finding(MANIFEST, (), tuple(one for one in (f"generation {content.generation}", note) if one))
+
+
+def _check_other_files(folder: Path, content: Manifest) -> Iterator[Finding]:
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
+    for path, digest in content.files.items():
+        if path not in there:
+            yield Finding(path, ("it is missing",))
+        elif sha256_of(folder / path) != digest:
+            yield Finding(path, ("it was changed",))
+    for path in sorted(there - content.files.keys() - content.packages.keys() - {MANIFEST}):
+        yield Finding(path, ("the manifest does not list it",))
+
+
+def _read_indexes(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+    listed, problems = {}, []
+    for subdir in SUBDIRS:
+        try:
+            records = read_index(folder / subdir)
+        except DistributionError as error:
+            problems.append(Finding(f"{subdir}/{INDEX}", (error.message,)))
+        else:
+            listed.update({f"{subdir}/{name}": record for name, record in records.items()})
+    return listed, problems
+
+
+def _check_package(
+    folder: Path,
+    path: str,
+    entry: Entry,
+    record: Mapping[str, Any] | None,
+    content: Manifest,
+    trust: Trust,
+    packages: Mapping[str, Package],
+) -> Finding:
+    problems: list[str] = []
+    facts: list[str] = []
+    if problem := signature_problem(content, path, trust):
+        problems.append(problem)
+    if record is None:
+        problems.append("the index does not list it")
+    elif (record["sha256"], record["size"]) != (entry.sha256, entry.size):
+        problems.append("the index has another hash or size than the manifest")
+    with tempfile.TemporaryDirectory() as scratch:
+        interesting = _Interesting(Path(scratch))
+        try:
+            package = inspect(folder / path, interesting)
+        except DamagedPackageError as error:
+            problems.append(error.message)
+        except FileNotFoundError:
+            problems.append("it is missing")
+        else:
+            if (package.sha256, package.size) != (entry.sha256, entry.size):
+                problems.append("it was changed: its hash is not the one in the manifest")
+            if package.path != path:
+                problems.append(f"it belongs in {package.path}")
+            if package.is_ours:
+                _check_ours(package, interesting, problems, facts)
+                _check_partners(package, content, packages, problems)
+    return Finding(path, tuple(problems), tuple(facts))
+
+
+class _Interesting:
+    """Keeps the files of a package that are looked at more closely."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self.provenance: bytes | None = None
+        self.cuda_library: Path | None = None
+
+    def __call__(self, name: str, content: bytes) -> None:
+        if name.startswith("share/llama.cpp/") and name.endswith("/provenance.json"):
+            self.provenance = content
+        elif _CUDA_LIBRARY.fullmatch(name):
+            self.cuda_library = self._scratch / "libggml-cuda.so"
+            self.cuda_library.write_bytes(content)
+
+
+def _check_ours(package: Package, interesting: _Interesting, problems: list[str], facts: list[str]) -> None:
+    if not package.llama_cpp_commit:
+        problems.append("info/about.json does not say the llama.cpp commit")
+    try:
+        provenance = json.loads(interesting.provenance or b"null")
+    except ValueError:
+        provenance = None
+    if not isinstance(provenance, dict):
+        problems.append("it has no provenance.json")
+    elif lacking := [name for name in PROVENANCE_KEYS if name not in provenance]:
+        problems.append(f"its provenance.json lacks {', '.join(lacking)}")
+    elif provenance["llama_cpp_commit"] != package.llama_cpp_commit:
+        problems.append(f"its provenance.json says llama.cpp {provenance['llama_cpp_commit']}")
+    else:
+        facts.append(f"llama.cpp {str(package.llama_cpp_commit)[:12]}, {len(provenance['patches'])} patches")
+    if package.name == environments.PLUGIN:
+        _check_architectures(package, interesting.cuda_library, problems, facts)
+
+
+def _check_partners(package: Package, content: Manifest, packages: Mapping[str, Package], problems: list[str]) -> None:
+    for dependency, partners in siblings.pinned(package, packages.values()):
+        commits = {content.packages[one.path].llama_cpp_commit for one in partners if one.path in content.packages}
+        if not partners:
+            problems.append(f"nothing in the channel satisfies `{dependency}`")
+        elif package.llama_cpp_commit not in commits:
+            problems.append(f"`{dependency}` was built from another llama.cpp commit")
+
+
+def _check_architectures(package: Package, library: Path | None, problems: list[str], facts: list[str]) -> None:
+    variant = environments.variant_of(package)
+    if library is None:
+        problems.append("it has no lib/libggml-cuda.so")
+    elif variant is None:
+        problems.append(f"its build string {package.build} does not name the architectures")
+    else:
+        found = architectures(library)
+        if found is None:
+            facts.append("architectures not checked: there is no cuobjdump (python -m distribution toolkit)")
+        elif found != set(variant[2]):
+            problems.append(f"it holds code for {_listed(found)}, and its name says {_listed(set(variant[2]))}")
+        else:
+            facts.append(f"code for {_listed(found)}")
+
+
+def architectures(library: Path) -> set[str] | None:
+    """The CUDA architectures of the machine code in a library, such as ``{"120"}``; None where no cuobjdump is at hand."""
+    assembled = toolkit.assembled_path()
+    program = str(assembled / "bin" / "cuobjdump") if assembled else shutil.which("cuobjdump")
+    if program is None:
+        return None
+    done = subprocess.run([program, "--list-elf", library], capture_output=True, text=True)
+    return set(_CUBIN.findall(done.stdout))
+
+
+def _listed(targets: set[str]) -> str:
+    return ", ".join(f"sm_{one}" for one in sorted(targets, key=int)) or "no GPU"

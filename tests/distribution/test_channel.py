@@ -1,0 +1,354 @@
+"""Publishing to a channel: what goes in, what is refused, what comes out."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conda_packages import COMMIT, ROOT, place, release, solve, write_package  # noqa: F401
+
+from distribution.channel import commands, environments, publishing
+from distribution.channel.generations import KEPT_GENERATIONS, Channel
+from distribution.channel.inspection import inspect
+from distribution.channel.pruning import prune
+from distribution.channel.publishing import State
+from distribution.errors import (
+    ChannelDamagedError,
+    ChannelNotFoundError,
+    ChannelNotWritableError,
+    CommitMismatchError,
+    DamagedPackageError,
+    EnvironmentFileError,
+    PackageExistsError,
+    UnsatisfiedPinError,
+)
+
+OTHER_COMMIT = "f" * 40
+
+
+def test_published_packages_are_solved_from_the_folder(place, tmp_path):
+    done = place.publish(*release(tmp_path / "one", 0))
+    assert done.generation == 1 and len(done.added) == 4 and done.complete
+    assert place.channel.path.is_symlink() and place.channel.path.resolve() == place.channel.current()
+    assert solve(place.channel.url, "llama-cpp-python", "libggml-cuda", "llama.cpp") == {
+        "llama-cpp-python": "ha0_0", "libllama": "ha0_0", "llama.cpp": "ha0_0", "libggml-cuda": "cuda134_sm120_ha0_0",
+    }  # fmt: skip
+    place.publish(*release(tmp_path / "two", 1))
+    assert solve(place.channel.url, "llama-cpp-python") == {"llama-cpp-python": "ha1_1", "libllama": "ha1_1"}
+    assert solve(place.channel.url, "llama-cpp-python=*=ha0_0") == {"llama-cpp-python": "ha0_0", "libllama": "ha0_0"}
+
+
+def test_packages_of_the_build_engine_are_taken(place, tmp_path):
+    from rattler_build import assemble_package
+
+    (tmp_path / "files/lib").mkdir(parents=True)
+    (tmp_path / "files/lib/data").write_bytes(os.urandom(300_000))
+    (tmp_path / "files/lib/link").symlink_to("data")
+    (tmp_path / "files/lib/empty").mkdir()
+    moment = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+    made = assemble_package(
+        "tool", "2.0", "linux-64", "h1_0", tmp_path, files_dir=tmp_path / "files", homepage="x", timestamp=moment
+    )
+    found: dict[str, bytes] = {}
+    inspect(Path(made.path), found.__setitem__)
+    assert found == {"lib/data": (tmp_path / "files/lib/data").read_bytes()}
+    assert place.publish(Path(made.path)).added == ("linux-64/tool-2.0-h1_0.conda",)
+
+
+def test_every_form_of_the_index_says_the_same(place, tmp_path):
+    place.publish(*release(tmp_path / "one", 0))
+    place.publish(*release(tmp_path / "two", 1))
+    for subdir in ("linux-64", "noarch"):
+        folder = place.channel.current() / subdir
+        names = {path.name for path in folder.glob("*.conda")}
+        assert json.loads((folder / "repodata.json").read_text())["packages.conda"].keys() == names
+        assert {"repodata.json.zst", "repodata_shards.msgpack.zst", "shards"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_package_is_one_file_in_every_generation(place, tmp_path):
+    files = release(tmp_path / "one", 0)
+    place.publish(*files)
+    before = place.channel.current() / "linux-64" / files[0].name
+    place.publish(*release(tmp_path / "two", 1))
+    after = place.channel.current() / "linux-64" / files[0].name
+    assert before != after and before.samefile(after)
+    # what is done to the builder's file later does not reach the channel
+    files[0].write_bytes(b"")
+    assert after.stat().st_size > 0
+
+
+def test_shards_of_the_last_generation_stay(place, tmp_path):
+    place.publish(*release(tmp_path / "one", 0))
+    before = {path.name for path in place.channel.current().glob("*/shards/*")}
+    place.publish(*release(tmp_path / "two", 1))
+    after = {path.name for path in place.channel.current().glob("*/shards/*")}
+    assert before and before < after
+
+
+def test_the_same_again_changes_nothing(place, tmp_path):
+    files = release(tmp_path / "one", 0)
+    first = place.publish(*files)
+    again = place.publish(*files, files[0])
+    assert (again.generation, again.added, len(again.present)) == (1, (), 4) and first.generation == 1
+    assert os.listdir(place.channel.store).count("000002") == 0
+
+
+def test_a_name_with_other_content_is_refused(place, tmp_path):
+    place.publish(*release(tmp_path / "one", 0))
+    other = write_package(
+        tmp_path / "other", "libllama", "0.4.0", "ha0_0", files={"x": b"x"}, extra={"llama_cpp_commit": COMMIT}
+    )
+    with pytest.raises(PackageExistsError) as caught:
+        place.publish(*release(tmp_path / "two", 1), other)
+    assert "build number" in caught.value.remedy
+    assert place.held() == {path.name for path in release(tmp_path / "one", 0)}
+    assert place.channel.current().name == "000001"
+
+
+def test_a_name_in_both_folders_is_refused(place, tmp_path):
+    place.publish(write_package(tmp_path / "a", "tool", "1.0", "h_0", subdir="linux-64"))
+    with pytest.raises(PackageExistsError):
+        place.publish(write_package(tmp_path / "b", "tool", "1.0", "h_0", subdir="noarch"))
+
+
+def test_every_half_of_a_file_is_refused(place, tmp_path):
+    place.publish(*release(tmp_path / "one", 0))
+    whole = write_package(tmp_path / "two", "tool", files={"share/a": b"a" * 3000, "share/b": b"b"})
+    content = whole.read_bytes()
+    half = tmp_path / "half" / whole.name
+    half.parent.mkdir()
+    for size in range(0, len(content), len(content) // 40):
+        half.write_bytes(content[:size])
+        with pytest.raises(DamagedPackageError) as caught:
+            place.publish(half)
+        assert whole.name in caught.value.message
+    for position in (len(content) // 9, len(content) // 2):
+        half.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(DamagedPackageError):
+            place.publish(half)
+    assert place.channel.current().name == "000001" and len(place.held()) == 4
+    place.publish(whole)
+
+
+@pytest.mark.parametrize(
+    ("files", "listed", "complaint"),
+    [
+        ({"a": b"1"}, {"a": b"2"}, "a in it is damaged"),
+        ({"a": b"1"}, {"a": b"1", "b": b"2"}, "b is missing"),
+        ({"a": b"1", "b": b"2"}, {"a": b"1"}, "b is not listed"),
+        ({"../a": b"1"}, {"../a": b"1"}, "../a"),
+    ],
+)
+def test_members_are_compared_with_the_list(place, tmp_path, files, listed, complaint):
+    with pytest.raises(DamagedPackageError, match=complaint):
+        place.publish(write_package(tmp_path / "one", "tool", files=files, listed=listed))
+    assert not place.channel.exists()
+
+
+def test_what_is_no_package_of_this_name_is_refused(place, tmp_path):
+    package = write_package(tmp_path / "one", "tool")
+    for name in ("other-1.0-0.conda", "tool-1.0-0.tar.bz2"):
+        with pytest.raises(DamagedPackageError):
+            place.publish(package.rename(package.with_name(name)))
+        package = package.with_name(name)
+    with pytest.raises(DamagedPackageError, match="osx-arm64"):
+        place.publish(write_package(tmp_path / "mac", "tool", subdir="osx-arm64"))
+
+
+def test_another_commit_is_refused(place, tmp_path):
+    ours = release(tmp_path / "one", 0)
+    stranger = release(tmp_path / "other", 0, OTHER_COMMIT)
+    with pytest.raises(CommitMismatchError, match=OTHER_COMMIT):
+        place.publish(ours[0], stranger[1])
+    assert not place.channel.exists()
+    place.publish(ours[0])
+    with pytest.raises(CommitMismatchError, match=OTHER_COMMIT):
+        place.publish(stranger[1])
+    with pytest.raises(CommitMismatchError, match="does not say"):
+        place.publish(write_package(tmp_path / "silent", "llama.cpp", "0.4.0", depends=["libllama ==0.4.0 ha0_0"]))
+    assert place.held() == {ours[0].name}
+
+
+def test_a_pin_that_nothing_meets_is_refused(place, tmp_path):
+    engine, tools, python, _ = release(tmp_path / "one", 0)
+    with pytest.raises(UnsatisfiedPinError, match="libllama ==0.4.0 ha0_0"):
+        place.publish(tools, python)
+    place.publish(engine)
+    place.publish(tools, python)
+    with pytest.raises(UnsatisfiedPinError):
+        place.publish(release(tmp_path / "two", 1)[2])
+    assert len(place.held()) == 3
+
+
+@pytest.mark.parametrize("parent", ["/sys", "file"])
+def test_a_folder_that_cannot_be_written_to(place, tmp_path, parent):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ChannelNotWritableError) as caught:
+        publishing.publish(release(tmp_path / "one", 0), Channel.at(tmp_path / parent / "channel"), place.environment)
+    assert "another" in caught.value.remedy
+
+
+def test_what_somebody_else_made_is_left_alone(place, tmp_path):
+    files = release(tmp_path / "one", 0)
+    place.channel.path.mkdir(parents=True)
+    (place.channel.path / "letter").write_text("dear")
+    with pytest.raises(ChannelNotWritableError, match="not made by"):
+        place.publish(*files)
+    (place.channel.path / "letter").unlink()
+    assert place.publish(*files).generation == 1
+    linked = tmp_path / "linked"
+    linked.symlink_to(tmp_path)
+    with pytest.raises(ChannelNotWritableError, match="link"):
+        publishing.publish(files, Channel.at(linked), place.environment)
+
+
+def test_nothing_is_there_yet(place):
+    with pytest.raises(ChannelNotFoundError) as caught:
+        place.channel.current()
+    assert "channel publish" in caught.value.remedy
+
+
+def test_old_generations_go_and_the_newest_stay(place, tmp_path):
+    for number in range(KEPT_GENERATIONS + 3):
+        place.publish(write_package(tmp_path, "tool", "1.0", f"h_{number}", number))
+    kept = sorted(path.name for path in place.channel.store.iterdir() if path.is_dir())
+    assert kept == [f"{number:06d}" for number in range(3, KEPT_GENERATIONS + 4)]
+
+
+def test_what_a_killed_writer_left_is_cleared_away(place, tmp_path):
+    place.publish(*release(tmp_path / "one", 0))
+    (place.channel.store / ".staging-killed/linux-64").mkdir(parents=True)
+    (place.channel.store / "000007").mkdir()
+    (place.channel.store / "next").symlink_to("000007")
+    assert place.publish(*release(tmp_path / "two", 1)).generation == 2
+    assert sorted(os.listdir(place.channel.store)) == ["000001", "000002", "lock"]
+
+
+def test_a_package_that_changed_underneath_is_not_published_on(place, tmp_path):
+    files = release(tmp_path / "one", 0)
+    place.publish(*files)
+    stored = place.channel.current() / "linux-64" / files[0].name
+    stored.unlink()
+    stored.write_bytes(b"something else")
+    index = place.channel.current() / "linux-64/repodata.json"
+    content = json.loads(index.read_text())
+    content["packages.conda"][files[0].name]["sha256"] = "0" * 64
+    index.write_text(json.dumps(content))
+    with pytest.raises(ChannelDamagedError):
+        place.publish(*release(tmp_path / "two", 1))
+    assert place.channel.current().name == "000001"
+
+
+def test_prune_keeps_the_newest_and_what_they_need(place, tmp_path):
+    oldest, older, newest = (release(tmp_path / str(number), number) for number in range(3))
+    portable = write_package(
+        tmp_path / "portable", "libggml-cuda", "0.4.0", "cuda129_sm75_90_h1_0", depends=["libllama ==0.4.0 ha1_1"],
+        extra={"llama_cpp_commit": COMMIT},
+    )  # fmt: skip
+    other = write_package(tmp_path / "other", "numpy")
+    for files in (oldest, older, newest, [portable, other]):
+        place.publish(*files)
+    expected = {path.name for path in newest} | {portable.name, other.name, "libllama-0.4.0-ha1_1.conda"}
+    planned = prune(place.channel, environment=place.environment, dry_run=True)
+    assert len(planned.removed) == 7 and len(place.held()) == 14
+    done = prune(place.channel, environment=place.environment)
+    assert done.removed == planned.removed and place.held() == expected
+    assert solve(place.channel.url, "llama-cpp-python")["libllama"] == "ha2_2"
+    assert [path.name for path in place.channel.store.iterdir() if path.is_dir()] == [place.channel.current().name]
+    assert prune(place.channel, environment=place.environment).removed == ()
+
+
+def test_prune_can_keep_more(place, tmp_path):
+    for number in range(3):
+        place.publish(*release(tmp_path / str(number), number))
+    prune(place.channel, 2, place.environment)
+    assert {name.rpartition("_")[2] for name in place.held()} == {"1.conda", "2.conda"}
+
+
+def test_the_environment_file_names_the_channel(place, tmp_path):
+    place.publish(*release(tmp_path / "one", 0))
+    folder = place.channel.current()
+    with_gpu = (folder / environments.ENVIRONMENT).read_text()
+    assert yaml.safe_load(with_gpu) == {
+        "name": "llm-dev",
+        "channels": [place.channel.url],
+        "dependencies": ["llama-cpp-python >=0.4.0", "libggml-cuda=*=*_sm120_*", "llama.cpp"],
+    }
+    assert "repository" not in with_gpu and f"conda env create -f {place.channel.url}" in with_gpu
+    without = (folder / environments.ENVIRONMENT_CPU).read_text()
+    assert yaml.safe_load(without)["dependencies"] == ["llama-cpp-python >=0.4.0", "llama.cpp"]
+    assert "The GPU" not in without and "# programs" in without
+    lock = (folder / environments.LOCK).read_text()
+    assert "@EXPLICIT" in lock and f"{place.channel.url}/linux-64/libggml-cuda-0.4.0-cuda134_sm120_ha0_0.conda#" in lock
+    assert "libggml-cuda" not in (folder / environments.LOCK_CPU).read_text()
+
+
+def test_the_environment_file_asks_for_what_there_is(place, tmp_path):
+    place.publish(*release(tmp_path / "one", 0, cuda=False))
+    folder = place.channel.current()
+    assert "libggml-cuda" not in (folder / environments.ENVIRONMENT).read_text()
+    assert not (folder / environments.ENVIRONMENT_CPU).exists() and (folder / environments.LOCK).exists()
+    hopper = write_package(
+        tmp_path, "libggml-cuda", "0.4.0", "cuda134_sm90_h1_0", depends=["libllama ==0.4.0 ha0_0"],
+        extra={"llama_cpp_commit": COMMIT},
+    )  # fmt: skip
+    place.publish(hopper)
+    assert "- libggml-cuda=*=cuda134_sm90_*\n" in (place.channel.current() / environments.ENVIRONMENT).read_text()
+
+
+def test_a_channel_that_lacks_something_names_the_one_that_has_it(place, tmp_path):
+    lacking = write_package(tmp_path, "tool", depends=["openssl >=3", "__glibc >=2.17"])
+    done = place.publish(*release(tmp_path / "one", 0), lacking)
+    assert not done.complete and State.of(place.channel).manifest.also == ("conda-forge",)
+    text = (place.channel.current() / environments.ENVIRONMENT).read_text()
+    assert yaml.safe_load(text)["channels"] == [place.channel.url, "conda-forge"]
+    assert place.publish(write_package(tmp_path, "openssl", "3.1")).complete
+
+
+@pytest.mark.parametrize("text", ["name: x\n", "channels: [a]\ndependencies: b\n", "\tdependencies"])
+def test_a_malformed_environment_file_is_refused(place, tmp_path, text):
+    place.environment.write_text(text)
+    with pytest.raises(EnvironmentFileError):
+        place.publish(*release(tmp_path / "one", 0))
+    assert not place.channel.exists()
+
+
+def test_default_channel(monkeypatch):
+    for value, expected in {
+        "": ROOT / "dist/channel", "/a/channel": Path("/a/channel"), "file:///a/my%20channel": Path("/a/my channel"),
+        "http://host:8000": ROOT / "dist/channel",
+    }.items():  # fmt: skip
+        monkeypatch.setenv("LLAMA_CPP_CHANNEL", value)
+        assert commands.default_channel() == expected
+
+
+def test_command_line(place, tmp_path):
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "distribution", "channel", *map(str, arguments)]
+        environment = {**os.environ, "LLAMA_CPP_CHANNEL": str(place.channel.path)}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    release(tmp_path / "one", 0, cuda=False)
+    done = run("publish", tmp_path / "one", "--environment", place.environment)
+    assert done.returncode == 0 and "+ noarch/llama-cpp-python-0.4.0-ha0_0.conda" in done.stdout
+    assert "generation 1" in done.stderr and "made a signing key" in done.stderr
+    assert COMMIT[:12] in run("list").stdout
+    listed = json.loads(run("list", "--json").stdout)
+    assert listed["generation"] == 1 and {one["name"] for one in listed["packages"]} == {
+        "libllama", "llama.cpp", "llama-cpp-python",
+    }  # fmt: skip
+    verified = run("verify")
+    assert verified.returncode == 0 and verified.stdout.count("ok ") == 4
+    refused = run("publish", tmp_path / "environment.yml")
+    assert refused.returncode == 1 and "not a .conda file" in refused.stderr and "remedy" in refused.stderr
+    for nothing in (tmp_path / "nowhere.conda", tmp_path / "config"):
+        refused = run("publish", nothing)
+        assert refused.returncode == 1 and "remedy" in refused.stderr and "Traceback" not in refused.stderr
+    missing = run("list", "--channel", tmp_path / "nowhere")
+    assert missing.returncode == 1 and "no published channel" in missing.stderr
