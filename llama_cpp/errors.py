@@ -118,6 +118,18 @@ class InvalidArgumentError(LlamaCppError, ValueError):
     """An argument's value is outside what it can be."""
 
 
+class MetadataOverrideError(InvalidArgumentError):
+    """An entry of ``kv_overrides`` that the engine would ignore, misread or break on.
+
+    Attributes:
+        key: the metadata key.
+    """
+
+    def __init__(self, key: object, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"kv_overrides cannot replace {key!r}: {message}.", remedy=remedy or "Leave it out.")
+        self.key = key
+
+
 class UnknownArgumentError(LlamaCppError, TypeError):
     """A keyword argument that does not exist."""
 
@@ -180,7 +192,7 @@ class ModelBusyError(LlamaCppError, RuntimeError):
 
 
 class ForkedProcessError(LlamaCppError, RuntimeError):
-    """The model was created before ``fork()`` and used after it in the child."""
+    """What was created before ``fork()`` (a model, or a GPU backend) was used after it in the child."""
 
 
 class NativeError(LlamaCppError, RuntimeError):

@@ -56,7 +56,8 @@ class Llama:
     Raises:
         ModelFileError: a file that cannot be a model, one exception for each kind of damage.
         ModelLoadError, ContextCreationError: the engine could not load it, or had no memory for it.
-        InvalidArgumentError, UnknownArgumentError: an argument's value or name.
+        InvalidArgumentError, UnknownArgumentError: an argument's value or name. MetadataOverrideError: a kv_overrides entry.
+        ForkedProcessError: a process forked after a GPU backend had been loaded cannot use the GPU.
 
     Example:
         >>> with Llama("model.gguf", n_ctx=4096) as llm:
@@ -168,7 +169,10 @@ class Llama:
     # --- lifetime ---
 
     def close(self) -> None:
-        """Frees the model and everything made from it. Closing twice is allowed; using it afterwards raises."""
+        """Frees the model and everything made from it. Closing twice is allowed; using it afterwards raises.
+
+        Other threads may be using it: each of them ends what it is in the middle of, or gets a ModelClosedError.
+        """
         for name in ("_templates", "_engine", "_model"):  # what is made from the model goes first
             part = getattr(self, name, None)
             if part is not None:
@@ -385,13 +389,15 @@ class Llama:
             UnknownArgumentError. While reading the answer: ChatParseError.
         """
         check_unknown(Llama.create_chat_completion, "create_chat_completion", unknown)
-        if self._templates is None:
-            self._templates = ChatTemplates(self._open_model, self._chat_template)
+        # close() in another thread takes the attribute away
+        templates = self._templates
+        if templates is None:
+            templates = self._templates = ChatTemplates(self._open_model, self._chat_template)
         self._open_engine
         request = ChatRequest(
             messages, tools, tool_choice, parallel_tool_calls, response_format, grammar, chat_template_kwargs
         )
-        prompt = self._templates.apply(request.to_json())
+        prompt = templates.apply(request.to_json())
         tokens = self._open_model.tokenize(prompt.text.encode(), add_special=True, parse_special=True)
         params = self._sampling(
             temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Sequence
 
 import pytest
 
@@ -147,11 +148,11 @@ def test_models_prints_the_sample_s_path(run_cli, smollm2):
 class Terminal:
     """The command on a pseudo terminal: type lines, wait for text."""
 
-    def __init__(self, *args: str, state: str) -> None:
+    def __init__(self, *args: str, state: str, command: Sequence[str] = COMMAND) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.environ.update(XDG_STATE_HOME=state, TERM="dumb", COLUMNS="200")
-            os.execv(COMMAND[0], [*COMMAND, *args])
+            os.execv(command[0], [*command, *args])
         self.seen = ""
 
     def type(self, line: str) -> None:
@@ -174,11 +175,14 @@ class Terminal:
         return self.seen
 
     def status(self, pressing: bytes = b"") -> int:
-        """Its exit status, once it has ended; ``pressing`` a key every two seconds until then."""
+        """Its exit status, once it has ended; ``pressing`` a key every two seconds until it writes a line."""
         end = time.monotonic() + PATIENCE
         pressed = 0.0
+        if pressing:
+            self.seen = ""
         while time.monotonic() < end:
-            if pressing and time.monotonic() > pressed + 2:
+            # a process that is on its way out can be killed by the next Ctrl-C
+            if pressing and "\n" not in self.seen and time.monotonic() > pressed + 2:
                 self.press(pressing)
                 pressed = time.monotonic()
             if select.select([self.fd], [], [], 0.1)[0]:
@@ -287,6 +291,40 @@ def test_ctrl_c_at_the_prompt_leaves(terminal):
     # the prompt and before it waits for a key
     assert chat.status(pressing=b"\x03") == 0
     assert "Traceback" not in chat.seen
+
+
+# waits, in the middle of loading, for the key to be pressed
+_STOPS_WHILE_LOADING = """
+import logging, os, select, signal
+from llama_cpp.cli import main
+
+pressed, wakeup = os.pipe()
+os.set_blocking(wakeup, False)
+signal.set_wakeup_fd(wakeup)
+
+class Stop(logging.Handler):
+    def emit(self, record):
+        if "loading model tensors" in record.getMessage():
+            print("now", flush=True)
+            select.select([pressed], [], [])
+
+native = logging.getLogger("llama_cpp.native")
+native.addHandler(Stop())
+main()
+"""
+
+
+def test_ctrl_c_while_the_model_loads_ends_the_command(smollm2, tmp_path):
+    command = [sys.executable, "-c", _STOPS_WHILE_LOADING]
+    chat = Terminal("chat", "-m", str(smollm2), "--verbose", state=str(tmp_path), command=command)
+    try:
+        chat.wait_for(r"now\r?\n")
+        chat.press(b"\x03")
+        assert chat.status() == 130
+        assert "Traceback" not in chat.seen and "ignored" not in chat.seen
+        assert "llama_context" not in chat.seen, "it went on"
+    finally:
+        chat.close()
 
 
 def test_a_conversation_that_no_longer_fits_says_so_and_goes_on(smollm2, tmp_path):

@@ -67,6 +67,15 @@ def load(folder: Path) -> None:
     _register(_best_cpu_plugin(cpu, folder))
 
 
+def has_gpu() -> bool:
+    """Whether a device of a loaded backend is a GPU, integrated ones included."""
+    from . import ggml_backend as api
+
+    kinds = (api.GGML_BACKEND_DEVICE_TYPE_GPU, api.GGML_BACKEND_DEVICE_TYPE_IGPU)
+    devices = range(api.ggml_backend_dev_count())
+    return any(api.ggml_backend_dev_type(api.ggml_backend_dev_get(index)) in kinds for index in devices)
+
+
 def _best_cpu_plugin(plugins: list[Path], folder: Path) -> Path:
     scores: dict[Path, int] = {}
     errors: list[str] = []

@@ -14,8 +14,9 @@ import threading
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from ..errors import LibraryMismatchError, LibraryNotFoundError, MissingSymbolError
+from ..errors import ForkedProcessError, LibraryMismatchError, LibraryNotFoundError, MissingSymbolError
 from . import pinned
+from .interrupts import DeferredInterrupts
 
 #: Library names as the bindings use them, in the order in which they depend on one another.
 SONAMES = {
@@ -33,6 +34,7 @@ _lock = threading.RLock()
 _libraries: dict[str, ctypes.CDLL] | None = None
 _folder: Path | None = None
 _ready = False  # the backends are in too: nobody else may see the libraries before
+_gpu_pid: int | None = None  # the process that a GPU backend was loaded in
 
 
 # --- binding --------------------------------------------------------------------------------------
@@ -120,9 +122,11 @@ def libraries() -> dict[str, ctypes.CDLL]:
         LibraryNotFoundError: none of the places searched holds them, or one cannot be opened.
         LibraryMismatchError: what was found was built from other headers.
         BackendLoadError: a plugin is there and cannot be opened.
+        ForkedProcessError: this process was forked after a GPU backend had been loaded.
     """
-    global _libraries, _folder, _ready
+    global _libraries, _folder, _ready, _gpu_pid
     if _ready and _libraries is not None:
+        refuse_forked_gpu(_gpu_pid, os.getpid())
         return _libraries
     with _lock:
         if _libraries is None:
@@ -134,13 +138,34 @@ def libraries() -> dict[str, ctypes.CDLL]:
             try:
                 from . import backends, logs
 
-                logs.route(opened["llama-common-c"].llama_common_log_discard)
-                backends.load(folder)
-                _ready = True
+                # loading them logs, and starting a GPU takes seconds
+                with DeferredInterrupts():
+                    logs.route(opened["llama-common-c"].llama_common_log_discard)
+                    backends.load(folder)
+                    _gpu_pid = os.getpid() if backends.has_gpu() else None
+                    _ready = True
             except BaseException:
-                _libraries = None
+                if not _ready:
+                    _libraries = None
                 raise
     return _libraries
+
+
+def refuse_forked_gpu(loaded_in: int | None, pid: int) -> None:
+    """CUDA, and its like, does not survive ``fork()``: the first call in the child fails, and the engine aborts on it.
+
+    Args:
+        loaded_in: the process a GPU backend was loaded in; None when there is no GPU, and forking does no harm.
+        pid: the process that wants to use it.
+
+    Raises:
+        ForkedProcessError: it is another one.
+    """
+    if loaded_in is not None and loaded_in != pid:
+        raise ForkedProcessError(
+            f"The GPU backend was loaded in process {loaded_in} and cannot be used in {pid}, forked from it.",
+            remedy="Start processes with multiprocessing's 'spawn' method, or load the first model after the fork.",
+        )
 
 
 def library_folder() -> Path:

@@ -3,6 +3,9 @@
 Three loggers write C strings at a callback: ggml and llama.cpp (``llama_cpp.native``), llama.cpp's ``common``
 (``llama_cpp.native.common``) and mtmd (``llama_cpp.native.mtmd``). A message may come in pieces; pieces are joined
 into lines. Nothing reaches stdout.
+
+The callbacks are Python code in the middle of a native call. What a signal handler raises there would be lost, so calls
+that log are made under :class:`~llama_cpp.capi.interrupts.DeferredInterrupts`.
 """
 
 from __future__ import annotations

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable
 
 from ..capi import llama_common_c as native
+from ..capi.handle import Handle
+from ..capi.interrupts import DeferredInterrupts
 from ..capi.status import call, take_string
 from ..errors import ChatParseError, InvalidArgumentError
 from ..models.model import Model
+
 
 @dataclass(frozen=True)
 class ChatPrompt:
@@ -38,35 +42,27 @@ class ChatTemplates:
 
     Raises:
         ChatTemplateError: the template does not parse.
+        ModelClosedError, ForkedProcessError: the model must not be used any more, or not here.
     """
 
     def __init__(
         self, model: Model | None, template: str | None = None, *, bos_token: str = "", eos_token: str = ""
     ) -> None:
-        self._pointer = ctypes.c_void_p()
-        self._model = model  # must outlive the templates
-        call(
-            native.llama_common_chat_init,
-            model.pointer if model else None,
-            _text(template, "chat_template") if template else None,
-            _text(bos_token, "bos_token"),
-            _text(eos_token, "eos_token"),
-            ctypes.byref(self._pointer),
-        )
+        source = _text(template, "chat_template") if template else None
+        tokens = _text(bos_token, "bos_token"), _text(eos_token, "eos_token")
+        result = ctypes.c_void_p()
+        with model.in_use() if model else nullcontext() as model_pointer, DeferredInterrupts():
+            call(native.llama_common_chat_init, model_pointer, source, *tokens, ctypes.byref(result))
+            parent = model.in_use() if model else None
+            self._handle = Handle(result, native.llama_common_chat_free, parent=parent)
 
     def close(self) -> None:
-        pointer, self._pointer = self._pointer, ctypes.c_void_p()
-        native.llama_common_chat_free(pointer)
-
-    def __del__(self) -> None:
-        if getattr(self, "_pointer", None):
-            self.close()
+        """Frees the templates, as soon as no other thread is in the middle of using them."""
+        self._handle.close()
 
     def describe(self) -> dict[str, Any]:
         """``source``, ``source_tool_use``, ``explicit``, ``supports_thinking`` and ``capabilities``."""
-        result = ctypes.c_char_p()
-        call(native.llama_common_chat_describe, self._pointer, ctypes.byref(result))
-        return json.loads(take_string(result))
+        return self._ask(native.llama_common_chat_describe)
 
     def apply(self, request: dict[str, Any]) -> ChatPrompt:
         """Renders a conversation.
@@ -78,20 +74,26 @@ class ChatTemplates:
         Raises:
             InvalidArgumentError: the request is malformed.
             ChatTemplateError: the template refused it.
+            ModelClosedError: somebody closed it meanwhile. ForkedProcessError.
         """
         try:
             text = json.dumps(request)
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError(f"The request cannot be written as JSON: {error}.") from error
-        result = ctypes.c_char_p()
-        call(native.llama_common_chat_apply, self._pointer, text.encode(), ctypes.byref(result))
-        rendered = json.loads(take_string(result))
+        rendered = self._ask(native.llama_common_chat_apply, text.encode())
         return ChatPrompt(
             text=rendered["prompt"],
             stop=tuple(rendered["additional_stops"]),
             preserved=tuple(rendered["preserved_tokens"]),
             format=rendered,
         )
+
+    def _ask(self, function: Callable[..., int], *args: Any) -> Any:
+        result = ctypes.c_char_p()
+        with self._handle as pointer, DeferredInterrupts():
+            call(function, pointer, *args, ctypes.byref(result))
+            text = take_string(result)
+        return json.loads(text)
 
 
 class ChatParser:
@@ -114,8 +116,8 @@ class ChatParser:
         """
         message = self._run(native.llama_common_chat_parser_parse, text, partial)
         if not partial:
-            for call in message.get("tool_calls", ()):
-                _check_arguments(call)
+            for tool_call in message.get("tool_calls", ()):
+                _check_arguments(tool_call)
         return message
 
     def update(self, text: str, *, partial: bool = True) -> list[dict[str, Any]]:
@@ -129,12 +131,12 @@ class ChatParser:
         return json.loads(take_string(result))
 
 
-def _check_arguments(call: dict[str, Any]) -> None:
+def _check_arguments(tool_call: dict[str, Any]) -> None:
     # the engine's parsers take a call for whole that breaks off in the middle of its arguments
     try:
-        json.loads(call["function"]["arguments"] or "{}")
+        json.loads(tool_call["function"]["arguments"] or "{}")
     except ValueError as error:
-        name = call["function"]["name"]
+        name = tool_call["function"]["name"]
         raise ChatParseError(f"The call of {name!r} breaks off: its arguments are not JSON ({error}).") from error
 
 

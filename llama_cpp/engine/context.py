@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
 from typing import Any, Mapping, Sequence
 
 from ..capi import llama
-from ..errors import ContextCreationError, DecodeError, ModelClosedError
+from ..capi.handle import Handle
+from ..capi.interrupts import DeferredInterrupts
+from ..errors import ContextCreationError, DecodeError
 from ..models.model import Model, set_fields
 
 _SEQUENCE = 0
@@ -28,45 +28,58 @@ class Context:
         self.model = model
         native = llama.llama_context_default_params()
         set_fields(native, params)
-        self.pointer: int | None = llama.llama_init_from_model(model.pointer, native)
-        self._pid = os.getpid()
-        if not self.pointer:
+        try:
+            with model.in_use() as model_pointer, DeferredInterrupts():
+                pointer = llama.llama_init_from_model(model_pointer, native)
+                if pointer:
+                    self._handle = Handle(pointer, llama.llama_free, parent=model.in_use())
+                    self._read_properties(pointer, model_pointer)
+        except BaseException:
+            # who keeps the traceback of Ctrl-C must not keep the memory
+            if hasattr(self, "_handle"):
+                self.close()
+            raise
+        if not pointer:
             raise ContextCreationError(
                 f"The engine could not create a context of {native.n_ctx or model.n_ctx_train} tokens.",
                 remedy="Ask for a smaller n_ctx, or a smaller type_k and type_v; the log (llama_cpp.native) has more.",
             )
-        self._memory = llama.llama_get_memory(self.pointer)
-        if not self._memory or llama.llama_model_has_encoder(model.pointer):
+        self.tokens: list[int] = []
+        self._certain = True
+
+    def _read_properties(self, pointer: int, model_pointer: int) -> None:
+        self._memory = llama.llama_get_memory(pointer)
+        if not self._memory or llama.llama_model_has_encoder(model_pointer):
             # the engine asserts when such a model is decoded
-            self.close()
             raise ContextCreationError(
                 "This model does not generate text token by token (it is an encoder or a diffusion model).",
                 remedy="Load it with vocab_only=True to tokenize with it.",
             )
-        self.n_ctx: int = llama.llama_n_ctx(self.pointer)
+        self.n_ctx: int = llama.llama_n_ctx(pointer)
         # a model without causal attention must see a batch at once, which is what n_ubatch holds
-        self.n_batch: int = min(llama.llama_n_batch(self.pointer), llama.llama_n_ubatch(self.pointer))
-        self.tokens: list[int] = []
-        self._certain = True
+        self.n_batch: int = min(llama.llama_n_batch(pointer), llama.llama_n_ubatch(pointer))
+        self._n_window: int = llama.llama_model_n_swa(model_pointer)
+
+    @property
+    def pointer(self) -> int:
+        """The ``llama_context *``.
+
+        Raises:
+            ModelClosedError, ForkedProcessError: it must not be used any more, or not here.
+        """
+        return self._handle.pointer
 
     def close(self) -> None:
-        pointer, self.pointer = self.pointer, None
-        if pointer and os.getpid() == self._pid:
-            llama.llama_free(pointer)
-
-    def __del__(self) -> None:
-        if getattr(self, "pointer", None) and not sys.is_finalizing():
-            self.close()
+        self._handle.close()
 
     def advance_to(self, tokens: Sequence[int]) -> int:
         """Makes the cache hold exactly ``tokens``, with logits for the last one; returns how many were there already.
 
         Raises:
             DecodeError: the engine failed; the cache is then empty.
-            ModelClosedError: somebody closed it meanwhile.
+            ModelClosedError: somebody closed it meanwhile. ForkedProcessError.
         """
-        if self.pointer is None:
-            raise ModelClosedError("The model is closed.", remedy="Create a new Llama.")
+        self.pointer
         if self._certain and len(tokens) == len(self.tokens) + 1 and tokens[:-1] == self.tokens:
             self._decode(tokens[-1:])
             return len(tokens) - 1
@@ -91,16 +104,18 @@ class Context:
 
     def _can_cut(self, n_kept: int) -> bool:
         """Whether the cache still holds what the token after ``n_kept`` looks back at (a sliding window may not)."""
-        n_window = llama.llama_model_n_swa(self.model.pointer)
+        if not self._n_window:
+            return True
         oldest = llama.llama_memory_seq_pos_min(self._memory, _SEQUENCE)
-        return not n_window or oldest <= max(0, n_kept - n_window)
+        return oldest <= max(0, n_kept - self._n_window)
 
     def _decode(self, tokens: Sequence[int]) -> None:
         array = (ctypes.c_int32 * len(tokens))(*tokens)
-        # An exception can arrive here from outside (Ctrl-C): until the tokens are noted, the cache may hold more
+        # An exception can arrive between any two lines (Ctrl-C): until the tokens are noted, the cache may hold more
         # than is known, and the next call trims it.
         self._certain = False
-        status = llama.llama_decode(self.pointer, llama.llama_batch_get_one(array, len(tokens)))
+        with DeferredInterrupts():
+            status = llama.llama_decode(self.pointer, llama.llama_batch_get_one(array, len(tokens)))
         if status != 0:
             self.tokens.clear()
             llama.llama_memory_clear(self._memory, True)

@@ -8,6 +8,7 @@ from typing import Any, Mapping, Sequence
 
 from ..capi import llama
 from ..capi import llama_common_c as native
+from ..capi.interrupts import DeferredInterrupts
 from ..capi.status import call
 from ..errors import InvalidArgumentError
 from ..models.model import Model
@@ -28,7 +29,8 @@ class Sampler:
         chain_params.no_perf = True
         self.pointer: Any = llama.llama_sampler_chain_init(chain_params)
         try:
-            self._build(params, n_ctx)
+            with model.in_use(), DeferredInterrupts():
+                self._build(params, n_ctx)
         except BaseException:
             self.close()
             raise

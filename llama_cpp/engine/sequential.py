@@ -53,7 +53,7 @@ class SequentialEngine:
         return self._context.n_ctx
 
     @property
-    def context_pointer(self) -> int | None:
+    def context_pointer(self) -> int:
         """The ``llama_context *``, for calls this package does not wrap."""
         return self._context.pointer
 
@@ -67,7 +67,7 @@ class SequentialEngine:
         """Forgets what is in the cache."""
         self._model.pointer
         with self._lock:
-            self._model.pointer
+            self._context.pointer  # closed since?
             self._context._trim(0)
 
     def check_prompt(self, prompt: Sequence[int]) -> None:

@@ -11,11 +11,19 @@ import mmap
 import os
 import stat
 from pathlib import Path
+from typing import Mapping
 
-from ..errors import EmptyGGUFError, InvalidGGUFError, ModelIsADirectoryError, ModelNotFoundError
+from ..errors import (
+    EmptyGGUFError,
+    InvalidGGUFError,
+    MetadataOverrideError,
+    ModelIsADirectoryError,
+    ModelNotFoundError,
+)
 from .gguf_reader import DOWNLOAD_AGAIN, HeaderReader
 from .gguf_rules import check_model
 from .gguf_types import GGUFArray, GGUFFile, TensorInfo, ValueType
+from .overrides import Override, apply_overrides
 
 __all__ = ["GGUFArray", "GGUFFile", "TensorInfo", "ValueType", "check_gguf", "read_gguf"]
 
@@ -54,7 +62,9 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
             return HeaderReader(path, data, size).read()
 
 
-def check_gguf(path: str | os.PathLike[str], *, vocab_only: bool = False) -> GGUFFile:
+def check_gguf(
+    path: str | os.PathLike[str], *, vocab_only: bool = False, overrides: Mapping[str, Override] | None = None
+) -> GGUFFile:
     """Check that loading a model file ends in a model or an error, and not in the end of the process.
 
     On top of :func:`read_gguf`: the other files of a split model, the vocabulary, and the hyperparameters and
@@ -63,13 +73,15 @@ def check_gguf(path: str | os.PathLike[str], *, vocab_only: bool = False) -> GGU
     Args:
         path: the model file; the first one of a split model.
         vocab_only: the model will be loaded without weights, so hyperparameters do not matter.
+        overrides: metadata that the engine will be given in place of the file's.
 
     Returns:
-        The parsed header of ``path``.
+        The parsed header of ``path``, as it is in the file.
 
     Raises:
         ModelNotFoundError: the file, or one of the files it is split into, does not exist.
         InvalidGGUFError: and everything else that :func:`read_gguf` raises.
+        MetadataOverrideError: the model is valid without an override, but not with it.
 
     Example:
         >>> check_gguf("model.gguf").architecture
@@ -77,7 +89,13 @@ def check_gguf(path: str | os.PathLike[str], *, vocab_only: bool = False) -> GGU
     """
     model = read_gguf(path)
     files = [model, *_read_siblings(model)]
-    check_model(model, files, vocab_only=vocab_only)
+    overridden = apply_overrides(model, overrides or {})
+    try:
+        check_model(overridden, files, vocab_only=vocab_only)
+    except InvalidGGUFError as error:
+        check_model(model, files, vocab_only=vocab_only)  # the file's own fault?
+        reason = str(error).removesuffix(error.remedy).rstrip(". ")
+        raise MetadataOverrideError(", ".join(overrides or {}), f"with it, the model is not valid ({reason})") from error
     return model
 
 

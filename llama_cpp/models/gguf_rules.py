@@ -70,6 +70,9 @@ HYPERPARAMETERS: dict[str, tuple[ValueType, bool]] = {
     "attention.key_length": (_U, False),
     "attention.value_length": (_U, False),
     "attention.causal": (_B, False),
+    "attention.layer_norm_epsilon": (_F, False),
+    "attention.layer_norm_rms_epsilon": (_F, False),
+    "attention.group_norm_epsilon": (_F, False),
 }
 
 #: Special tokens a tokenizer model has when the file names none: (BOS, EOS, SEP, adds BOS, adds EOS, adds SEP).
@@ -312,6 +315,10 @@ def _check_hyperparameters(model: GGUFFile) -> None:
         if wrong := _wrong_type(model, key, expected):
             raise _invalid(model, wrong)
     _check_layers(model)
+    for name in ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon"):
+        # every normalization asserts it; NaN is not either
+        if not _number(model, f"attention.{name}") >= 0:
+            raise _invalid(model, f"key '{model.architecture}.attention.{name}' must not be negative", _DAMAGE_REMEDY)
     for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
         _per_layer(model, name)
     key = f"{model.architecture}.rope.scaling.type"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import sys
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from ..capi import llama
-from ..errors import (
-    ForkedProcessError,
-    InvalidArgumentError,
-    ModelClosedError,
-    ModelLoadError,
-    TokenizationError,
-)
+from ..capi.handle import Handle
+from ..capi.interrupts import DeferredInterrupts
+from ..capi.loader import libraries
+from ..errors import InvalidArgumentError, ModelLoadError, TokenizationError
 from . import gguf
+from .overrides import Override, check_overrides, native_overrides
+
+# A text of fewer bytes is tokenized before anybody can press Ctrl-C in the middle.
+_QUICK = 1 << 10
 
 
 class Model:
@@ -31,7 +31,9 @@ class Model:
 
     Raises:
         ModelFileError: one of its kinds, when the file cannot be a model.
+        MetadataOverrideError: an entry of ``kv_overrides``.
         ModelLoadError: the engine refused it.
+        ForkedProcessError: this process was forked after a GPU backend had been loaded.
     """
 
     def __init__(
@@ -39,107 +41,130 @@ class Model:
         path: str | os.PathLike[str],
         *,
         params: Mapping[str, Any] | None = None,
-        kv_overrides: Mapping[str, bool | int | float | str] | None = None,
+        kv_overrides: Mapping[str, Override] | None = None,
         tensor_split: Sequence[float] | None = None,
     ) -> None:
-        self._pointer: int | None = None
-        self._pid = os.getpid()
+        libraries()  # raises in a forked child whose GPU backend cannot work
         self.path = Path(path)
+        overrides = check_overrides(kv_overrides)
         native = llama.llama_model_default_params()
         set_fields(native, params or {})
-        self._keep_alive = [_set_tensor_split(native, tensor_split), _set_overrides(native, kv_overrides)]
-        gguf.check_gguf(self.path, vocab_only=bool(native.vocab_only))
-
-        self._pointer = llama.llama_model_load_from_file(os.fsencode(self.path), native)
-        if not self._pointer:
+        _set_tensor_split(native, tensor_split)
+        if overrides:
+            native.kv_overrides = native_overrides(overrides)
+        gguf.check_gguf(self.path, vocab_only=bool(native.vocab_only), overrides=overrides)
+        self.vocab_only = bool(native.vocab_only)
+        try:
+            with DeferredInterrupts() as interrupts:
+                pointer = _load(self.path, native, interrupts)
+                if pointer:
+                    self._handle = Handle(pointer, llama.llama_model_free)
+                    self._read_vocabulary()
+        except BaseException:
+            # who keeps the traceback of Ctrl-C must not keep the memory
+            if hasattr(self, "_handle"):
+                self.close()
+            raise
+        if not pointer:
             raise ModelLoadError(
                 f"The engine could not load {self.path}.",
                 remedy="The log (logger 'llama_cpp.native') has its reason; most often memory ran out, or the "
                 "architecture is newer than this llama.cpp.",
             )
-        self.vocab_pointer = llama.llama_model_get_vocab(self._pointer)
-        self.vocab_only = bool(native.vocab_only)
+
+    def _read_vocabulary(self) -> None:
+        # what is needed for every token is asked for once
+        self.vocab_pointer = llama.llama_model_get_vocab(self.pointer)
+        self._n_vocab: int = llama.llama_vocab_n_tokens(self.vocab_pointer)
+        self._token_bos: int = llama.llama_vocab_bos(self.vocab_pointer)
+        self._token_eos: int = llama.llama_vocab_eos(self.vocab_pointer)
+        self._token_nl: int = llama.llama_vocab_nl(self.vocab_pointer)
+        self._can_tokenize = llama.llama_vocab_type(self.vocab_pointer) != llama.LLAMA_VOCAB_TYPE_NONE
+
+    def in_use(self) -> Handle:
+        """What to enter while the model's pointers are used: until it is left, :meth:`close` frees nothing.
+
+        Example:
+            >>> with model.in_use() as pointer:
+            ...     llama.llama_model_size(pointer)
+        """
+        return self._handle
 
     @property
     def pointer(self) -> int:
-        """The ``llama_model *``.
+        """The ``llama_model *``, for those who know that nobody closes the model meanwhile.
 
         Raises:
             ModelClosedError, ForkedProcessError: it must not be used any more, or not here.
         """
-        if self._pointer is None:
-            raise ModelClosedError("The model is closed.", remedy="Create a new Llama.")
-        if os.getpid() != self._pid:
-            raise ForkedProcessError(
-                "The model was loaded before fork() and is used in the child, where its threads do not exist.",
-                remedy="Load it in the child, or start processes with multiprocessing's 'spawn' method.",
-            )
-        return self._pointer
+        return self._handle.pointer
 
     def close(self) -> None:
-        """Frees the model. Closing twice is allowed; in a forked child it only forgets."""
-        pointer, self._pointer = self._pointer, None
-        if pointer and os.getpid() == self._pid:
-            llama.llama_model_free(pointer)
+        """Frees the model, as soon as no other thread is in the middle of using it.
 
-    def __del__(self) -> None:
-        if getattr(self, "_pointer", None) and not sys.is_finalizing():
-            self.close()
+        Closing twice is allowed; in a forked child it only forgets.
+        """
+        self._handle.close()
 
     # --- what it is ---
 
     @property
     def n_vocab(self) -> int:
-        self.pointer
-        return llama.llama_vocab_n_tokens(self.vocab_pointer)
+        self.pointer  # raises when closed or forked
+        return self._n_vocab
 
     @property
     def n_ctx_train(self) -> int:
         """Context length the model was trained with, in tokens."""
-        return llama.llama_model_n_ctx_train(self.pointer)
+        with self._handle as pointer:
+            return llama.llama_model_n_ctx_train(pointer)
 
     @property
     def n_embd(self) -> int:
-        return llama.llama_model_n_embd(self.pointer)
+        with self._handle as pointer:
+            return llama.llama_model_n_embd(pointer)
 
     @property
     def token_bos(self) -> int:
         self.pointer
-        return llama.llama_vocab_bos(self.vocab_pointer)
+        return self._token_bos
 
     @property
     def token_eos(self) -> int:
         self.pointer
-        return llama.llama_vocab_eos(self.vocab_pointer)
+        return self._token_eos
 
     @property
     def token_nl(self) -> int:
         self.pointer
-        return llama.llama_vocab_nl(self.vocab_pointer)
+        return self._token_nl
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends generation (end of text, of turn, of message)."""
-        return llama.llama_vocab_is_eog(self.vocab_pointer, token)
+        with self._handle:
+            return llama.llama_vocab_is_eog(self.vocab_pointer, token)
 
     @property
     def description(self) -> str:
         """For example ``llama 134.52M Q4_1``."""
         buffer = ctypes.create_string_buffer(256)
-        llama.llama_model_desc(self.pointer, buffer, len(buffer))
+        with self._handle as pointer:
+            llama.llama_model_desc(pointer, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
 
     @property
     def n_bytes(self) -> int:
         """Size of all tensors in bytes."""
-        return llama.llama_model_size(self.pointer)
+        with self._handle as pointer:
+            return llama.llama_model_size(pointer)
 
     def metadata(self) -> dict[str, str]:
         """The file's key-value pairs as text; arrays are abbreviated by the engine."""
-        pointer = self.pointer
         pairs = {}
-        for index in range(llama.llama_model_meta_count(pointer)):
-            key = _read_text(llama.llama_model_meta_key_by_index, pointer, index)
-            pairs[key] = _read_text(llama.llama_model_meta_val_str_by_index, pointer, index)
+        with self._handle as pointer:
+            for index in range(llama.llama_model_meta_count(pointer)):
+                key = _read_text(llama.llama_model_meta_key_by_index, pointer, index)
+                pairs[key] = _read_text(llama.llama_model_meta_val_str_by_index, pointer, index)
         return pairs
 
     # --- text and tokens ---
@@ -154,17 +179,23 @@ class Model:
         Raises:
             TokenizationError: the vocabulary cannot express the text.
         """
-        self.pointer
-        if llama.llama_vocab_type(self.vocab_pointer) == llama.LLAMA_VOCAB_TYPE_NONE:
-            # the engine aborts
-            raise TokenizationError("This model has no vocabulary.", remedy="Give it token ids.")
-        n_max = len(text) + 16
-        for _ in range(2):
-            tokens = (ctypes.c_int32 * n_max)()
-            n = llama.llama_tokenize(self.vocab_pointer, text, len(text), tokens, n_max, add_special, parse_special)
-            if n >= 0:
-                return tokens[:n]
-            n_max = -n
+        if len(text) < _QUICK:
+            return self._tokenize(text, add_special, parse_special)
+        with DeferredInterrupts():
+            return self._tokenize(text, add_special, parse_special)
+
+    def _tokenize(self, text: bytes, add_special: bool, parse_special: bool) -> list[int]:
+        with self._handle:
+            if not self._can_tokenize:
+                # the engine aborts
+                raise TokenizationError("This model has no vocabulary.", remedy="Give it token ids.")
+            n_max = len(text) + 16
+            for _ in range(2):
+                tokens = (ctypes.c_int32 * n_max)()
+                n = llama.llama_tokenize(self.vocab_pointer, text, len(text), tokens, n_max, add_special, parse_special)
+                if n >= 0:
+                    return tokens[:n]
+                n_max = -n
         raise TokenizationError(
             f"The vocabulary cannot tokenize this text of {len(text)} bytes.",
             remedy="It must be shorter than 2 GiB, and the model must have a vocabulary.",
@@ -172,7 +203,15 @@ class Model:
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; they may be a part of a character only. Special tokens are empty unless asked for."""
-        self._check_token(token)
+        with self._handle:
+            return self._piece(token, special)
+
+    def _piece(self, token: int, special: bool) -> bytes:
+        # the engine indexes its vocabulary with it
+        if not 0 <= token < self._n_vocab:
+            raise TokenizationError(
+                f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {self._n_vocab - 1}."
+            )
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -192,24 +231,23 @@ class Model:
         """
         if not tokens:
             return b""
-        begins = tokens[0] == self.token_bos
-        first = self.token_to_piece(tokens[0], special=special)
-        rest = b"".join(self.token_to_piece(token, special=special) for token in tokens[1:])
-        if begins and rest.startswith(b" ") and self._adds_space_prefix:
-            rest = rest[1:]
+        with self._handle:
+            first = self._piece(tokens[0], special)
+            rest = b"".join([self._piece(token, special) for token in tokens[1:]])
+            if tokens[0] == self._token_bos and rest.startswith(b" ") and self._adds_space_prefix:
+                rest = rest[1:]
         return first + rest
 
     @functools.cached_property
     def _adds_space_prefix(self) -> bool:
-        tokens = self.tokenize(b"a", add_special=False, parse_special=False)
-        return bool(tokens) and self.token_to_piece(tokens[0]).startswith(b" ")
+        tokens = self._tokenize(b"a", add_special=False, parse_special=False)
+        return bool(tokens) and self._piece(tokens[0], special=False).startswith(b" ")
 
-    def _check_token(self, token: int) -> None:
-        # the engine indexes its vocabulary with it
-        if not 0 <= token < self.n_vocab:
-            raise TokenizationError(
-                f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {self.n_vocab - 1}."
-            )
+
+def _load(path: Path, native: llama.llama_model_params, interrupts: DeferredInterrupts) -> int | None:
+    """The ``llama_model *``; None when it failed, or stopped because of an interrupt."""
+    native.progress_callback = llama.llama_progress_callback(lambda _progress, _data: interrupts.pending is None)
+    return llama.llama_model_load_from_file(os.fsencode(path), native)
 
 
 def set_fields(native: ctypes.Structure, values: Mapping[str, Any]) -> None:
@@ -239,9 +277,9 @@ def _read_text(function: Any, pointer: int, index: int) -> str:
         size = n + 1
 
 
-def _set_tensor_split(native: Any, split: Sequence[float] | None) -> Any:
+def _set_tensor_split(native: Any, split: Sequence[float] | None) -> None:
     if split is None:
-        return None
+        return
     n_max = llama.llama_max_devices()
     try:
         array = (ctypes.c_float * n_max)(*split)
@@ -250,34 +288,3 @@ def _set_tensor_split(native: Any, split: Sequence[float] | None) -> Any:
             f"tensor_split={split!r} is not a list of numbers.", remedy=f"Give one for each GPU, at most {n_max}."
         ) from error
     native.tensor_split = ctypes.cast(array, type(native.tensor_split))
-    return array
-
-
-def _set_overrides(native: Any, overrides: Mapping[str, bool | int | float | str] | None) -> Any:
-    if not overrides:
-        return None
-    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
-        raise InvalidArgumentError(f"kv_overrides={overrides!r} must be a mapping from metadata keys to values.")
-    if any(not key or "\0" in key for key in overrides):
-        raise InvalidArgumentError("A kv_overrides key is empty or contains a NUL character.")
-    # a last entry with an empty key ends the array
-    array = (llama.llama_model_kv_override * (len(overrides) + 1))()
-    for entry, (key, value) in zip(array, overrides.items()):
-        if len(key.encode()) > 127:
-            raise InvalidArgumentError(f"The kv_overrides key {key!r} is too long.", remedy="It can have 127 bytes.")
-        entry.key = key.encode()
-        if isinstance(value, bool):
-            entry.tag, entry.value.val_bool = llama.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
-        elif isinstance(value, int):
-            entry.tag, entry.value.val_i64 = llama.LLAMA_KV_OVERRIDE_TYPE_INT, value
-        elif isinstance(value, float):
-            entry.tag, entry.value.val_f64 = llama.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
-        elif isinstance(value, str) and len(value.encode()) <= 127:
-            entry.tag, entry.value.val_str = llama.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
-        else:
-            raise InvalidArgumentError(
-                f"The kv_overrides value {value!r} of {key!r} cannot be passed on.",
-                remedy="Give a bool, an int, a float, or a str of at most 127 bytes.",
-            )
-    native.kv_overrides = ctypes.cast(array, type(native.kv_overrides))
-    return array
