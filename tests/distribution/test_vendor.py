@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import os
 import shutil
@@ -12,174 +10,22 @@ import subprocess
 import sys
 import tarfile
 import time
-from pathlib import Path
 
 import pytest
+from engine_carrier import ENGINE, PATCH, PREFIX, ROOT, command, git, pack, write_engine
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from distribution import api_report, files, git_tree, patches, pip, sources, update, vendor  # noqa: E402
-from distribution.errors import (  # noqa: E402
-    BindingsError,
+from distribution import files, git_tree, patches, pip, sources, vendor
+from distribution.errors import (
     DirtySourceError,
     DownloadError,
     HashMismatchError,
     PatchError,
     PinError,
     SourceNotFoundError,
-    ToolNotFoundError,
     TreeMismatchError,
     UnsafeArchiveError,
 )
-from distribution.pin import Carrier, Pin  # noqa: E402
-
-NAME, RELEASE, PREFIX = "engine-carrier", "1.0", "vendor/llama.cpp"
-HEADER = """\
-#include <stdint.h>
-struct llama_params { int32_t n_ctx; float scale; union { int64_t i; double d; }; };
-enum llama_kind { LLAMA_KIND_A, LLAMA_KIND_B };
-int llama_decode(struct llama_params params);
-void llama_free(void * pointer);
-"""
-ENGINE = {
-    "CMakeLists.txt": b"project(engine)\n",
-    "include/llama.h": HEADER.encode(),
-    "ggml/CMakeLists.txt": b"project(ggml)\n",
-    "ggml.txt": b"sorts after the folder's files, before or after the folder: git has a rule\n",
-    "ggml-b/a": b"",
-    "scripts/run.sh": b"#!/bin/sh\n",
-}
-BACKEND = """\
-import pathlib
-def prepare_metadata_for_build_wheel(folder, config_settings=None):
-    path = pathlib.Path(folder, "engine_carrier-{release}.dist-info")
-    path.mkdir()
-    (path / "METADATA").write_text("Metadata-Version: 2.1\\nName: engine-carrier\\nVersion: {release}\\n")
-    return path.name
-"""
-PATCH = """\
-Greet.
-
-Why: a test. Goes when: the test goes.
-
-diff --git a/CMakeLists.txt b/CMakeLists.txt
---- a/CMakeLists.txt
-+++ b/CMakeLists.txt
-@@ -1 +1,2 @@
- project(engine)
-+message(STATUS hello)
-"""
-
-
-def git(*arguments: str, cwd: Path) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "core.autocrlf=false"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=cwd, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def write_engine(folder: Path, contents: dict[str, bytes]) -> Path:
-    for name, data in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    (folder / "scripts/run.sh").chmod(0o755)
-    return folder
-
-
-def commit_engine(folder: Path, contents: dict[str, bytes]) -> tuple[str, str]:
-    """A git repository with the engine; its commit's and tree's ids."""
-    write_engine(folder, contents)
-    git("init", "--quiet", ".", cwd=folder)
-    git("add", "--all", ".", cwd=folder)
-    git("commit", "--quiet", "--message=engine", cwd=folder)
-    return git("rev-parse", "HEAD", cwd=folder), git("rev-parse", "HEAD^{tree}", cwd=folder)
-
-
-def pack(archive: Path, members: dict[str, bytes | tarfile.TarInfo]) -> None:
-    with archive.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb") as zipped:
-        with tarfile.open(fileobj=zipped, mode="w") as tar:
-            for name, data in members.items():
-                if isinstance(data, tarfile.TarInfo):
-                    tar.addfile(data)
-                    continue
-                info = tarfile.TarInfo(name)
-                info.size, info.mode = len(data), 0o755 if name.endswith(".sh") else 0o644
-                tar.addfile(info, io.BytesIO(data))
-
-
-def make_carrier(index: Path, repository: Path, contents: dict[str, bytes], release: str = RELEASE) -> Path:
-    """A source distribution that pip accepts, holding the engine and its git metadata."""
-    root = f"engine_carrier-{release}"
-    members: dict = {
-        f"{root}/PKG-INFO": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {release}\n".encode(),
-        f"{root}/pyproject.toml": b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
-        f"{root}/backend.py": BACKEND.format(release=release).encode(),
-        f"{root}/{PREFIX}-other/file": b"not the engine",
-        f"{root}/{PREFIX}/.git": b"gitdir: ../../.git/modules/vendor/llama.cpp\n",
-    }
-    members |= {f"{root}/{PREFIX}/{name}": data for name, data in contents.items()}
-    metadata = repository / ".git"
-    for path in (p for p in metadata.rglob("*") if p.is_file()):
-        members[f"{root}/.git/modules/{PREFIX}/{path.relative_to(metadata).as_posix()}"] = path.read_bytes()
-    index.mkdir(parents=True, exist_ok=True)
-    pack(index / f"{root}.tar.gz", members)
-    return index / f"{root}.tar.gz"
-
-
-class Setting:
-    """A vendor folder with its pin, an index for pip, a cache and the git repository the engine comes from."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.folder, self.index, self.cache = root / "repo/vendor/llama.cpp", root / "index", root / "cache"
-        self.repository = root / "engine"
-        self.commit, self.tree = commit_engine(self.repository, ENGINE)
-        self.archive = make_carrier(self.index, self.repository, ENGINE)
-        (self.folder / "patches").mkdir(parents=True)
-        # inside a git repository, as in life
-        git("init", "--quiet", ".", cwd=root / "repo")
-        self.pin(files.sha256_of(self.archive))
-
-    def pin(self, sha256: str, **changes: str) -> Pin:
-        carrier = Carrier(NAME, RELEASE, self.archive.name, sha256, PREFIX)
-        values = {"commit": self.commit, "tree": self.tree, "date": "2026-10-01", "git": str(self.repository)}
-        pin = Pin(**{**values, **changes}, carrier=carrier)
-        (self.folder / "pin.toml").write_text(pin.dumps())
-        return pin
-
-    def patch(self, text: str, name: str = "0001-greet.patch") -> None:
-        (self.folder / "patches" / name).write_text(text)
-        (self.folder / "patches" / "series").write_text(f"# a comment\n{name}\n")
-
-    def vendor(self, **options) -> Path:
-        return vendor.vendor(self.folder, self.cache, **options)
-
-    def status(self) -> vendor.Status:
-        return vendor.status(self.folder)
-
-    def leftovers(self) -> list[str]:
-        here = {path.name for path in self.folder.iterdir()} - {"pin.toml", "patches", "source", ".source-state"}
-        parts = [path.name for path in self.cache.rglob(".part-*")]
-        return sorted(here) + parts
-
-
-@pytest.fixture
-def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
-    made = Setting(tmp_path)
-    for name in ("LLAMA_CPP_SOURCE_DIR", "PIP_CONSTRAINT", "PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(made.index))
-    monkeypatch.setenv("LLAMA_CPP_CACHE", str(made.cache))
-    return made
-
-
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "distribution", *arguments],
-        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+from distribution.pin import Pin
 
 
 def test_tree_id_is_gits(tmp_path):
@@ -507,94 +353,6 @@ def test_pin_file_is_readable_by_cmake_and_complete(setting):
     (setting.folder / "pin.toml").write_text("commit = ")
     with pytest.raises(PinError, match="TOML"):
         setting.status()
-
-
-def test_report_names_what_changed(tmp_path):
-    pytest.importorskip("clang.cindex")
-    old, new = write_engine(tmp_path / "old", ENGINE), write_engine(tmp_path / "new", ENGINE)
-    assert api_report.compare(api_report.read_api(old), api_report.read_api(new)) == "the C API is unchanged"
-    text = HEADER.replace("float scale;", "double scale; _Bool fast;").replace("void llama_free(void * pointer);", "")
-    text = text.replace("LLAMA_KIND_B", "LLAMA_KIND_C") + "int llama_encode(const char * text, ...);\n"
-    (new / "include/llama.h").write_text(text.replace("llama_decode(struct", "llama_decode(int flags, struct"))
-    report = api_report.compare(api_report.read_api(old), api_report.read_api(new))
-    for line in (
-        "functions: 1 added, 1 removed, 1 changed",
-        "+ int llama_encode(const char * text, ...)",
-        "- void llama_free(void * pointer)",
-        "becomes int llama_decode(int flags, struct llama_params params)",
-        "+ llama_params.fast: _Bool (#3)",
-        "~ llama_params.scale: float (#2)",
-        "~ llama_params.i: int64_t (#3.#1)",
-        "+ LLAMA_KIND_C: 1",
-        "- LLAMA_KIND_B: 1",
-    ):
-        assert line in report, report
-
-
-@pytest.fixture
-def newer(setting) -> Setting:
-    """The index also has release 1.1, whose engine has one more function."""
-    contents = {**ENGINE, "include/llama.h": f"{HEADER}int llama_added(void);\n".encode()}
-    setting.newer = commit_engine(setting.root / "newer", contents)
-    make_carrier(setting.index, setting.root / "newer", contents, "1.1")
-    return setting
-
-
-def test_update(newer, capsys, tmp_path):
-    pytest.importorskip("clang.cindex")
-    newer.vendor()
-    generator = tmp_path / "generate.py"
-    generator.write_text("import pathlib, sys; pathlib.Path(__file__).with_name('ran').write_text(sys.argv[2])")
-    before = (newer.folder / "pin.toml").read_text()
-    update.update(newer.folder, "1.1", newer.cache, dry_run=True, generator=generator)
-    assert (newer.folder / "pin.toml").read_text() == before and newer.status().current
-    assert not (tmp_path / "ran").exists()
-    pin = update.update(newer.folder, "1.1", newer.cache, generator=generator)
-    assert "+ int llama_added(void)" in capsys.readouterr().out
-    assert (pin.commit, pin.tree) == newer.newer and pin.carrier.version == "1.1" and len(pin.date) == 10
-    assert Pin.load(newer.folder / "pin.toml") == pin and newer.status().current
-    assert (tmp_path / "ran").read_text() == str(newer.folder / "source")
-    shutil.rmtree(newer.folder / "source")
-    newer.vendor()
-    assert newer.status().tree == pin.tree
-
-
-def test_update_reports_a_generator_that_fails(newer, tmp_path):
-    pytest.importorskip("clang.cindex")
-    generator = tmp_path / "generate.py"
-    generator.write_text("raise SystemExit(3)")
-    with pytest.raises(BindingsError) as caught:
-        update.update(newer.folder, "1.1", newer.cache, generator=generator)
-    assert str(generator) in caught.value.remedy and newer.status().current
-
-
-def test_update_to_where_a_patch_does_not_apply_changes_nothing(newer):
-    pytest.importorskip("clang.cindex")
-    newer.patch(
-        "Why: a test.\n\n--- a/include/llama.h\n+++ b/include/llama.h\n@@ -4,2 +4,3 @@\n"
-        " int llama_decode(struct llama_params params);\n void llama_free(void * pointer);\n+int ours(void);\n"
-    )
-    source = newer.vendor()
-    before = (newer.folder / "pin.toml").read_text(), git_tree.scan(source)
-    with pytest.raises(PatchError, match="0001-greet"):
-        update.update(newer.folder, "1.1", newer.cache)
-    assert before == ((newer.folder / "pin.toml").read_text(), git_tree.scan(source)) and newer.leftovers() == []
-
-
-def test_update_refuses_a_tree_that_is_not_its_commits(newer):
-    pytest.importorskip("clang.cindex")
-    make_carrier(newer.index, newer.root / "newer", ENGINE, "1.2")
-    with pytest.raises(TreeMismatchError, match=newer.newer[1]):
-        update.update(newer.folder, "1.2", newer.cache)
-    with pytest.raises(DownloadError, match="9.9"):
-        update.update(newer.folder, "9.9", newer.cache)
-
-
-def test_update_without_libclang_says_how_to_get_it(setting, monkeypatch):
-    monkeypatch.setitem(sys.modules, "clang", None)
-    with pytest.raises(ToolNotFoundError) as caught:
-        update.update(setting.folder, "1.1", setting.cache)
-    assert "pip install libclang" in caught.value.remedy
 
 
 def test_patches_of_this_repository_are_explained():
