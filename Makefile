@@ -4,15 +4,22 @@ PYTHON ?= python3
 VENV   := .venv
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: demo test install bindings benchmark clean
+.PHONY: demo test packages tools install bindings benchmark bench-packages clean
 
-demo: ## build everything and answer a first prompt
-	@$(PYTHON) -m distribution.install --venv $(VENV)
+demo: ## build the packages for this machine, share them, make the environment, answer a first prompt
+	@$(PYTHON) -m distribution.install --venv $(VENV) --tools
 	@$(VENV)/bin/python -m distribution.demo
 
 test: ## build everything and run the tests
 	@$(PYTHON) -m distribution.install --venv $(VENV) --extra test
 	$(PYTEST) $(ARGS)
+
+packages: ## build the conda packages into dist/packages; ARCH=120 for an RTX 5090, ARCH=90, ARCH=cpu
+	@$(PYTHON) -m distribution.install --venv $(VENV) --tools
+	$(VENV)/bin/python -m distribution build --arch $(or $(ARCH),120)
+
+tools: ## install what `python -m distribution` needs into $(VENV)
+	@$(PYTHON) -m distribution.install --venv $(VENV) --tools
 
 install: ## build and install into $(VENV), editable
 	@$(PYTHON) -m distribution.install --venv $(VENV)
@@ -24,6 +31,10 @@ bindings: ## generate llama_cpp/capi anew from the engine's headers
 benchmark: ## measure what README and docs quote
 	$(VENV)/bin/python benchmarks/import_time.py
 
+bench-packages: ## what the packages cost: sizes, and times to publish, solve and install (BENCH=--build: to build, too)
+	@$(PYTHON) -m distribution.install --venv $(VENV) --tools
+	$(VENV)/bin/python benchmarks/packages.py --arch $(or $(ARCH),cpu) $(BENCH)
+
 clean: ## remove everything that was built here
-	rm -rf build dist $(VENV) vendor/llama.cpp/source vendor/llama.cpp/.source-*
+	rm -rf build dist $(VENV) .pytest_cache vendor/llama.cpp/source vendor/llama.cpp/.source-*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

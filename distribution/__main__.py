@@ -1,11 +1,14 @@
-"""The command line: ``python -m distribution vendor|toolkit …``."""
+"""The command line: ``python -m distribution COMMAND …``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import toolkit, update, vendor
 from .errors import DistributionError
@@ -14,7 +17,8 @@ from .pin import Pin
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit status."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments).parse_args(arguments)
     # a terminated run must clear its temporary folders away like an interrupted one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -30,12 +34,34 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+# What a command needs is imported when it is run: `vendor` must work where nothing is installed.
+_COMMANDS = {
+    "vendor": ("unpack, prove and patch the pinned llama.cpp", lambda parser: _add_vendor(parser)),
+    "toolkit": ("assemble a CUDA toolkit from pinned wheels", lambda parser: _add_toolkit(parser)),
+    "seed": ("make a conda channel of this machine's Python, compiler and wheels", "seed:add_commands"),
+    "build": ("build the conda packages", "build.commands:add_build"),
+    "verify": ("show that a build gives the same bytes again", "build.commands:add_verify"),
+    "channel": ("share packages: publish, serve, verify, export", "channel:add_commands"),
+    "env": ("make the environment, or lock it", "environment:add_commands"),
+    "provenance": ("say what a package was made from (for the recipe)", "provenance:add_commands"),
+}
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m distribution", description="From pinned sources to packages.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_vendor(commands.add_parser("vendor", help="unpack, prove and patch the pinned llama.cpp"))
-    _add_toolkit(commands.add_parser("toolkit", help="assemble a CUDA toolkit from pinned wheels"))
+    for name, (summary, add) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if name in arguments:
+            _load(add)(command)
     return parser
+
+
+def _load(add: Any) -> Callable[[argparse.ArgumentParser], None]:
+    if callable(add):
+        return add
+    module, _, function = add.partition(":")
+    return getattr(importlib.import_module(f".{module}", __package__), function)
 
 
 def _add_vendor(parser: argparse.ArgumentParser) -> None:

@@ -1,21 +1,106 @@
-"""The first conversation: what ``make demo`` ends with."""
+"""``make demo``: from this checkout to an answer, through the packages, the channel and the environment.
+
+Everything it makes is in ``build/`` and ``dist/``; downloads are kept in the user's cache.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-_PROMPT = "Explain in two sentences why the sky is blue."
+from . import hardware
+from .build import packages
+from .console import say
+from .errors import BuildError, DistributionError
+from .files import REPOSITORY
+
+CHANNEL = REPOSITORY / "dist" / "channel"
+PREFIX = REPOSITORY / "dist" / "envs" / "llm-dev"
+PROMPT = "Explain in two sentences why the sky is blue."
+
+
+def variants_for(found: hardware.Hardware) -> list[str]:
+    """The files of ``recipe/variants/`` that make packages for this machine's GPUs; ``cpu`` where there is none.
+
+    Raises:
+        DriverTooOldError: the driver is too old for every build there is.
+    """
+    if not found.gpus:
+        return ["cpu"]
+    chosen = hardware.choose_variant(found.gpus, found.driver)
+    if chosen is None:
+        say("none of the CUDA variants is for this GPU: building for the CPU (docs/packages.md says how to add one)")
+        return ["cpu"]
+    return packages.variant_files(chosen.cuda, chosen.architectures)
+
+
+def demo(prompt: str = PROMPT) -> int:
+    """Build, publish, install and answer; return the exit status of the last step."""
+    found = hardware.detect()
+    say(f"this machine has {found}")
+    variants = variants_for(found)
+    channels = packages.dependencies(cuda="cpu" not in variants)
+    say("\n1. the packages")
+    built = packages.build(variants, channels)
+    say("\n2. the channel")
+    _publish([one.path for one in built], channels)
+    say("\n3. the environment")
+    _make_environment(cpu="cpu" in variants)
+    say("\n4. the answer")
+    print(f"> {prompt}", flush=True)
+    done = _run_inside("llama-cpp", "chat", "--prompt", prompt, "--max-tokens", "120")
+    if done == 0:
+        how = f". {shlex.quote(os.path.relpath(PREFIX / 'activate.sh'))}"
+        print(f"\nNext: {how}   and then: llama-cpp chat          (--help lists the options)")
+    return done
+
+
+def _publish(ours: Sequence[Path], channels: Sequence[str]) -> None:
+    from .channel.generations import Channel
+    from .channel.publishing import publish
+
+    files = list(ours)
+    for channel in channels:
+        if os.path.isdir(channel):
+            # a seeded channel is nowhere else: with its packages inside, ours is complete in itself
+            files += sorted(Path(channel).glob("*/*.conda"))
+    result = publish(files, Channel.at(CHANNEL))
+    say(f"{CHANNEL}: {len(result.added)} packages added, {len(result.present)} were there")
+
+
+def _make_environment(cpu: bool) -> None:
+    command = [sys.executable, "-m", "distribution", "env", "create", "--force", "--prefix", str(PREFIX)]
+    command += ["--file", str(CHANNEL / "environment.yml"), *(["--cpu"] if cpu else [])]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise BuildError("the environment could not be made", "the message above says why")
+
+
+def _run_inside(*command: str) -> int:
+    """Run a command as a shell does that has the environment activated."""
+    script = f". {shlex.quote(str(PREFIX / 'activate.sh'))} && exec {shlex.join(command)}"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "LLAMA_CPP_LIB"))}
+    return subprocess.run(["bash", "-c", script], env=clean, stdin=subprocess.DEVNULL).returncode
 
 
 def main() -> int:
-    """Answers one prompt with the sample model and says how to go on."""
-    command = [sys.executable, "-c", "from llama_cpp.cli import main; main()"]
-    print(f"\n> {_PROMPT}", flush=True)
-    done = subprocess.run([*command, "chat", "--prompt", _PROMPT, "--max-tokens", "120"], stdin=subprocess.DEVNULL)
-    if done.returncode == 0:
-        print("\nNext: .venv/bin/llama-cpp chat          (or --model your.gguf; --help lists the options)")
-    return done.returncode
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m distribution.demo", description=__doc__)
+    parser.add_argument("--prompt", default=PROMPT)
+    options = parser.parse_args()
+    try:
+        return demo(options.prompt)
+    except DistributionError as error:
+        say(f"error: {error.message}" + (f"\n  remedy: {error.remedy}" if error.remedy else ""))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
 
 
 if __name__ == "__main__":

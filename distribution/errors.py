@@ -75,3 +75,99 @@ class DiskSpaceError(DistributionError, OSError):
 
 class ToolkitError(DistributionError):
     """The CUDA toolkit could not be assembled, or is damaged."""
+
+
+class SeedError(DistributionError):
+    """The seed channel could not be made."""
+
+
+class InterpreterError(SeedError):
+    """The running Python cannot be made into a conda package."""
+
+
+class DriverTooOldError(DistributionError):
+    """The NVIDIA driver is too old for the CUDA version of a build."""
+
+
+class EnvironmentFileError(DistributionError, ValueError):
+    """An environment file or lock is missing, malformed, or asks for what cannot be done here."""
+
+
+class EnvironmentExistsError(DistributionError, FileExistsError):
+    """There is something where the environment would be made."""
+
+
+class EnvironmentUnsolvableError(DistributionError):
+    """No set of packages satisfies the environment file."""
+
+
+class ChannelUnreachableError(DistributionError, OSError):
+    """A channel could not be read."""
+
+
+class EnvironmentInstallError(DistributionError, OSError):
+    """The packages could not be installed."""
+
+
+class UnsignedPackageError(DistributionError):
+    """A configured key did not sign what a channel offers."""
+
+
+class ProvenanceError(DistributionError, ValueError):
+    """What a package was made from cannot be said."""
+
+
+class BuildError(DistributionError):
+    """The packages could not be built."""
+
+
+class NotReproducibleError(BuildError):
+    """A second build gave another package.
+
+    Attributes:
+        member: the first file inside that differs.
+    """
+
+    def __init__(self, message: str, remedy: str, member: str) -> None:
+        super().__init__(message, remedy)
+        self.member = member
+
+
+class ChannelNotFoundError(DistributionError, FileNotFoundError):
+    """There is no published channel where it should be."""
+
+
+class ChannelNotWritableError(DistributionError, PermissionError):
+    """The folder of a channel cannot be written to."""
+
+
+class ChannelDamagedError(DistributionError, ValueError):
+    """Files of a channel are missing or are not what its manifest lists."""
+
+
+class PackageExistsError(DistributionError, FileExistsError):
+    """The channel has a package of this file name with other content."""
+
+
+class DamagedPackageError(DistributionError, ValueError):
+    """A file is not a whole conda package."""
+
+
+class CommitMismatchError(DistributionError, ValueError):
+    """A package was built from another llama.cpp commit than the packages it belongs to."""
+
+
+class UnsatisfiedPinError(DistributionError, ValueError):
+    """A package is tied to a build that is not in the channel."""
+
+
+class SigningKeyError(DistributionError, ValueError):
+    """A key cannot be read, or is not an Ed25519 key."""
+
+
+class BundleError(DistributionError, ValueError):
+    """A file made by ``channel export`` is damaged or incomplete."""
+
+
+class ServerError(DistributionError, OSError):
+    """The channel cannot be served at the address asked for."""

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from .errors import DistributionError
+from .files import load_toml
 from .progress import Bar
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +40,21 @@ def install(venv: Path, extras: list[str]) -> None:
     pip(python, "build tools", ["install", "scikit-build-core>=0.10", "cmake>=3.21", "ninja"])
     target = "." + (f"[{','.join(extras)}]" if extras else "")
     pip(python, "engine and package", ["install", "--verbose", "--no-build-isolation", "--editable", target])
+
+
+def install_tools(venv: Path) -> None:
+    """Makes ``venv`` hold what builds packages, channels and environments, and not the package itself.
+
+    Raises:
+        InstallError: something is missing on this machine, or a step failed.
+    """
+    check_machine()
+    pip(make_venv(venv), "packaging tools", ["install", *requirements("conda")])
+
+
+def requirements(extra: str) -> list[str]:
+    """What an optional group of pyproject.toml asks for."""
+    return load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"][extra]
 
 
 def check_machine() -> None:
@@ -123,10 +139,14 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m distribution.install", description=__doc__)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    parser.add_argument("--tools", action="store_true", help="only what builds packages: no engine is compiled")
     parser.add_argument("--extra", action="append", default=[], help="an optional group of pyproject.toml")
     options = parser.parse_args()
     try:
-        install(options.venv, options.extra)
+        if options.tools:
+            install_tools(options.venv)
+        else:
+            install(options.venv, options.extra)
     except DistributionError as error:
         say(f"error: {error}" + (f"\n  remedy: {error.remedy}" if error.remedy else ""))
         return 1

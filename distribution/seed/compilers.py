@@ -34,17 +34,15 @@ GLIBC = (
 )  # fmt: skip
 SYSROOT = "x86_64-conda-linux-gnu/sysroot/lib64"
 
-# What conda-forge's activation sets, less what belongs to its own compiler: no -march (llama.cpp has a library for
-# every processor), no sysroot. Inside a build $PREFIX is where the result goes, $SRC_DIR where it is compiled.
+# What conda-forge's activation sets, less what belongs to its own compiler (-march, a sysroot), and without flags for the
+# compiler: a cache then answers with what a build outside of conda left in it. Inside a build $PREFIX is where the result
+# goes.
 BEFORE = """\
 _seed_prefix="$CONDA_PREFIX"
-_seed_paths=""
 if [ "${CONDA_BUILD:-0}" = "1" ]; then
     _seed_prefix="$PREFIX"
-    _seed_paths="-ffile-prefix-map=$SRC_DIR=. -ffile-prefix-map=$PREFIX=."
 fi
 """
-COMPILE_FLAGS = "-O2 -fPIC -ffunction-sections -pipe -isystem $_seed_prefix/include $_seed_paths"
 LINK_FLAGS = (
     "-Wl,--as-needed -Wl,-z,relro -Wl,-z,now -Wl,--disable-new-dtags"
     " -Wl,-rpath,$_seed_prefix/lib -Wl,-rpath-link,$_seed_prefix/lib -L$_seed_prefix/lib"
@@ -112,9 +110,9 @@ def packages(compiler: Compiler) -> list[Package]:
     """
     major = compiler.version.partition(".")[0]
     return [
-        _activation(compiler, "gcc_linux-64", {"CC": compiler.cc, **_tools()}, "CFLAGS", [f"libgcc >={major}"], []),
+        _activation(compiler, "gcc_linux-64", {"CC": compiler.cc, **_tools()}, [f"libgcc >={major}"], []),
         _activation(
-            compiler, "gxx_linux-64", {"CXX": compiler.cxx}, "CXXFLAGS",
+            compiler, "gxx_linux-64", {"CXX": compiler.cxx},
             [f"libgcc >={major}", f"libstdcxx >={major}"], [f"gcc_linux-64 {compiler.version}.*"],
         ),  # fmt: skip
         *(_runtime(compiler, soname, file) for soname, file in compiler.runtime.items()),
@@ -123,10 +121,9 @@ def packages(compiler: Compiler) -> list[Package]:
 
 
 def _activation(
-    compiler: Compiler, name: str, programs: dict[str, Path], flags: str, run_exports: list[str], depends: list[str]
+    compiler: Compiler, name: str, programs: dict[str, Path], run_exports: list[str], depends: list[str]
 ) -> Package:
     settings = {variable: shlex.quote(str(program)) for variable, program in programs.items()}
-    settings[flags] = f'"{COMPILE_FLAGS}"'
     if name.startswith("gcc"):
         settings |= {"CPPFLAGS": '"-isystem $_seed_prefix/include"', "LDFLAGS": f'"{LINK_FLAGS}"'}
         settings["CMAKE_ARGS"] = f'"{CMAKE_ARGS}"'

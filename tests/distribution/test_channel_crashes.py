@@ -30,6 +30,8 @@ from distribution.channel.verification import verify
 from distribution.errors import DiskSpaceError
 from distribution.files import sha256_of
 
+pytestmark = pytest.mark.slow  # CI runs them; `make test ARGS="-m slow"` does
+
 ROUNDS = 50
 NAMES = ("libggml-cuda", "libllama", "llama-cpp-python", "llama.cpp")
 

@@ -110,6 +110,7 @@ def test_channel_is_complete_in_itself(channel):
     assert all(package["timestamp"] == 1_767_225_600_000 for package in packages.values())
 
 
+@pytest.mark.slow
 def test_same_inputs_same_bytes(channel, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -168,6 +169,7 @@ def debian_python() -> Path | None:
     return python if subprocess.check_output([python, "-c", probe], text=True).strip() == "True" else None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(debian_python() is None, reason="there is no Python of Debian's here")
 def test_python_of_debian(channel, tmp_path):
     from rattler.index import index_fs

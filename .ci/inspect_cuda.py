@@ -1,0 +1,35 @@
+"""Builds the SM 12.0 package and runs the tests inside it, unless its inputs are those of the last inspection.
+
+The inputs' digest is in .ci/inspected; `python .ci/inspect_cuda.py --record` builds, tests and writes it anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from distribution.build import inputs, packages  # noqa: E402
+
+RECORD = ROOT / ".ci" / "inspected"
+
+
+def main() -> int:
+    digest = inputs.digest_of(inputs.INSPECTED)
+    recorded = RECORD.read_text().split()[0] if RECORD.exists() else "nothing"
+    if digest == recorded and "--record" not in sys.argv:
+        print(f"the SM 12.0 package was inspected with these inputs ({digest})")
+        return 0
+    print(f"the inputs of the SM 12.0 package are {digest}, inspected were {recorded}: building it")
+    built = packages.build([], packages.dependencies(cuda=True), only=["libllama", "libggml-cuda"])
+    plugin = built[-1].path
+    print(f"{plugin.name}: {plugin.stat().st_size / 1e6:.1f} MB, its tests passed")
+    if "--record" in sys.argv:
+        RECORD.write_text(f"{digest}  {plugin.name}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

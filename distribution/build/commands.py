@@ -1,0 +1,75 @@
+"""``python -m distribution build`` and ``verify``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..console import say
+from . import packages, verify
+
+
+def add_build(parser: argparse.ArgumentParser) -> None:
+    """Set up ``build``."""
+    _add_choice(parser)
+    parser.add_argument("--output", type=Path, default=packages.OUTPUT, help="folder for the packages (default: dist/packages)")
+    parser.add_argument("--no-test", action="store_true", help="leave out the tests inside the packages")
+    parser.add_argument("--rebuild", action="store_true", help="build also what is there from the same sources")
+    parser.set_defaults(run=_build)
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Set up ``verify``."""
+    _add_choice(parser)
+    parser.add_argument("--rebuild", action="store_true", required=True, help="build again, from another folder, and compare")
+    parser.set_defaults(run=_verify)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--variant", action="append", default=[], help="a file of recipe/variants/: cpu, 90a, cuda129, portable (default: RTX 5090)"
+    )
+    parser.add_argument("--arch", help="the GPU instead: a compute capability without the dot (120, 90), or cpu")
+    parser.add_argument("--only", action="append", default=[], metavar="PACKAGE", help="this package; may be repeated")
+    parser.add_argument(
+        "--channel", action="append", default=[],
+        help="where dependencies come from (default: conda-forge, or a seeded channel where that is out of reach)",
+    )  # fmt: skip
+
+
+def variants_of(architecture: str) -> list[str]:
+    """The variant files for a compute capability without the dot, or for ``cpu``.
+
+    Raises:
+        BuildError: there is none for it.
+    """
+    if architecture == packages.CPU_ONLY:
+        return [packages.CPU_ONLY]
+    target = architecture.removesuffix("-real").removesuffix("a") + "a-real"
+    return packages.variant_files("13.4", [target])
+
+
+def _variants(options: argparse.Namespace) -> list[str]:
+    return variants_of(options.arch) if options.arch else options.variant
+
+
+def _build(options: argparse.Namespace) -> None:
+    variants = _variants(options)
+    built = packages.build(
+        variants,
+        options.channel or packages.dependencies(cuda=packages.CPU_ONLY not in variants),
+        output=options.output.absolute(),
+        test=not options.no_test,
+        rebuild=options.rebuild,
+        only=options.only,
+    )
+    for one in built:
+        print(one.path)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    variants = _variants(options)
+    channels = options.channel or packages.dependencies(cuda=packages.CPU_ONLY not in variants)
+    for name, digest in verify.rebuild(variants, channels, options.only).items():
+        print(f"{digest}  {name}")
+    say("both builds gave the same bytes")

@@ -1,0 +1,104 @@
+"""Takes out of a package what its build engine noted about the machine, so that every machine makes the same file.
+
+A ``.conda`` file is a zip of two compressed tars, one with the files and one (``info/``) about them. The engine stamps
+both with the time of the build, and records the kernel and the processor in ``info/recipe/rendered_recipe.yaml``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import tarfile
+import zipfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ..errors import BuildError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+EPOCH = (1980, 1, 1, 0, 0, 0)
+LEVEL = 19  # zstd; decompression is as fast as for lower ones
+_MACHINE = re.compile(r"^ *- __(?:linux|archspec|unix|cuda)=.*\n", re.MULTILINE)
+_BUILT = re.compile(r"^( +timestamp: )20\d\d-\d\d-\d\dT\S+$", re.MULTILINE)
+
+
+def normalise(package: Path, timestamp: int) -> None:
+    """Rewrite a ``.conda`` file in place, stamped with ``timestamp`` (seconds since 1970).
+
+    Raises:
+        BuildError: it is not such a file.
+    """
+    temporary = package.with_name(f".{package.name}.part")
+    try:
+        with zipfile.ZipFile(package) as old, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as new:
+            # metadata first, as readers that stream expect
+            for name in sorted(old.namelist(), key=lambda name: (name != "metadata.json", not name.startswith("info-"))):
+                data = old.read(name)
+                if name.endswith(".tar.zst"):
+                    data = _repack(data, timestamp)
+                new.writestr(zipfile.ZipInfo(name, EPOCH), data)
+        os.replace(temporary, package)
+    except (zipfile.BadZipFile, tarfile.TarError, KeyError, ValueError) as error:
+        raise BuildError(f"{package.name} is not a conda package: {error}", "build it again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def members(package: Path) -> dict[str, tuple[bytes, str]]:
+    """Every file inside a ``.conda`` file: its content (of links the target) and how it is stored.
+
+    Raises:
+        BuildError: it is not such a file.
+    """
+    found = {}
+    try:
+        with zipfile.ZipFile(package) as archive:
+            for name in archive.namelist():
+                if not name.endswith(".tar.zst"):
+                    found[name] = (archive.read(name), "")
+                    continue
+                for info, data in _entries(archive.read(name)):
+                    how = f"{info.type!r} {info.mode:o} {info.mtime} {info.uid} {info.gid}"
+                    found[info.name] = (data or info.linkname.encode(), how)
+    except (zipfile.BadZipFile, tarfile.TarError) as error:
+        raise BuildError(f"{package.name} is not a conda package: {error}", "build it again") from error
+    return found
+
+
+def _repack(data: bytes, timestamp: int) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for info, content in sorted(_entries(data), key=lambda entry: entry[0].name):
+            if info.name == "info/index.json":
+                content = _stamp(content, timestamp)
+            elif info.name == "info/recipe/rendered_recipe.yaml":
+                content = _anonymous(content, timestamp)
+            info.size, info.mtime = len(content), timestamp
+            info.uid = info.gid = 0
+            info.uname = info.gname = ""
+            info.pax_headers = {}
+            tar.addfile(info, io.BytesIO(content))
+    return zstd.compress(packed.getvalue(), level=LEVEL)
+
+
+def _entries(data: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(zstd.decompress(data))) as tar:
+        return [(info, (tar.extractfile(info) or io.BytesIO()).read() if info.isfile() else b"") for info in tar]
+
+
+def _stamp(content: bytes, timestamp: int) -> bytes:
+    index = json.loads(content)
+    index["timestamp"] = timestamp * 1000
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _anonymous(content: bytes, timestamp: int) -> bytes:
+    built = datetime.fromtimestamp(timestamp, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _BUILT.sub(rf"\g<1>{built}", _MACHINE.sub("", content.decode())).encode()

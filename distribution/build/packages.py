@@ -1,0 +1,309 @@
+"""Runs the recipe. Compiles at one constant path, because compilers write paths into what they make."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .. import vendor
+from ..console import megabytes, say
+from ..errors import BuildError
+from ..files import REPOSITORY, cache_dir, locked, remove_tree
+from ..pin import Pin
+from ..progress import Bar
+from . import inputs
+from .normalise import normalise
+
+# The same on every machine, or two machines would build different bytes.
+ROOT = Path("/tmp/llama-cpp-build")
+OUTPUT = REPOSITORY / "dist" / "packages"
+CPU_ONLY = "cpu"
+SEED_RECORD = "seed.json"
+_STEP = re.compile(r"\[(\d+)/(\d+)\]")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A package: its file, whether it was built now or was there, and the seconds it took."""
+
+    path: Path
+    fresh: bool
+    seconds: float
+
+
+def build(
+    variants: Sequence[str] = (),
+    channels: Sequence[str] = (),
+    output: Path = OUTPUT,
+    repository: Path = REPOSITORY,
+    test: bool = True,
+    rebuild: bool = False,
+    only: Sequence[str] = (),
+    compiler_cache: bool = True,
+) -> list[Built]:
+    """Build the recipe's packages into ``output``; those that are there already, from the same sources, are kept.
+
+    Args:
+        variants: names of files in ``recipe/variants/``, such as ``cpu`` or ``90a``; empty is ``recipe/variants.yaml``.
+        channels: where dependencies come from: names, addresses or folders.
+        repository: the checkout to build.
+        test: run the tests inside each package on what was built.
+        rebuild: build also what is there.
+        only: names of packages; empty means all.
+        compiler_cache: let ccache, if it is installed, answer from its cache.
+
+    Returns:
+        The packages in the order in which they depend on one another.
+
+    Raises:
+        BuildError: the recipe cannot be rendered, a build or a test failed.
+        DownloadError, HashMismatchError, TreeMismatchError: the engine's source could not be had.
+    """
+    vendor.vendor(repository / "vendor" / "llama.cpp")
+    # the recipe reads the environment when it is rendered
+    with _workspace() as workspace, _build_environment(repository, compiler_cache):
+        inputs.export(workspace / "repository", repository)
+        rendered = render(variants, workspace / "repository", seeded_variants(channels))
+        built: list[Built] = []
+        for one in rendered:
+            name = one.recipe.package.name
+            if only and name not in only:
+                continue
+            kept = output / _subdir(one) / f"{name}-{one.recipe.package.version}-{one.recipe.build.string}.conda"
+            if kept.exists() and not rebuild:
+                say(f"{kept.name}: built before from the same sources")
+                _offer(kept, workspace)
+                built.append(Built(kept, False, 0.0))
+                continue
+            built.append(_build_one(one, [workspace / "output", *channels], workspace, kept, test))
+        return built
+
+
+def dependencies(cuda: bool) -> list[str]:
+    """Where dependencies come from: conda-forge, or a channel seeded from this machine and the Python package index.
+
+    Raises:
+        DistributionError: neither can be had.
+    """
+    if conda_forge_answers():
+        return ["conda-forge"]
+    from ..seed import seed
+
+    say("conda-forge is out of reach: seeding a channel from this Python, this compiler and wheels")
+    return [str(seed(cuda=cuda))]
+
+
+def conda_forge_answers(timeout: float = 5.0) -> bool:
+    """Whether the channel conda-forge can be reached within ``timeout`` seconds."""
+    from rattler import Channel
+
+    request = urllib.request.Request(f"{Channel('conda-forge').base_url}noarch/repodata.json.zst", method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.status == 200
+    except (OSError, ValueError):
+        return False
+
+
+def seeded_variants(channels: Sequence[str]) -> dict[str, list[str]]:
+    """The compilers that a seeded channel among ``channels`` offers, as variant keys; nothing for other channels."""
+    found: dict[str, list[str]] = {}
+    for channel in channels:
+        if (Path(channel) / SEED_RECORD).exists():
+            from .. import seed
+
+            found |= seed.variants(Path(channel))
+    return found
+
+
+def render(
+    variants: Sequence[str] = (), repository: Path = REPOSITORY, compilers: Mapping[str, list[str]] | None = None
+) -> list[Any]:
+    """The recipe's packages, as py-rattler-build's ``RenderedVariant``, in the order in which they are built.
+
+    Args:
+        variants: names of files in ``recipe/variants/``.
+        compilers: variant keys that overrule the files, for other compilers than conda-forge's.
+
+    Raises:
+        BuildError: there is no such variant, or the recipe is wrong.
+    """
+    import rattler_build as engine
+
+    recipe = repository / "recipe"
+    files = [recipe / "variants.yaml"]
+    for name in variants:
+        file = recipe / "variants" / f"{name}.yaml"
+        if not file.exists():
+            known = ", ".join(sorted(path.stem for path in (recipe / "variants").glob("*.yaml")))
+            raise BuildError(f"there is no variant {name!r}", f"choose one of: {known}")
+        files.append(file)
+    digests = {
+        "engine_inputs": inputs.digest_of(inputs.ENGINE, repository),
+        "python_inputs": inputs.digest_of(inputs.PYTHON, repository),
+    }
+    try:
+        chosen = engine.VariantConfig.from_file(files[0])
+        for file in files[1:]:
+            chosen = chosen.merge(engine.VariantConfig.from_file(file))
+        overruled = {**(compilers or {}), **{key: [value] for key, value in digests.items()}}
+        chosen = chosen.merge(engine.VariantConfig(overruled))
+        return engine.Stage0Recipe.from_file(recipe / "recipe.yaml").render(chosen)
+    except engine.RattlerBuildError as error:
+        raise BuildError(f"the recipe cannot be rendered: {error}", "see recipe/recipe.yaml") from error
+
+
+def variant_files(cuda: str, architectures: Sequence[str], repository: Path = REPOSITORY) -> list[str]:
+    """The names of the variant files that build for a CUDA version and architectures; none means ``variants.yaml`` alone.
+
+    Raises:
+        BuildError: no file does.
+    """
+    wanted = (cuda, _plain(architectures))
+    defaults = load_variants(repository / "recipe" / "variants.yaml")
+    for name, file in [([], None), *(([f.stem], f) for f in sorted((repository / "recipe" / "variants").glob("*.yaml")))]:
+        chosen = {**defaults, **(load_variants(file) if file else {})}
+        if (chosen["cuda_version"], _plain(chosen["cuda_architectures"].split())) == wanted:
+            return name
+    raise BuildError(
+        f"no variant is for CUDA {cuda} and {' '.join(architectures)}", "add a file to recipe/variants/, as docs/packages.md says"
+    )
+
+
+def load_variants(file: Path) -> dict[str, str]:
+    """The keys of a variant file, each with its first value."""
+    import yaml
+
+    return {key: str(values[0]) for key, values in yaml.safe_load(file.read_text(encoding="utf-8")).items() if values}
+
+
+def _plain(architectures: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name.removesuffix("-real") for name in architectures)
+
+
+def timestamp(repository: Path = REPOSITORY) -> int:
+    """The time stamped into packages, in seconds since 1970: the day of the pinned llama.cpp."""
+    date = datetime.fromisoformat(Pin.load(repository / "vendor" / "llama.cpp" / "pin.toml").date)
+    return int(date.replace(tzinfo=timezone.utc).timestamp())
+
+
+def _subdir(one: Any) -> str:
+    return "noarch" if one.recipe.build.noarch else "linux-64"
+
+
+def _build_one(one: Any, channels: Sequence[Any], workspace: Path, target: Path, test: bool) -> Built:
+    import rattler_build as engine
+
+    started = time.monotonic()
+    name = one.recipe.package.name
+    log = REPOSITORY / "build" / f"package-{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    with Bar(name) as bar, log.open("w", encoding="utf-8") as record:
+        try:
+            result = one.run_build(
+                tool_config=engine.ToolConfiguration(
+                    test_strategy="native" if test else "skip", error_prefix_in_binary=True, use_sharded=False
+                ),
+                output_dir=workspace / "output",
+                channels=[str(channel) for channel in channels],
+                progress_callback=_Progress(bar, record),
+                no_build_id=True,
+                no_include_recipe=False,
+            )
+        except engine.RattlerBuildError as error:
+            tail = log.read_text(encoding="utf-8").splitlines()[-25:]
+            raise BuildError(
+                f"{name} could not be built: {error}\n" + "\n".join(f"    {line}" for line in tail),
+                f"the whole log is in {log}",
+            ) from error
+    made = Path(result.packages[0])
+    normalise(made, timestamp(workspace / "repository"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    shutil.copyfile(made, temporary)
+    os.replace(temporary, target)
+    seconds = time.monotonic() - started
+    say(f"{target.name}: {megabytes(target.stat().st_size)} in {seconds:.0f} s")
+    return Built(target, True, seconds)
+
+
+class _Progress:
+    """Writes what the build says to a log, and moves the bar when it counts its steps."""
+
+    def __init__(self, bar: Bar, record: Any) -> None:
+        self._bar, self._record = bar, record
+
+    def on_log(self, event: Any) -> None:
+        self._record.write(event.message + "\n")
+        self._record.flush()
+        if step := _STEP.search(event.message):
+            self._bar.update(int(step[1]), int(step[2]))
+
+    def on_build_step(self, event: Any) -> None:
+        self._record.write(f"== {event.step_name}: {event.message}\n")
+
+    def on_download_start(self, event: Any) -> None: ...
+
+    def on_download_progress(self, event: Any) -> None: ...
+
+    def on_download_complete(self, event: Any) -> None: ...
+
+
+@contextmanager
+def _workspace() -> Iterator[Path]:
+    """The constant folder, empty, for one build at a time."""
+    try:
+        with locked(ROOT.with_name(f"{ROOT.name}.lock"), "building packages"):
+            ROOT.mkdir(mode=0o700, exist_ok=True)
+            if ROOT.is_symlink() or ROOT.lstat().st_uid != os.getuid():
+                raise BuildError(f"{ROOT} belongs to somebody else", f"let its owner remove it: rm -r {ROOT}*")
+            for child in ROOT.iterdir():
+                remove_tree(child) if child.is_dir() else child.unlink()
+            try:
+                yield ROOT
+            finally:
+                remove_tree(ROOT)
+    except PermissionError as error:
+        raise BuildError(f"{error.filename or ROOT} cannot be used: {error.strerror}", f"it is where every machine builds; let its owner remove it: rm -r {ROOT}*") from None
+
+
+def _offer(package: Path, workspace: Path) -> None:
+    """Let the builds that follow depend on a package that was built before."""
+    from rattler.index import index_fs
+
+    from ..waiting import wait
+
+    place = workspace / "output" / package.parent.name / package.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(package, place)
+    wait(index_fs(workspace / "output"))
+
+
+@contextmanager
+def _build_environment(repository: Path, compiler_cache: bool) -> Iterator[None]:
+    """What the recipe and the build engine read from the environment, set for a while."""
+    wanted = {
+        "SOURCE_DATE_EPOCH": str(timestamp(repository)),
+        "LLAMA_CPP_CACHE": str(cache_dir()),
+        "CCACHE_DIR": os.environ.get("CCACHE_DIR") or str(Path.home() / ".cache" / "ccache"),
+        "CCACHE_DISABLE": "" if compiler_cache else "1",
+    }
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

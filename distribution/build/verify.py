@@ -1,0 +1,56 @@
+"""Proves that a build is reproducible: builds the same commit twice, from two folders, and compares every byte."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import NotReproducibleError
+from ..files import REPOSITORY, sha256_of
+from . import inputs, packages
+from .normalise import members
+
+
+def rebuild(variants: Sequence[str], channels: Sequence[str], only: Sequence[str] = ()) -> dict[str, str]:
+    """Build everything again and compare; return the packages' names with their SHA-256.
+
+    What is in ``dist/packages`` from the same sources counts as the first build; where it is missing it is made. The
+    second starts from a copy of the checkout in another folder and without a compiler cache.
+
+    Raises:
+        NotReproducibleError: a package came out otherwise the second time; names the first file that differs.
+        BuildError: a build failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="llama-cpp-verify-") as scratch:
+        copy = Path(scratch, "elsewhere", "checkout")
+        inputs.export(copy)
+        first = packages.build(variants, channels, only=only)
+        second = packages.build(
+            variants, channels, Path(scratch, "second"), repository=copy, test=False, only=only, compiler_cache=False
+        )
+        for one, other in zip(first, second, strict=True):
+            compare(one.path, other.path)
+        return {one.path.name: sha256_of(one.path) for one in first}
+
+
+def compare(one: Path, other: Path) -> None:
+    """Raise NotReproducibleError unless two packages are the same bytes; say what differs first."""
+    if one.read_bytes() == other.read_bytes():
+        return
+    ours, theirs = members(one), members(other)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) == theirs.get(name):
+            continue
+        what = "is in one of them only" if name not in ours or name not in theirs else "differs"
+        kept = REPOSITORY / "build" / "not-reproducible"
+        kept.mkdir(parents=True, exist_ok=True)
+        for path, label in ((one, "first"), (other, "second")):
+            shutil.copyfile(path, kept / f"{label}-{path.name}")
+        raise NotReproducibleError(
+            f"{one.name} is not reproducible: {name} {what}", f"compare the two packages in {kept}", name
+        )
+    raise NotReproducibleError(
+        f"{one.name} holds the same files, packed in another way", "the archives' order or compression differs", ""
+    )

@@ -1,0 +1,31 @@
+# How this tree was configured, for the provenance of packages. No path: the same inputs must give the same file.
+
+set(settings "{}")
+function(record key value)
+  string(REPLACE "\\" "\\\\" value "${value}")
+  string(REPLACE "\"" "\\\"" value "${value}")
+  string(REGEX REPLACE " *(-Xcompiler=)?-f(file|debug|macro)-prefix-map=[^ ]*" "" value "${value}")
+  foreach(folder "${LLAMA_CPP_SOURCE}" "${PROJECT_SOURCE_DIR}" "$ENV{PREFIX}" "$ENV{BUILD_PREFIX}")
+    if(folder)
+      string(REPLACE "${folder}" "." value "${value}")
+    endif()
+  endforeach()
+  string(JSON settings SET "${settings}" ${key} "\"${value}\"")
+  set(settings "${settings}" PARENT_SCOPE)
+endfunction()
+
+record(compiler "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}")
+foreach(variable CMAKE_BUILD_TYPE CMAKE_C_FLAGS CMAKE_CXX_FLAGS CMAKE_CUDA_FLAGS BUILD_SHARED_LIBS GGML_NATIVE
+    GGML_BACKEND_DL GGML_CPU_ALL_VARIANTS GGML_OPENMP GGML_BLAS GGML_CUDA GGML_CUDA_NCCL GGML_CUDA_FA_QUANTS GGML_RPC
+    LLAMA_OPENSSL LLAMA_LLGUIDANCE LLAMA_BUILD_UI)
+  if(DEFINED ${variable})
+    record(${variable} "${${variable}}")
+  endif()
+endforeach()
+if(GGML_CUDA)
+  string(JSON settings SET "${settings}" cuda "{}")
+  string(JSON settings SET "${settings}" cuda version "\"${LLAMA_CPP_CUDA_VERSION}\"")
+  list(JOIN CMAKE_CUDA_ARCHITECTURES " " architectures)
+  string(JSON settings SET "${settings}" cuda architectures "\"${architectures}\"")
+endif()
+file(WRITE "${CMAKE_BINARY_DIR}/settings.json" "${settings}\n")

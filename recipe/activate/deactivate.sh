@@ -1,0 +1,6 @@
+if [ -n "${_LLAMA_CPP_LIB_PATH_BEFORE+set}" ]; then
+  export LLAMA_CPP_LIB_PATH="$_LLAMA_CPP_LIB_PATH_BEFORE"
+  unset _LLAMA_CPP_LIB_PATH_BEFORE
+else
+  unset LLAMA_CPP_LIB_PATH
+fi

@@ -1,0 +1,138 @@
+"""Building packages: what is taken out of them, how a difference is named, and what cannot be built."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+engine = pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
+
+from distribution.build import inputs, packages, verify  # noqa: E402
+from distribution.build.normalise import members, normalise  # noqa: E402
+from distribution.errors import BuildError, NotReproducibleError  # noqa: E402
+
+STAMP = 1_790_812_800  # 1 October 2026
+
+RECIPE = """\
+schema_version: 1
+package: {name: small, version: "1.0"}
+build:
+  script:
+    - mkdir -p $PREFIX/share $PREFIX/bin
+    - echo CONTENT > $PREFIX/share/small.txt
+    - printf '#!/bin/sh\\necho small\\n' > $PREFIX/bin/small
+    - chmod 755 $PREFIX/bin/small
+    - ln -s small $PREFIX/bin/also-small
+about: {license: MIT}
+"""
+
+
+def build(folder: Path, content: str = "one") -> Path:
+    """A package by the real engine, built where ``folder`` is."""
+    recipe = folder / "recipe" / "recipe.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(RECIPE.replace("CONTENT", content))
+    [rendered] = engine.Stage0Recipe.from_file(recipe).render(engine.VariantConfig())
+    built = rendered.run_build(output_dir=folder / "output", channels=[], no_build_id=True).packages[0]
+    return Path(shutil.copy(built, folder))
+
+
+def test_what_the_engine_notes_about_time_and_machine_is_taken_out(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    first = shutil.move(build(place), tmp_path / "first.conda")
+    shutil.rmtree(place)
+    second = shutil.move(build(place), tmp_path / "second.conda")
+    assert first.read_bytes() != second.read_bytes(), "two builds at different times are equal without help"
+    for package in (first, second):
+        normalise(package, STAMP)
+    assert first.read_bytes() == second.read_bytes()
+
+    found = members(first)
+    assert json.loads(found["info/index.json"][0])["timestamp"] == STAMP * 1000
+    notes = found["info/recipe/rendered_recipe.yaml"][0].decode()
+    assert "__linux=" not in notes and "__archspec" not in notes and "timestamp: 2026-10-01T00:00:00Z" in notes
+    assert "__glibc=" in notes, "what the result depends on stays"
+
+
+def test_a_normalised_package_still_installs(tmp_path: Path) -> None:
+    from rattler.package_streaming import extract
+
+    package = build(tmp_path / "place")
+    before = members(package)
+    normalise(package, STAMP)
+    after = members(package)
+    assert after.keys() == before.keys()
+    same = [name for name in before if not name.startswith("info/") and name != "metadata.json"]
+    assert same and all(after[name][0] == before[name][0] for name in same)
+    extract(str(package), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "share" / "small.txt").read_text() == "one\n"
+    assert (tmp_path / "out" / "bin" / "also-small").readlink() == Path("small")
+    assert (tmp_path / "out" / "bin" / "small").stat().st_mode & 0o111
+
+
+def test_the_first_file_that_differs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "REPOSITORY", tmp_path)
+    one, other = build(tmp_path / "one"), build(tmp_path / "other", content="two")
+    with pytest.raises(NotReproducibleError) as caught:
+        verify.compare(one, other)
+    assert caught.value.member == "info/index.json"
+    for package in (one, other):
+        normalise(package, STAMP)
+    with pytest.raises(NotReproducibleError) as caught:
+        verify.compare(one, other)
+    assert caught.value.member in ("info/paths.json", "info/recipe/recipe.yaml")
+    verify.compare(one, one)
+    kept = list((tmp_path / "build" / "not-reproducible").iterdir())
+    assert len(kept) == 2
+
+
+def test_half_a_package_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    package = build(tmp_path / "place")
+    package.write_bytes(package.read_bytes()[:-200])
+    before = package.read_bytes()
+    with pytest.raises(BuildError):
+        normalise(package, STAMP)
+    assert package.read_bytes() == before
+    assert not list(package.parent.glob(".*.part"))
+
+
+def test_what_was_fetched_or_compiled_is_no_input() -> None:
+    for path in inputs.files_of((*inputs.PYTHON, *inputs.INSPECTED)):
+        assert "__pycache__" not in path.parts and path.parts[:3] != ("vendor", "llama.cpp", "source")
+
+
+def test_a_digest_changes_with_content_and_name(tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    file = tmp_path / "recipe" / "a.txt"
+    file.write_text("one")
+    digests = {inputs.digest_of(["recipe"], tmp_path)}
+    file.write_text("two")
+    digests.add(inputs.digest_of(["recipe"], tmp_path))
+    file.rename(file.with_name("b.txt"))
+    digests.add(inputs.digest_of(["recipe"], tmp_path))
+    assert len(digests) == 3
+
+
+def test_a_build_without_the_engines_source_says_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "vendor" / "llama.cpp").mkdir(parents=True)
+    for name in (*inputs.PYTHON, "distribution"):
+        target = tmp_path / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text("")
+    with pytest.raises(BuildError) as caught:
+        inputs.export(tmp_path / "out", tmp_path)
+    assert "distribution vendor" in caught.value.remedy
+
+
+def test_the_folder_that_must_be_the_same_everywhere_must_be_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = tmp_path / "llama-cpp-build"
+    (tmp_path / "elsewhere").mkdir()
+    foreign.symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(packages, "ROOT", foreign)
+    with pytest.raises(BuildError, match="belongs to somebody else"), packages._workspace():
+        raise AssertionError("it was used")
+    assert foreign.is_symlink()

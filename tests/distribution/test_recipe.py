@@ -1,0 +1,121 @@
+"""The recipe as its build engine reads it: which packages there are, what they are called and what ties them together."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
+
+from distribution import hardware  # noqa: E402
+from distribution.build import inputs, packages  # noqa: E402
+from distribution.errors import BuildError  # noqa: E402
+from distribution.files import REPOSITORY, load_toml  # noqa: E402
+
+ALL = ("libllama", "llama.cpp", "llama-cpp-python", "libggml-cuda")
+WITHOUT_CUDA = ALL[:3]
+
+
+def rendered(*variants: str, repository: Path = REPOSITORY) -> dict[str, Any]:
+    return {one.recipe.package.name: one for one in packages.render(variants, repository)}
+
+
+def names(found: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{one.recipe.package.version}-{one.recipe.build.string}" for name, one in found.items()}
+
+
+def run_requirements(one: Any) -> dict[str, Any]:
+    return one.recipe.to_dict()["requirements"]
+
+
+def test_the_default_is_for_an_rtx_5090_and_libraries_come_before_what_uses_them() -> None:
+    found = rendered()
+    assert tuple(found) == ALL
+    assert re.fullmatch(r"0\.4\.0-cuda134_sm120_h[0-9a-f]{7}_0", names(found)["libggml-cuda"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "build"),
+    [
+        ("90a", "cuda134_sm90"),
+        ("cuda129", "cuda129_sm120"),
+        ("portable", "cuda129_sm75_80_86_89_90_120"),
+    ],
+)
+def test_another_architecture_changes_no_other_package(variant: str, build: str) -> None:
+    ours, theirs = names(rendered()), names(rendered(variant))
+    assert {name: theirs[name] for name in WITHOUT_CUDA} == {name: ours[name] for name in WITHOUT_CUDA}
+    assert re.fullmatch(rf"0\.4\.0-{build}_h[0-9a-f]{{7}}_0", theirs["libggml-cuda"])
+
+
+def test_without_cuda_there_is_no_plugin() -> None:
+    assert tuple(rendered("cpu")) == WITHOUT_CUDA
+
+
+def test_every_variant_that_hardware_is_matched_with_can_be_built() -> None:
+    for variant in hardware.VARIANTS:
+        files = packages.variant_files(variant.cuda, variant.architectures)
+        assert names(rendered(*files))["libggml-cuda"].startswith(f"0.4.0-{variant.build_prefix}_h")
+
+
+def test_an_unknown_variant_names_those_there_are() -> None:
+    with pytest.raises(BuildError) as caught:
+        packages.render(["90b"])
+    assert "90a" in caught.value.remedy and "portable" in caught.value.remedy
+
+
+def test_each_package_asks_for_exactly_the_libllama_it_was_built_with() -> None:
+    found = rendered()
+    build = found["libllama"].recipe.build.string
+    for name in ALL[1:]:
+        assert f"{build}" in str(found[name].variant.get("libllama")), name
+        assert "libllama" in str(run_requirements(found[name])["run"]), name
+
+
+@pytest.mark.parametrize(
+    ("variant", "driver", "capability"),
+    [((), "13", "12.0"), (("90a",), "13", "9.0"), (("cuda129",), "12.8", "12.0"), (("portable",), "12", "7.5")],
+)
+def test_the_driver_is_a_constraint_and_no_requirement(variant: tuple[str, ...], driver: str, capability: str) -> None:
+    requirements = run_requirements(rendered(*variant)["libggml-cuda"])
+    constraints = " ".join(map(str, requirements["run_constraints"]))
+    assert f"__cuda >={driver}" in constraints
+    assert f"__cuda_arch >={capability}" in constraints
+    assert "__" not in str(requirements["run"])
+
+
+def test_what_compiles_stays_out_of_users_environments() -> None:
+    for name, one in rendered().items():
+        for word in ("gcc", "gxx", "nvcc", "cmake", "nccl", "cuda-driver", "-dev"):
+            assert word not in str(run_requirements(one).get("run", "")), (name, word)
+
+
+def test_the_recipe_agrees_with_the_pin_and_the_project() -> None:
+    text = (REPOSITORY / "recipe" / "recipe.yaml").read_text()
+    pin = load_toml(REPOSITORY / "vendor" / "llama.cpp" / "pin.toml")
+    project = load_toml(REPOSITORY / "pyproject.toml")["project"]
+    assert f"llama_cpp_commit: {pin['commit']}" in text
+    assert f'version: "{project["version"]}"' in text
+    required = " ".join(map(str, run_requirements(rendered()["llama-cpp-python"])["run"]))
+    for dependency in project["dependencies"]:
+        name, bound = re.fullmatch(r"([\w.-]+)(>=[\d.]+)", dependency).groups()
+        assert f"{name} {bound}" in required, f"the recipe does not require {dependency}"
+    assert "python >=3.10" in required and project["requires-python"] == ">=3.10"
+
+
+def test_other_sources_give_packages_other_names(tmp_path: Path) -> None:
+    for path in inputs.files_of((*inputs.PYTHON, "recipe")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes((REPOSITORY / path).read_bytes())
+    before = names(rendered())
+    assert names(rendered(repository=tmp_path)) == before, "the same sources in another folder"
+
+    (tmp_path / "llama_cpp" / "llama.py").write_text("# changed\n")
+    python = names(rendered(repository=tmp_path))
+    assert [name for name in ALL if python[name] != before[name]] == ["llama-cpp-python"]
+
+    (tmp_path / "native" / "chat.cpp").write_text("// changed\n")
+    assert all(name not in before.values() for name in names(rendered(repository=tmp_path)).values())
