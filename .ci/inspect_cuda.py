@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from distribution.build import inputs, packages  # noqa: E402
+from distribution.packaging import inputs, packages  # noqa: E402
 
 RECORD = ROOT / ".ci" / "inspected"
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import hardware
-from .build import packages
+from .packaging import packages
 from .console import say
 from .errors import BuildError, DistributionError
 from .files import REPOSITORY

@@ -483,9 +483,9 @@ with Llama(sys.argv[1], n_ctx=1024, flash_attn=True) as llm:
     def answer():
         return llm.create_completion("The capital of France is", max_tokens=8, temperature=0)["choices"][0]["text"]
     fresh = answer()
-    long = "All work and no play makes Jack a dull boy. " * 20
+    long = "All work and no play makes Jack a dull boy. " * 8
     interrupted = 0
-    for delay in (0.05, 0.5, 1.5):
+    for delay in (0.05, 0.3, 1.0):
         llm.reset()
         timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
         try:

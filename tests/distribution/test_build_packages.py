@@ -10,8 +10,8 @@ import pytest
 
 engine = pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
-from distribution.build import inputs, packages, verify  # noqa: E402
-from distribution.build.normalise import members, normalise  # noqa: E402
+from distribution.packaging import inputs, packages, verify  # noqa: E402
+from distribution.packaging.normalise import members, normalise  # noqa: E402
 from distribution.errors import BuildError, NotReproducibleError  # noqa: E402
 
 STAMP = 1_790_812_800  # 1 October 2026

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
 from distribution import hardware  # noqa: E402
-from distribution.build import inputs, packages  # noqa: E402
+from distribution.packaging import inputs, packages  # noqa: E402
 from distribution.errors import BuildError  # noqa: E402
 from distribution.files import REPOSITORY, load_toml  # noqa: E402
 

@@ -20,7 +20,7 @@ from rattler.exceptions import SolverError  # noqa: E402
 from rattler.package import BuildString  # noqa: E402
 from tiny_packages import add_package, index  # noqa: E402
 
-from distribution.build import packages  # noqa: E402
+from distribution.packaging import packages  # noqa: E402
 
 VARIANTS = {"default": (), "90a": ("90a",), "cuda129": ("cuda129",), "portable": ("portable",)}
 OURS = ("libllama", "libggml-cuda")
