@@ -8,7 +8,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 
 demo: ## build the packages for this machine, share them, make the environment, answer a first prompt
 	@$(PYTHON) -m distribution.install --venv $(VENV) --tools
-	@$(VENV)/bin/python -m distribution.demo
+	@$(VENV)/bin/python -m distribution demo
 
 test: ## build everything and run the tests
 	@$(PYTHON) -m distribution.install --venv $(VENV) --extra test

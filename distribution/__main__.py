@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import toolkit, update, vendor
-from .errors import DistributionError
+from . import console, toolkit, update, vendor
 from .pin import Pin
 
 
@@ -21,17 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser(arguments).parse_args(arguments)
     # a terminated run must clear its temporary folders away like an interrupted one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        options.run(options)
-    except DistributionError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.remedy:
-            print(f"  remedy: {error.remedy}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return console.run(lambda: options.run(options))
 
 
 # What a command needs is imported when it is run: `vendor` must work where nothing is installed.
@@ -43,6 +32,7 @@ _COMMANDS = {
     "verify": ("show that a build gives the same bytes again", "packaging.commands:add_verify"),
     "channel": ("share packages: publish, serve, verify, export", "channel:add_commands"),
     "env": ("make the environment, or lock it", "environment:add_commands"),
+    "demo": ("from this checkout to an answer: what `make demo` does", "demo:add_commands"),
     "provenance": ("say what a package was made from (for the recipe)", "provenance:add_commands"),
 }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from . import hardware
 from .packaging import packages
 from .console import say
-from .errors import BuildError, DistributionError
+from .errors import BuildError
 from .files import REPOSITORY
 
 CHANNEL = REPOSITORY / "dist" / "channel"
@@ -48,7 +48,7 @@ def demo(prompt: str = PROMPT) -> int:
     say("\n1. the packages")
     built = packages.build(variants, channels)
     say("\n2. the channel")
-    _publish([one.path for one in built], channels)
+    _publish(built, channels)
     say("\n3. the environment")
     _make_environment(cpu="cpu" in variants)
     say("\n4. the answer")
@@ -88,20 +88,7 @@ def _run_inside(*command: str) -> int:
     return subprocess.run(["bash", "-c", script], env=clean, stdin=subprocess.DEVNULL).returncode
 
 
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m distribution.demo", description=__doc__)
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Set up ``python -m distribution demo``."""
     parser.add_argument("--prompt", default=PROMPT)
-    options = parser.parse_args()
-    try:
-        return demo(options.prompt)
-    except DistributionError as error:
-        say(f"error: {error.message}" + (f"\n  remedy: {error.remedy}" if error.remedy else ""))
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    parser.set_defaults(run=lambda options: demo(options.prompt))

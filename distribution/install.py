@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from .console import run, say
 from .errors import DistributionError
 from .files import load_toml
 from .progress import Bar
@@ -130,11 +131,6 @@ def _reason(lines: list[str]) -> list[str]:
     return lines[-25:]
 
 
-def say(text: str) -> None:
-    """A line of progress; stdout stays for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m distribution.install", description=__doc__)
@@ -142,18 +138,7 @@ def main() -> int:
     parser.add_argument("--tools", action="store_true", help="only what builds packages: no engine is compiled")
     parser.add_argument("--extra", action="append", default=[], help="an optional group of pyproject.toml")
     options = parser.parse_args()
-    try:
-        if options.tools:
-            install_tools(options.venv)
-        else:
-            install(options.venv, options.extra)
-    except DistributionError as error:
-        say(f"error: {error}" + (f"\n  remedy: {error.remedy}" if error.remedy else ""))
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    return 0
+    return run(lambda: install_tools(options.venv) if options.tools else install(options.venv, options.extra))
 
 
 if __name__ == "__main__":
