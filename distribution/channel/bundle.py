@@ -5,7 +5,6 @@ It is a tar file: the signed manifest, the publisher's key, an environment file,
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import shutil
@@ -36,6 +35,7 @@ from rattler.package_streaming import download_to_path
 from ..console import megabytes, say
 from ..errors import BundleError, ChannelUnreachableError, DownloadError, EnvironmentUnsolvableError
 from ..files import sha256_of, staging_folder
+from ..waiting import wait
 from . import environments, keys, manifest, publishing, siblings
 from .generations import Channel, explained, sync
 from .keys import load_trust
@@ -129,7 +129,7 @@ def _solve(channels: Sequence[str], specs: Sequence[str], gateway: Gateway) -> l
     machine = [one for one in VirtualPackage.detect() if one.into_generic().name.normalized != "__cuda"]
     driver = GenericVirtualPackage(PackageName("__cuda"), Version(_ANY_DRIVER), BuildString("0"))
     try:
-        return asyncio.run(
+        return wait(
             solve(channels, [MatchSpec(one) for one in specs], gateway, _PLATFORMS, virtual_packages=[*machine, driver])
         )
     except GatewayError as error:
@@ -151,7 +151,7 @@ def _collect(path: str, record: RepoDataRecord, folder: Path, staging: Path) -> 
     else:
         say(f"fetching {record.file_name}, {megabytes(record.size or 0)}")
         try:
-            asyncio.run(download_to_path(Client(), record.url, copy))
+            wait(download_to_path(Client(), record.url, copy))
         except Exception as error:
             raise DownloadError(f"{record.url} could not be fetched: {error}", "check the network, and try again") from None
     if record.sha256 is None or sha256_of(copy) != record.sha256.hex():

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import hashlib
 import json
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,16 +16,12 @@ from rattler.package_streaming import PackageArchive
 
 from ..errors import DamagedPackageError
 from ..files import sha256_of
+from ..waiting import wait
 
 OURS = ("libllama", "libggml-cuda", "llama.cpp", "llama-cpp-python")
 """The packages that are built here, which belong together."""
 
 SUBDIRS = ("linux-64", "noarch")
-
-# py-rattler's threads drop Python objects after they have handed over a result, and an interpreter that ends meanwhile
-# crashes: 8 of 60 did that ended right after a solve, none of 60 with this rest, in which those threads get the lock.
-atexit.register(time.sleep, 0.02)
-
 
 @dataclass(frozen=True)
 class Package:
@@ -98,7 +91,7 @@ def inspect(path: Path, visit: Callable[[str, bytes], None] | None = None) -> Pa
     size, digest = path.stat().st_size, sha256_of(path)
     try:
         _check_container(path)
-        index, about = asyncio.run(_check_members(path, visit))
+        index, about = wait(_check_members(path, visit))
         package = Package(
             str(index["name"]), str(index["version"]), str(index["build"]), int(index["build_number"]),
             str(index.get("subdir") or ""), digest, size, tuple(index.get("depends") or ()), dict(about.get("extra") or {}),

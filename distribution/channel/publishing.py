@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from ..console import megabytes, say
 from ..errors import ChannelDamagedError, DamagedPackageError, DiskSpaceError, PackageExistsError
 from ..files import REPOSITORY, sha256_of
+from ..waiting import wait
 from . import environments, keys, manifest, siblings
 from .generations import Channel, link_or_copy, link_young_shards
 from .inspection import SUBDIRS, Package, inspect
@@ -261,7 +261,7 @@ def _index(folder: Path) -> None:
     from rattler.index import index_fs
 
     try:
-        asyncio.run(index_fs(folder))
+        wait(index_fs(folder))
     except Exception as error:
         # the indexer is Rust, and gives the operating system's error as text
         if found := re.search(r"os error (\d+)", str(error)):
