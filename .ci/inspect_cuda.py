@@ -24,7 +24,7 @@ def main() -> int:
         return 0
     print(f"the inputs of the SM 12.0 package are {digest}, inspected were {recorded}: building it")
     built = packages.build([], packages.dependencies(cuda=True), only=["libllama", "libggml-cuda"])
-    plugin = built[-1].path
+    plugin = built[-1]
     print(f"{plugin.name}: {plugin.stat().st_size / 1e6:.1f} MB, its tests passed")
     if "--record" in sys.argv:
         RECORD.write_text(f"{digest}  {plugin.name}\n")

@@ -75,7 +75,7 @@ def main() -> None:
     variants = variants_of(options.arch)
     dependencies = packages.dependencies(cuda=packages.CPU_ONLY not in variants)
     seconds = build(variants, dependencies) if options.build else {}
-    built = [one.path for one in packages.build(variants, dependencies)]
+    built = packages.build(variants, dependencies)
     seconds |= install(built, dependencies, options.rounds)
     result = {
         "machine": f"{os.cpu_count()} x {processor()}",

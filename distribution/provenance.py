@@ -21,15 +21,15 @@ VENDOR = REPOSITORY / "vendor" / "llama.cpp"
 SETTINGS = "settings.json"
 """Written into the build tree by CMakeLists.txt: compiler, flags, options."""
 
-# What llama.cpp carries inside, and which package of ours it ends up in: name, version, licence, packages.
+# What llama.cpp carries inside: name, licence, and the packages of ours it ends up in. Its commit says which version.
 VENDORED = (
-    ("nlohmann-json", "3.12.0", "MIT", {"libllama", "llama.cpp"}),
-    ("cpp-httplib", "", "MIT", {"libllama", "llama.cpp"}),
-    ("miniaudio", "", "MIT-0", {"libllama"}),
-    ("stb_image", "", "MIT", {"libllama"}),
-    ("sheredom-subprocess", "", "Unlicense", {"libllama", "llama.cpp"}),
-    ("xxhash", "", "BSD-2-Clause", {"llama.cpp"}),
-    ("llamafile-sgemm", "", "MIT", {"libllama"}),
+    ("nlohmann-json", "MIT", {"libllama", "llama.cpp"}),
+    ("cpp-httplib", "MIT", {"libllama", "llama.cpp"}),
+    ("miniaudio", "MIT-0", {"libllama"}),
+    ("stb_image", "MIT", {"libllama"}),
+    ("sheredom-subprocess", "Unlicense", {"libllama", "llama.cpp"}),
+    ("xxhash", "BSD-2-Clause", {"llama.cpp"}),
+    ("llamafile-sgemm", "MIT", {"libllama"}),
 )
 
 
@@ -97,7 +97,7 @@ def bill_of_materials(package: str, pin: Pin, document: dict[str, Any]) -> str:
                 properties=[Property(name="patch", value=f"{p['name']} {p['sha256']}") for p in document["patches"]],
             )
         )
-        parts += [component(name, version, spdx) for name, version, spdx, inside in VENDORED if package in inside]
+        parts += [component(name, "", spdx) for name, spdx, inside in VENDORED if package in inside]
     if document["toolkit"]:
         parts.append(component("cuda-nvcc", document["toolkit"]["version"], "LicenseRef-NVIDIA-End-User-License-Agreement"))
         parts.append(component("cccl", document["toolkit"].get("cccl", ""), "Apache-2.0 WITH LLVM-exception"))

@@ -1,7 +1,7 @@
 # Sourced by the scripts that compile. SRC_DIR holds this repository's files, PREFIX is where things are installed.
 
-# Build engines forbid pip the network. Here it only fetches the pinned engine, whose hash is checked, unless that lies
-# in the cache already.
+# Build engines forbid pip the network. Here it only fetches the pinned engine (native/cmake/source.cmake), whose hash is
+# checked, unless that lies in the cache already.
 unset PIP_NO_INDEX
 for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE CCACHE_DIR CCACHE_DISABLE LLAMA_CPP_CACHE; do
   # the recipe passes what it finds, and an empty value is not the same as none
@@ -10,9 +10,6 @@ done
 export PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1
 jobs="${CPU_COUNT:-$(nproc)}"
 cd "$SRC_DIR"
-
-# Fetches the source if it is missing, and proves that it is the pinned commit with our patches.
-python -m distribution vendor
 
 # As deep as the build tree of a wheel: ccache then finds the same relative paths, and its results serve both.
 tree=build/conda

@@ -27,8 +27,9 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--variant", action="append", default=[], help="a file of recipe/variants/: cpu, 90a, cuda129, portable (default: RTX 5090)"
-    )
+        "--variant", action="append", default=[],
+        help="a file of recipe/variants/: cpu, 90a, cuda129, portable (default: RTX 5090)",
+    )  # fmt: skip
     parser.add_argument("--arch", help="the GPU instead: a compute capability without the dot (120, 90), or cpu")
     parser.add_argument("--only", action="append", default=[], metavar="PACKAGE", help="this package; may be repeated")
     parser.add_argument(
@@ -63,8 +64,8 @@ def _build(options: argparse.Namespace) -> None:
         rebuild=options.rebuild,
         only=options.only,
     )
-    for one in built:
-        print(one.path)
+    for path in built:
+        print(path)
 
 
 def _verify(options: argparse.Namespace) -> None:

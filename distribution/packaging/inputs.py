@@ -12,27 +12,19 @@ from pathlib import Path
 from ..errors import BuildError
 from ..files import REPOSITORY, sha256_of
 
+_PIN = ("vendor/llama.cpp/pin.toml", "vendor/llama.cpp/patches")
 # The sources that the recipe compiles or installs. A change in one of them renames the packages made from it.
-ENGINE = ("recipe", "vendor/llama.cpp", "native", "CMakeLists.txt", "distribution/provenance.py", "llama_cpp/capi/pinned.py")
+ENGINE = ("recipe", *_PIN, "native", "CMakeLists.txt", "distribution/provenance.py", "llama_cpp/capi/pinned.py")
 PYTHON = (*ENGINE, "llama_cpp", "pyproject.toml", "README.md", "LICENSE")
 # What the package that CI inspected once depends on.
-INSPECTED = ("recipe", "vendor/llama.cpp", "native", "distribution", "CMakeLists.txt")
-
-IGNORED = {"__pycache__", "source", ".source-state"}
+INSPECTED = ("recipe", *_PIN, "native", "distribution", "CMakeLists.txt")
 
 
 def files_of(names: Iterable[str], repository: Path = REPOSITORY) -> list[Path]:
-    """The files below these names, without what was fetched or compiled; sorted, relative to the repository."""
-    found = set()
-    for name in names:
-        path = repository / name
-        members = path.rglob("*") if path.is_dir() else [path]
-        for member in members:
-            relative = member.relative_to(repository)
-            inside = IGNORED.intersection(relative.parts) or any(part.startswith(".source") for part in relative.parts)
-            if member.is_file() and not inside:
-                found.add(relative)
-    return sorted(found)
+    """The files of these names and below them, without Python's caches; sorted, relative to the repository."""
+    paths = [repository / name for name in names]
+    found = {member for path in paths for member in (path.rglob("*") if path.is_dir() else [path]) if member.is_file()}
+    return sorted(path.relative_to(repository) for path in found if "__pycache__" not in path.parts)
 
 
 def digest_of(names: Iterable[str], repository: Path = REPOSITORY) -> str:
@@ -47,8 +39,7 @@ def export(target: Path, repository: Path = REPOSITORY) -> None:
     Raises:
         BuildError: the engine's source is not there.
     """
-    names = (*PYTHON, "distribution", "recipe")
-    for path in files_of(names, repository):
+    for path in files_of((*PYTHON, "distribution"), repository):
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(repository / path, target / path)
         (target / path).chmod(0o755 if os.access(repository / path, os.X_OK) else 0o644)

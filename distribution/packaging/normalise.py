@@ -1,7 +1,7 @@
 """Takes out of a package what its build engine noted about the machine, so that every machine makes the same file.
 
 A ``.conda`` file is a zip of two compressed tars, one with the files and one (``info/``) about them. The engine stamps
-both with the time of the build, and records the kernel and the processor in ``info/recipe/rendered_recipe.yaml``.
+both with the time of the build, and records the kernel, the processor, the folders of caches and local channels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import sys
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -26,11 +27,16 @@ else:
 EPOCH = (1980, 1, 1, 0, 0, 0)
 LEVEL = 19  # zstd; decompression is as fast as for lower ones
 _MACHINE = re.compile(r"^ *- __(?:linux|archspec|unix|cuda)=.*\n", re.MULTILINE)
+_OWN = re.compile(r"^ +(?:CCACHE_DIR|CCACHE_DISABLE|LLAMA_CPP_CACHE|PIP_\w+): .*\n", re.MULTILINE)
 _BUILT = re.compile(r"^( +timestamp: )20\d\d-\d\d-\d\dT\S+$", re.MULTILINE)
 
 
-def normalise(package: Path, timestamp: int) -> None:
-    """Rewrite a ``.conda`` file in place, stamped with ``timestamp`` (seconds since 1970).
+def normalise(package: Path, timestamp: int, folders: Sequence[str] = ()) -> None:
+    """Rewrite a ``.conda`` file in place.
+
+    Args:
+        timestamp: what it is stamped with, in seconds since 1970.
+        folders: channels on this machine; only their names are left.
 
     Raises:
         BuildError: it is not such a file.
@@ -42,7 +48,7 @@ def normalise(package: Path, timestamp: int) -> None:
             for name in sorted(old.namelist(), key=lambda name: (name != "metadata.json", not name.startswith("info-"))):
                 data = old.read(name)
                 if name.endswith(".tar.zst"):
-                    data = _repack(data, timestamp)
+                    data = _repack(data, timestamp, folders)
                 new.writestr(zipfile.ZipInfo(name, EPOCH), data)
         os.replace(temporary, package)
     except (zipfile.BadZipFile, tarfile.TarError, KeyError, ValueError) as error:
@@ -72,14 +78,16 @@ def members(package: Path) -> dict[str, tuple[bytes, str]]:
     return found
 
 
-def _repack(data: bytes, timestamp: int) -> bytes:
+def _repack(data: bytes, timestamp: int, folders: Sequence[str]) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for info, content in sorted(_entries(data), key=lambda entry: entry[0].name):
             if info.name == "info/index.json":
                 content = _stamp(content, timestamp)
             elif info.name == "info/recipe/rendered_recipe.yaml":
-                content = _anonymous(content, timestamp)
+                content = _nowhere(_anonymous(content, timestamp), folders)
+            elif info.name == "info/about.json":
+                content = _nowhere(content, folders)
             info.size, info.mtime = len(content), timestamp
             info.uid = info.gid = 0
             info.uname = info.gname = ""
@@ -101,4 +109,10 @@ def _stamp(content: bytes, timestamp: int) -> bytes:
 
 def _anonymous(content: bytes, timestamp: int) -> bytes:
     built = datetime.fromtimestamp(timestamp, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return _BUILT.sub(rf"\g<1>{built}", _MACHINE.sub("", content.decode())).encode()
+    return _BUILT.sub(rf"\g<1>{built}", _OWN.sub("", _MACHINE.sub("", content.decode()))).encode()
+
+
+def _nowhere(content: bytes, folders: Sequence[str]) -> bytes:
+    for folder in map(Path, folders):
+        content = content.replace(folder.absolute().as_uri().encode(), folder.name.encode())
+    return content

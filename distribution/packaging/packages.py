@@ -9,7 +9,6 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,7 @@ from .normalise import normalise
 ROOT = Path("/tmp/llama-cpp-build")
 OUTPUT = REPOSITORY / "dist" / "packages"
 CPU_ONLY = "cpu"
-SEED_RECORD = "seed.json"
 _STEP = re.compile(r"\[(\d+)/(\d+)\]")
-
-
-@dataclass(frozen=True)
-class Built:
-    """A package: its file, whether it was built now or was there, and the seconds it took."""
-
-    path: Path
-    fresh: bool
-    seconds: float
 
 
 def build(
@@ -49,7 +38,7 @@ def build(
     rebuild: bool = False,
     only: Sequence[str] = (),
     compiler_cache: bool = True,
-) -> list[Built]:
+) -> list[Path]:
     """Build the recipe's packages into ``output``; those that are there already, from the same sources, are kept.
 
     Args:
@@ -62,7 +51,7 @@ def build(
         compiler_cache: let ccache, if it is installed, answer from its cache.
 
     Returns:
-        The packages in the order in which they depend on one another.
+        The packages' files, in the order in which they depend on one another.
 
     Raises:
         BuildError: the recipe cannot be rendered, a build or a test failed.
@@ -70,10 +59,10 @@ def build(
     """
     vendor.vendor(repository / "vendor" / "llama.cpp")
     # the recipe reads the environment when it is rendered
-    with _workspace() as workspace, _build_environment(repository, compiler_cache):
+    with _workspace() as workspace, _build_environment(compiler_cache):
         inputs.export(workspace / "repository", repository)
         rendered = render(variants, workspace / "repository", seeded_variants(channels))
-        built: list[Built] = []
+        built: list[Path] = []
         for one in rendered:
             name = one.recipe.package.name
             if only and name not in only:
@@ -82,9 +71,9 @@ def build(
             if kept.exists() and not rebuild:
                 say(f"{kept.name}: built before from the same sources")
                 _offer(kept, workspace)
-                built.append(Built(kept, False, 0.0))
-                continue
-            built.append(_build_one(one, [workspace / "output", *channels], workspace, kept, test))
+            else:
+                _build_one(one, channels, workspace, kept, test)
+            built.append(kept)
         return built
 
 
@@ -116,13 +105,10 @@ def conda_forge_answers(timeout: float = 5.0) -> bool:
 
 def seeded_variants(channels: Sequence[str]) -> dict[str, list[str]]:
     """The compilers that a seeded channel among ``channels`` offers, as variant keys; nothing for other channels."""
-    found: dict[str, list[str]] = {}
-    for channel in channels:
-        if (Path(channel) / SEED_RECORD).exists():
-            from .. import seed
+    from ..seed.channel import RECORD, variants
 
-            found |= seed.variants(Path(channel))
-    return found
+    seeds = [Path(channel) for channel in channels if Path(channel, RECORD).exists()]
+    return {key: values for folder in seeds for key, values in variants(folder).items()}
 
 
 def render(
@@ -168,18 +154,21 @@ def variant_files(cuda: str, architectures: Sequence[str], repository: Path = RE
     Raises:
         BuildError: no file does.
     """
-    wanted = (cuda, _plain(architectures))
-    defaults = load_variants(repository / "recipe" / "variants.yaml")
-    for name, file in [([], None), *(([f.stem], f) for f in sorted((repository / "recipe" / "variants").glob("*.yaml")))]:
-        chosen = {**defaults, **(load_variants(file) if file else {})}
-        if (chosen["cuda_version"], _plain(chosen["cuda_architectures"].split())) == wanted:
-            return name
+    recipe = repository / "recipe"
+    defaults = _load_variants(recipe / "variants.yaml")
+    choices: dict[tuple[str, ...], dict[str, str]] = {(): {}}
+    choices |= {(file.stem,): _load_variants(file) for file in sorted((recipe / "variants").glob("*.yaml"))}
+    for names, overruled in choices.items():
+        chosen = {**defaults, **overruled}
+        if (chosen["cuda_version"], _plain(chosen["cuda_architectures"].split())) == (cuda, _plain(architectures)):
+            return list(names)
     raise BuildError(
-        f"no variant is for CUDA {cuda} and {' '.join(architectures)}", "add a file to recipe/variants/, as docs/packages.md says"
+        f"no variant is for CUDA {cuda} and {' '.join(architectures)}",
+        "add a file to recipe/variants/, as docs/packages.md says",
     )
 
 
-def load_variants(file: Path) -> dict[str, str]:
+def _load_variants(file: Path) -> dict[str, str]:
     """The keys of a variant file, each with its first value."""
     import yaml
 
@@ -200,7 +189,7 @@ def _subdir(one: Any) -> str:
     return "noarch" if one.recipe.build.noarch else "linux-64"
 
 
-def _build_one(one: Any, channels: Sequence[Any], workspace: Path, target: Path, test: bool) -> Built:
+def _build_one(one: Any, channels: Sequence[str], workspace: Path, target: Path, test: bool) -> None:
     import rattler_build as engine
 
     started = time.monotonic()
@@ -214,10 +203,9 @@ def _build_one(one: Any, channels: Sequence[Any], workspace: Path, target: Path,
                     test_strategy="native" if test else "skip", error_prefix_in_binary=True, use_sharded=False
                 ),
                 output_dir=workspace / "output",
-                channels=[str(channel) for channel in channels],
+                channels=[str(workspace / "output"), *channels],
                 progress_callback=_Progress(bar, record),
                 no_build_id=True,
-                no_include_recipe=False,
             )
         except engine.RattlerBuildError as error:
             tail = log.read_text(encoding="utf-8").splitlines()[-25:]
@@ -226,14 +214,12 @@ def _build_one(one: Any, channels: Sequence[Any], workspace: Path, target: Path,
                 f"the whole log is in {log}",
             ) from error
     made = Path(result.packages[0])
-    normalise(made, timestamp(workspace / "repository"))
+    normalise(made, timestamp(workspace / "repository"), [channel for channel in channels if os.path.isdir(channel)])
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.part")
     shutil.copyfile(made, temporary)
     os.replace(temporary, target)
-    seconds = time.monotonic() - started
-    say(f"{target.name}: {megabytes(target.stat().st_size)} in {seconds:.0f} s")
-    return Built(target, True, seconds)
+    say(f"{target.name}: {megabytes(target.stat().st_size)} in {time.monotonic() - started:.0f} s")
 
 
 class _Progress:
@@ -273,7 +259,10 @@ def _workspace() -> Iterator[Path]:
             finally:
                 remove_tree(ROOT)
     except PermissionError as error:
-        raise BuildError(f"{error.filename or ROOT} cannot be used: {error.strerror}", f"it is where every machine builds; let its owner remove it: rm -r {ROOT}*") from None
+        raise BuildError(
+            f"{error.filename or ROOT} cannot be used: {error.strerror}",
+            f"it is where every machine builds; let its owner remove it: rm -r {ROOT}*",
+        ) from None
 
 
 def _offer(package: Path, workspace: Path) -> None:
@@ -289,10 +278,9 @@ def _offer(package: Path, workspace: Path) -> None:
 
 
 @contextmanager
-def _build_environment(repository: Path, compiler_cache: bool) -> Iterator[None]:
-    """What the recipe and the build engine read from the environment, set for a while."""
+def _build_environment(compiler_cache: bool) -> Iterator[None]:
+    """What the recipe reads from the environment, set for a while."""
     wanted = {
-        "SOURCE_DATE_EPOCH": str(timestamp(repository)),
         "LLAMA_CPP_CACHE": str(cache_dir()),
         "CCACHE_DIR": os.environ.get("CCACHE_DIR") or str(Path.home() / ".cache" / "ccache"),
         "CCACHE_DISABLE": "" if compiler_cache else "1",

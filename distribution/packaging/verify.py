@@ -31,8 +31,8 @@ def rebuild(variants: Sequence[str], channels: Sequence[str], only: Sequence[str
             variants, channels, Path(scratch, "second"), repository=copy, test=False, only=only, compiler_cache=False
         )
         for one, other in zip(first, second, strict=True):
-            compare(one.path, other.path)
-        return {one.path.name: sha256_of(one.path) for one in first}
+            compare(one, other)
+        return {path.name: sha256_of(path) for path in first}
 
 
 def compare(one: Path, other: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,15 @@ about: {license: MIT}
 """
 
 
-def build(folder: Path, content: str = "one") -> Path:
+def build(folder: Path, content: str = "one", channels: Sequence[Path] = ()) -> Path:
     """A package by the real engine, built where ``folder`` is."""
     recipe = folder / "recipe" / "recipe.yaml"
     recipe.parent.mkdir(parents=True)
     recipe.write_text(RECIPE.replace("CONTENT", content))
     [rendered] = engine.Stage0Recipe.from_file(recipe).render(engine.VariantConfig())
-    built = rendered.run_build(output_dir=folder / "output", channels=[], no_build_id=True).packages[0]
-    return Path(shutil.copy(built, folder))
+    places = [str(channel) for channel in channels]
+    built = rendered.run_build(output_dir=folder / "output", channels=places, no_build_id=True)
+    return Path(shutil.copy(built.packages[0], folder))
 
 
 def test_what_the_engine_notes_about_time_and_machine_is_taken_out(tmp_path: Path) -> None:
@@ -55,6 +57,31 @@ def test_what_the_engine_notes_about_time_and_machine_is_taken_out(tmp_path: Pat
     notes = found["info/recipe/rendered_recipe.yaml"][0].decode()
     assert "__linux=" not in notes and "__archspec" not in notes and "timestamp: 2026-10-01T00:00:00Z" in notes
     assert "__glibc=" in notes, "what the result depends on stays"
+
+
+def test_folders_of_this_machine_are_taken_out(tmp_path: Path) -> None:
+    from tiny_packages import index
+
+    packages_made = []
+    for user in ("ann", "bob"):
+        channel = index(tmp_path / user / "cache" / "seed-0123")
+        place = tmp_path / "place"
+        package = Path(shutil.move(build(place, channels=[channel]), tmp_path / f"{user}.conda"))
+        assert str(channel) in members(package)["info/recipe/rendered_recipe.yaml"][0].decode()
+        normalise(package, STAMP, [str(channel)])
+        packages_made.append(package.read_bytes())
+        shutil.rmtree(place)
+    assert packages_made[0] == packages_made[1]
+
+
+def test_caches_of_this_machine_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "env:\n      CCACHE_DIR: /cache/of/somebody\n      KEPT: value\n    content:"
+    monkeypatch.setitem(globals(), "RECIPE", RECIPE.replace("  script:", f"  script:\n    {script}"))
+    package = build(tmp_path / "place")
+    assert b"/cache/of/somebody" in members(package)["info/recipe/rendered_recipe.yaml"][0]
+    normalise(package, STAMP)
+    notes = members(package)["info/recipe/rendered_recipe.yaml"][0]
+    assert b"CCACHE_DIR" not in notes and b"KEPT: value" in notes
 
 
 def test_a_normalised_package_still_installs(tmp_path: Path) -> None:
