@@ -1,7 +1,8 @@
 """Takes out of a package what its build engine noted about the machine, so that every machine makes the same file.
 
 A ``.conda`` file is a zip of two compressed tars, one with the files and one (``info/``) about them. The engine stamps
-both with the time of the build, and records the kernel, the processor, the folders of caches and local channels.
+both with the time of the build, records the kernel, the processor, the folders of caches and local channels, and writes
+dependencies in the order in which a hash table gave them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import re
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+
+import yaml
 
 from ..errors import BuildError
 
@@ -31,12 +34,12 @@ _OWN = re.compile(r"^ +(?:CCACHE_DIR|CCACHE_DISABLE|LLAMA_CPP_CACHE|PIP_\w+): .*
 _BUILT = re.compile(r"^( +timestamp: )20\d\d-\d\d-\d\dT\S+$", re.MULTILINE)
 
 
-def normalise(package: Path, timestamp: int, folders: Sequence[str] = ()) -> None:
+def normalise(package: Path, timestamp: int, folders: Mapping[str, str] | None = None) -> None:
     """Rewrite a ``.conda`` file in place.
 
     Args:
         timestamp: what it is stamped with, in seconds since 1970.
-        folders: channels on this machine; only their names are left.
+        folders: channels on this machine, each with the name that stands for it.
 
     Raises:
         BuildError: it is not such a file.
@@ -48,7 +51,7 @@ def normalise(package: Path, timestamp: int, folders: Sequence[str] = ()) -> Non
             for name in sorted(old.namelist(), key=lambda name: (name != "metadata.json", not name.startswith("info-"))):
                 data = old.read(name)
                 if name.endswith(".tar.zst"):
-                    data = _repack(data, timestamp, folders)
+                    data = _repack(data, timestamp, folders or {})
                 new.writestr(zipfile.ZipInfo(name, EPOCH), data)
         os.replace(temporary, package)
     except (zipfile.BadZipFile, tarfile.TarError, KeyError, ValueError) as error:
@@ -78,7 +81,7 @@ def members(package: Path) -> dict[str, tuple[bytes, str]]:
     return found
 
 
-def _repack(data: bytes, timestamp: int, folders: Sequence[str]) -> bytes:
+def _repack(data: bytes, timestamp: int, folders: Mapping[str, str]) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for info, content in sorted(_entries(data), key=lambda entry: entry[0].name):
@@ -104,15 +107,33 @@ def _entries(data: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
 def _stamp(content: bytes, timestamp: int) -> bytes:
     index = json.loads(content)
     index["timestamp"] = timestamp * 1000
+    for name in ("depends", "constrains"):
+        if name in index:
+            index[name].sort()
     return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _anonymous(content: bytes, timestamp: int) -> bytes:
     built = datetime.fromtimestamp(timestamp, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return _BUILT.sub(rf"\g<1>{built}", _OWN.sub("", _MACHINE.sub("", content.decode()))).encode()
+    text = _BUILT.sub(rf"\g<1>{built}", _OWN.sub("", _MACHINE.sub("", content.decode())))
+    document = yaml.compose(text)  # nodes and not values: scalars stay as they are written
+    for key, section in document.value:
+        if key.value.startswith("finalized_") or key.value == "staging_library_name_map":
+            _sort(section)
+    return str(yaml.serialize(document, width=1_000_000, allow_unicode=True)).encode()
 
 
-def _nowhere(content: bytes, folders: Sequence[str]) -> bytes:
-    for folder in map(Path, folders):
-        content = content.replace(folder.absolute().as_uri().encode(), folder.name.encode())
+def _sort(node: yaml.Node) -> None:
+    """Order the lists and mappings below a node by what is in them."""
+    if not isinstance(node, yaml.CollectionNode):
+        return
+    for part in node.value:
+        for child in part if isinstance(part, tuple) else (part,):
+            _sort(child)
+    node.value.sort(key=lambda part: yaml.serialize(part[0] if isinstance(part, tuple) else part))
+
+
+def _nowhere(content: bytes, folders: Mapping[str, str]) -> bytes:
+    for folder, name in folders.items():
+        content = content.replace(Path(folder).absolute().as_uri().encode(), name.encode())
     return content

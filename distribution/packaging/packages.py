@@ -105,10 +105,20 @@ def conda_forge_answers(timeout: float = 5.0) -> bool:
 
 def seeded_variants(channels: Sequence[str]) -> dict[str, list[str]]:
     """The compilers that a seeded channel among ``channels`` offers, as variant keys; nothing for other channels."""
-    from ..seed.channel import RECORD, variants
+    from ..seed.channel import variants
 
-    seeds = [Path(channel) for channel in channels if Path(channel, RECORD).exists()]
-    return {key: values for folder in seeds for key, values in variants(folder).items()}
+    return {key: values for folder in filter(_is_seed, channels) for key, values in variants(Path(folder)).items()}
+
+
+def _is_seed(channel: str) -> bool:
+    from ..seed.channel import RECORD
+
+    return Path(channel, RECORD).exists()
+
+
+def _names(channels: Sequence[str]) -> dict[str, str]:
+    """What stands in packages for channels that are folders. A seed with CUDA in it makes the same ``libllama`` as one without."""
+    return {channel: "seed" if _is_seed(channel) else Path(channel).name for channel in channels if os.path.isdir(channel)}
 
 
 def render(
@@ -214,7 +224,8 @@ def _build_one(one: Any, channels: Sequence[str], workspace: Path, target: Path,
                 f"the whole log is in {log}",
             ) from error
     made = Path(result.packages[0])
-    normalise(made, timestamp(workspace / "repository"), [channel for channel in channels if os.path.isdir(channel)])
+    normalise(made, timestamp(workspace / "repository"), _names(channels))
+    _index(workspace)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.part")
     shutil.copyfile(made, temporary)
@@ -267,14 +278,19 @@ def _workspace() -> Iterator[Path]:
 
 def _offer(package: Path, workspace: Path) -> None:
     """Let the builds that follow depend on a package that was built before."""
+    place = workspace / "output" / package.parent.name / package.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(package, place)
+    _index(workspace)
+
+
+def _index(workspace: Path) -> None:
+    """Write the index anew: the packages that follow note the hashes in it, and the build engine's is older than ours."""
     from rattler.index import index_fs
 
     from ..waiting import wait
 
-    place = workspace / "output" / package.parent.name / package.name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(package, place)
-    wait(index_fs(workspace / "output"))
+    wait(index_fs(workspace / "output", force=True))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 engine = pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
@@ -31,11 +32,12 @@ about: {license: MIT}
 """
 
 
-def build(folder: Path, content: str = "one", channels: Sequence[Path] = ()) -> Path:
+def build(folder: Path, content: str = "one", channels: Sequence[Path] = (), run: Sequence[str] = ()) -> Path:
     """A package by the real engine, built where ``folder`` is."""
     recipe = folder / "recipe" / "recipe.yaml"
     recipe.parent.mkdir(parents=True)
-    recipe.write_text(RECIPE.replace("CONTENT", content))
+    requirements = f"requirements: {{run: {json.dumps([*run])}}}\n" if run else ""
+    recipe.write_text(RECIPE.replace("CONTENT", content) + requirements)
     [rendered] = engine.Stage0Recipe.from_file(recipe).render(engine.VariantConfig())
     places = [str(channel) for channel in channels]
     built = rendered.run_build(output_dir=folder / "output", channels=places, no_build_id=True)
@@ -68,10 +70,25 @@ def test_folders_of_this_machine_are_taken_out(tmp_path: Path) -> None:
         place = tmp_path / "place"
         package = Path(shutil.move(build(place, channels=[channel]), tmp_path / f"{user}.conda"))
         assert str(channel) in members(package)["info/recipe/rendered_recipe.yaml"][0].decode()
-        normalise(package, STAMP, [str(channel)])
+        normalise(package, STAMP, {str(channel): "seed"})
         packages_made.append(package.read_bytes())
         shutil.rmtree(place)
     assert packages_made[0] == packages_made[1]
+
+
+def test_the_order_of_dependencies_is_settled(tmp_path: Path) -> None:
+    needs = ["zlib >=1", "__glibc >=2.17", "aaa"]
+    package = build(tmp_path / "place", run=needs)
+    notes = members(package)["info/recipe/rendered_recipe.yaml"][0].decode()
+    assert json.loads(members(package)["info/index.json"][0])["depends"] == needs
+    normalise(package, STAMP)
+    found = members(package)
+    assert json.loads(found["info/index.json"][0])["depends"] == sorted(needs)
+    again = found["info/recipe/rendered_recipe.yaml"][0].decode()
+    before, after = (yaml.safe_load(text)["finalized_dependencies"]["run"]["depends"] for text in (notes, again))
+    assert before != after and sorted(before, key=str) == sorted(after, key=str)
+    before, after = (yaml.safe_load(text)["recipe"] for text in (notes, again))
+    assert before == after, "what a person wrote keeps its order"
 
 
 def test_caches_of_this_machine_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
