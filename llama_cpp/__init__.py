@@ -1,6 +1,6 @@
 """llama.cpp compiled for the GPU you own, used from Python: a drop-in for llama-cpp-python.
 
-``Llama`` is a model that completes text and holds conversations. The low-level C API is here too, under the names
+``Llama`` is a model that completes text and holds conversations, ``AsyncLlama`` the same for asyncio. The low-level C API is here too, under the names
 of the headers (``llama_cpp.llama_decode``). Nothing is loaded before it is used.
 """
 
@@ -10,11 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .asynchronous import AsyncLlama as AsyncLlama
     from .llama import Llama as Llama
 
 __version__ = "0.4.0"
 
-_HOME = {"Llama": ".llama"}
+_HOME = {"Llama": ".llama", "AsyncLlama": ".asynchronous"}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,9 +25,22 @@ _IGNORED = {
 #: Parts of llama-cpp-python's interface that this version does not have yet.
 _LATER = {
     "Llama": {"embedding", "chat_handler", "draft_model", "tokenizer", "lora_path", "lora_scale", "spm_infill", "numa"},
-    "create_completion": {"suffix", "logprobs", "stopping_criteria", "logits_processor"},
-    "create_chat_completion": {"functions", "function_call", "logprobs", "top_logprobs", "logits_processor"},
+    "create_completion": {"suffix", "stopping_criteria"},
+    "create_chat_completion": {"functions", "function_call"},
 }
+
+#: Samplers that llama.cpp has and llama-cpp-python does not: the fields of SamplingParams of these names.
+SAMPLING = frozenset({
+    "top_n_sigma", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base",
+    "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "adaptive_target", "adaptive_decay",
+    "penalty_last_n",
+})  # fmt: skip
+
+
+def take_sampling(extra: dict[str, Any]) -> dict[str, Any]:
+    """Takes the samplers of llama.cpp's own out of keywords that a signature does not name."""
+    return {name: extra.pop(name) for name in SAMPLING & extra.keys()}
+
 
 #: What every caller may write out although it does nothing: the default of the argument in llama-cpp-python.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
@@ -71,8 +84,11 @@ def check_unknown(function: Callable[..., Any], name: str, extra: Mapping[str, A
 
 #: The least and the greatest value of whole numbers; None is allowed where the default is None.
 _INT32_MAX = 0x7FFFFFFF
+_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, which no header shows
 _RANGES = {
     "n_ctx": (0, _INT32_MAX),
+    "n_parallel": (1, _MAX_SEQUENCES),
+    "n_kv": (1, _INT32_MAX),
     "n_batch": (1, _INT32_MAX),
     "n_ubatch": (1, _INT32_MAX),
     "n_gpu_layers": (-1, _INT32_MAX),

@@ -156,6 +156,21 @@ class ContextLengthError(LlamaCppError, ValueError):
         self.n_ctx = n_ctx
 
 
+class ContextFullError(LlamaCppError, ValueError):
+    """A request with ``context_full="error"`` has filled its context.
+
+    Attributes:
+        n_ctx: tokens the context can hold.
+    """
+
+    def __init__(self, n_ctx: int) -> None:
+        super().__init__(
+            f"The context of {n_ctx} tokens is full.",
+            remedy='Raise n_ctx, or let the answer be cut (context_full="truncate") or its beginning forgotten ("shift").',
+        )
+        self.n_ctx = n_ctx
+
+
 class ChatTemplateError(LlamaCppError, ValueError):
     """A chat template cannot be parsed, or refused the messages."""
 
@@ -188,7 +203,7 @@ class ModelClosedError(LlamaCppError, RuntimeError):
 
 
 class ModelBusyError(LlamaCppError, RuntimeError):
-    """The model is generating for somebody else."""
+    """Too many requests wait for the model."""
 
 
 class ForkedProcessError(LlamaCppError, RuntimeError):

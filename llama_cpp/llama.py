@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
 from . import responses
-from .arguments import check_creation, check_unknown
+from .answers import Answer, ChatAnswer, TextAnswer
+from .arguments import check_creation, check_unknown, take_sampling
 from .capi import llama as capi
 from .chat.session import ChatReader, ChatRequest
 from .chat.templates import ChatTemplates
 from .engine.params import SamplingParams
-from .engine.sequential import Generation, SequentialEngine
+from .engine.requests import Handle, LogitsProcessor, Request
+from .engine.sampler import Sampler
 from .engine.text import TextStream
 from .errors import InvalidArgumentError
 from .fit.threads import default_batch_threads, default_threads
 from .models.model import Model
+
+if TYPE_CHECKING:
+    from .engine.scheduler import BatchingEngine
 
 logger = logging.getLogger("llama_cpp")
 
@@ -31,7 +36,8 @@ _FLASH_ATTENTION = {
 class Llama:
     """A GGUF model, loaded and ready.
 
-    Any thread may call it. Use it as a context manager or call :meth:`close` to give the memory back at once.
+    Any thread may call it, and what several threads ask for is computed together. Use it as a context manager or call
+    :meth:`close` to give the memory back at once.
 
     Args:
         model_path: the GGUF file (the first one of a split model).
@@ -41,12 +47,21 @@ class Llama:
         use_mmap, use_mlock: map the file instead of reading it; keep it from being swapped out.
         kv_overrides: metadata to replace, by key.
         seed: for requests that bring none; None takes a random one for each.
-        n_ctx: tokens the context holds, prompt and answer together; 0 is what the model was trained with.
+        n_ctx: tokens a request can have, prompt and answer together; 0 is what the model was trained with.
+        n_parallel: how many requests are computed at once; more wait. None is 8, or 2 where memory is set aside for each
+            (sliding windows, recurrent states).
+        n_kv: tokens the KV cache holds for all requests together; None is n_ctx, or n_ctx for each when n_parallel is
+            given. Requests that do not fit in together wait for each other.
+        kv_unified: let all requests share one KV cache, which lets them share beginnings without a copy; False gives each
+            its own part of n_kv, which is faster when many long ones run. None shares unless there is n_ctx for each.
         n_batch, n_ubatch: prompt tokens handed to the engine at once, and computed at once.
         n_threads, n_threads_batch: for generation and for prompts; None asks the machine.
         rope_*, yarn_*, pooling_type, attention_type: context extension and the like, as llama.cpp has them.
         offload_kqv, op_offload, swa_full: as llama.cpp has them.
         flash_attn: None lets the engine decide.
+        batch_invariant: on a CPU, compute every token in one way, so that at temperature 0 an answer does not depend on
+            what else is asked; long prompts are read more slowly. It needs flash attention, gives each request its own
+            part of the KV cache, and holds for every model of the process from then on.
         last_n_tokens_size: how many tokens back the penalties look.
         chat_format: "chatml" or another Jinja template's source, instead of the model's own template.
         type_k, type_v: data types of the KV cache (``GGML_TYPE_*``); None is f16.
@@ -78,6 +93,9 @@ class Llama:
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         seed: int | None = None,
         n_ctx: int = 512,
+        n_parallel: int | None = None,
+        n_kv: int | None = None,
+        kv_unified: bool | None = None,
         n_batch: int = 512,
         n_ubatch: int = 512,
         n_threads: int | None = None,
@@ -97,6 +115,7 @@ class Llama:
         op_offload: bool | None = None,
         swa_full: bool | None = None,
         no_perf: bool = True,
+        batch_invariant: bool = False,
         last_n_tokens_size: int = 64,
         chat_format: str | None = None,
         type_k: int | None = None,
@@ -105,7 +124,7 @@ class Llama:
         **unknown: Any,
     ) -> None:
         self._model: Model | None = None
-        self._engine: SequentialEngine | None = None
+        self._engine: BatchingEngine | None = None
         self._templates: ChatTemplates | None = None
         check_unknown(Llama.__init__, "Llama", unknown)
         check_creation(
@@ -113,6 +132,7 @@ class Llama:
             n_threads_batch=n_threads_batch, last_n_tokens_size=last_n_tokens_size, main_gpu=main_gpu, seed=seed,
             split_mode=split_mode, rope_scaling_type=rope_scaling_type, pooling_type=pooling_type,
             attention_type=attention_type, flash_attn=flash_attn, type_k=type_k, type_v=type_v, chat_format=chat_format,
+            n_parallel=n_parallel, n_kv=n_kv,
         )  # fmt: skip
         if verbose:
             _log_to_stderr()
@@ -137,7 +157,6 @@ class Llama:
         if vocab_only:
             return
         context_params = {
-            "n_ctx": n_ctx,
             "n_batch": n_batch,
             "n_ubatch": min(n_ubatch, n_batch),
             "n_threads": n_threads or default_threads(),
@@ -160,8 +179,24 @@ class Llama:
             "type_k": type_k,
             "type_v": type_v,
         }
+        # these need numpy, which takes longer to import than all the rest
+        from .engine.decoder import ggml_cpu_set_batch_invariant
+        from .engine.memory import pays_per_sequence
+        from .engine.scheduler import BatchingEngine
+
+        if batch_invariant:
+            if flash_attn is False or kv_unified:
+                self.close()
+                raise InvalidArgumentError("batch_invariant needs flash attention and kv_unified=False.")
+            context_params["flash_attn_type"], kv_unified = _FLASH_ATTENTION[True], False
+            ggml_cpu_set_batch_invariant(True)
         try:
-            self._engine = SequentialEngine(self._model, {k: v for k, v in context_params.items() if v is not None})
+            n_slots = n_parallel or (2 if pays_per_sequence(self._model) else 8)
+            sizes = _sizes(n_ctx or self._model.n_ctx_train, n_slots, bool(n_parallel), n_kv, kv_unified)
+            context_params = {**context_params, **sizes}
+            self._engine = BatchingEngine(
+                self._model, {k: v for k, v in context_params.items() if v is not None}, n_slots, n_ctx
+            )
         except BaseException:
             self.close()
             raise
@@ -197,7 +232,7 @@ class Llama:
         return self._model
 
     @property
-    def _open_engine(self) -> SequentialEngine:
+    def _open_engine(self) -> BatchingEngine:
         self._open_model
         if self._engine is None:
             raise InvalidArgumentError(
@@ -298,7 +333,10 @@ class Llama:
         grammar: str | None = None,
         logit_bias: Mapping[int | str, float] | None = None,
         stream_options: Mapping[str, Any] | None = None,
-        **unknown: Any,
+        logprobs: int | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        context_full: str = "truncate",
+        **samplers: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Continues a text.
 
@@ -310,33 +348,41 @@ class Llama:
             grammar: GBNF that the text must follow.
             stream: yield chunks as they come. ``stream_options={"include_usage": True}`` adds the token counts to a
                 last chunk.
-            The sampling parameters are those of :class:`~llama_cpp.engine.params.SamplingParams`.
+            logprobs: log-probabilities of each token and of so many most probable ones.
+            logits_processor: functions of all tokens so far (int64) and the logits (float32, n_vocab) that return other
+                logits. They run between the batches that all requests share.
+            context_full: what to do when the answer fills n_ctx: "truncate" it, raise an "error", or "shift", which
+                forgets the older half of what was said.
+            The sampling parameters are those of :class:`~llama_cpp.engine.params.SamplingParams`; those that
+            llama-cpp-python does not have (top_n_sigma, xtc_*, dynatemp_*, dry_*, adaptive_*) are taken, too.
 
         Returns:
             A completion in OpenAI's form with ``usage`` and ``timings``, or an iterator of chunks.
 
         Raises:
             ContextLengthError: the prompt does not fit. InvalidArgumentError, UnknownArgumentError: an argument.
+            ModelBusyError: too many requests wait. While it runs: DecodeError, GrammarError, ContextFullError,
+            ModelClosedError, and what a logits processor raises.
         """
-        check_unknown(Llama.create_completion, "create_completion", unknown)
+        extra = take_sampling(samplers)
+        check_unknown(Llama.create_completion, "create_completion", samplers)
         text, tokens = self._read_prompt(prompt)
         params = self._sampling(
             temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
             frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_penalty=repeat_penalty,
             mirostat_mode=mirostat_mode, mirostat_tau=mirostat_tau, mirostat_eta=mirostat_eta, logit_bias=logit_bias,
-            grammar={"grammar": grammar} if grammar else None,
+            grammar={"grammar": grammar} if grammar else None, **extra,
         )  # fmt: skip
-        generation, pieces = self._generate(tokens, params, max_tokens, _read_stop(stop))
+        request, stream_text = self._request(
+            tokens, params, max_tokens, _read_stop(stop), n_logprobs=_read_logprobs(logprobs, self.n_vocab()),
+            processors=_read_processors(logits_processor), context_full=context_full,
+        )  # fmt: skip
         head = (responses.new_id("cmpl"), responses.now(), model or self.model_path)
-        if stream:
-            include_usage = bool((stream_options or {}).get("include_usage"))
-            return self._stream_completion(head, text if echo else "", generation, pieces, include_usage)
-        answer = (text if echo else "") + "".join(pieces)
-        return {
-            **responses.completion(*head, answer, generation.finish_reason),
-            "usage": responses.usage(generation),
-            "timings": responses.timings(generation),
-        }
+        answer = TextAnswer(
+            head, request.generation, stream_text, _usage_wanted(stream_options), self._open_model,
+            echo=text if echo else "",
+        )  # fmt: skip
+        return self._deliver(answer, request, stream)
 
     __call__ = create_completion
 
@@ -368,7 +414,11 @@ class Llama:
         parallel_tool_calls: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         stream_options: Mapping[str, Any] | None = None,
-        **unknown: Any,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        context_full: str = "truncate",
+        **samplers: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Answers a conversation, with the model's own chat template.
 
@@ -379,6 +429,7 @@ class Llama:
             response_format: ``{"type": "json_object"}`` or ``{"type": "json_schema", "json_schema": {"schema": …}}``.
             chat_template_kwargs: variables for the template; ``{"enable_thinking": False}`` switches reasoning off
                 where the template can.
+            logprobs, top_logprobs: log-probabilities of each token, and of so many most probable ones.
             The other arguments are those of :meth:`create_completion`.
 
         Returns:
@@ -388,7 +439,8 @@ class Llama:
             ChatTemplateError: the template refused the messages. ContextLengthError, InvalidArgumentError,
             UnknownArgumentError. While reading the answer: ChatParseError.
         """
-        check_unknown(Llama.create_chat_completion, "create_chat_completion", unknown)
+        extra = take_sampling(samplers)
+        check_unknown(Llama.create_chat_completion, "create_chat_completion", samplers)
         # close() in another thread takes the attribute away
         templates = self._templates
         if templates is None:
@@ -403,23 +455,19 @@ class Llama:
             temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
             frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_penalty=repeat_penalty,
             mirostat_mode=mirostat_mode, mirostat_tau=mirostat_tau, mirostat_eta=mirostat_eta, logit_bias=logit_bias,
-            grammar=request.grammar(prompt),
+            grammar=request.grammar(prompt), **extra,
         )  # fmt: skip
-        generation, pieces = self._generate(
-            tokens, params, max_tokens, (*_read_stop(stop), *prompt.stop), prompt.preserved
-        )
+        n_logprobs = (top_logprobs or 0) if logprobs or top_logprobs else None
+        stops = (*_read_stop(stop), *prompt.stop)
+        generated, text = self._request(
+            tokens, params, max_tokens, stops, prompt.preserved, n_logprobs=_read_logprobs(n_logprobs, self.n_vocab()),
+            processors=_read_processors(logits_processor), context_full=context_full,
+        )  # fmt: skip
         head = (responses.new_id("chatcmpl"), responses.now(), model or self.model_path)
-        reader = ChatReader(prompt)
-        if stream:
-            include_usage = bool((stream_options or {}).get("include_usage"))
-            return self._stream_chat(head, reader, generation, pieces, include_usage)
-        message = reader.whole("".join(pieces), truncated=generation.finish_reason == "length")
-        finish_reason = _finish_reason(generation, bool(message.get("tool_calls")))
-        return {
-            **responses.chat_completion(*head, message, finish_reason),
-            "usage": responses.usage(generation),
-            "timings": responses.timings(generation),
-        }
+        answer = ChatAnswer(
+            head, generated.generation, text, _usage_wanted(stream_options), self._open_model, reader=ChatReader(prompt)
+        )
+        return self._deliver(answer, generated, stream)
 
     # --- inside ---
 
@@ -449,69 +497,83 @@ class Llama:
             raise InvalidArgumentError(
                 f"logit_bias={logit_bias!r}: {error}.", remedy="Give a mapping from token ids to numbers."
             ) from error
-        return SamplingParams(seed=seed, logit_bias=bias, penalty_last_n=self._last_n_tokens_size, **rest)
+        return SamplingParams(seed=seed, logit_bias=bias, **{"penalty_last_n": self._last_n_tokens_size, **rest})
 
-    def _generate(
+    def _request(
         self,
         tokens: list[int],
         params: SamplingParams,
         max_tokens: int | None,
         stop: Sequence[str],
         preserved: Sequence[str] = (),
-    ) -> tuple[Generation, Iterator[str]]:
-        model = self._open_model
-        generation, run = self._open_engine.generate(tokens, params, max_tokens)
+        **request: Any,
+    ) -> tuple[Request, TextStream]:
+        """A request, not yet submitted, and what turns its tokens into text."""
+        model, engine = self._open_model, self._open_engine
+        engine.check_prompt(tokens)
+        sampler = Sampler(model, params, engine.n_ctx)
+        sampler.accept_prompt(tokens)
         single = (model.tokenize(text.encode(), add_special=False, parse_special=True) for text in preserved)
         text = TextStream(model, stop, [ids[0] for ids in single if len(ids) == 1])
+        return Request(tokens, sampler, max_tokens, **request), text
 
-        def pieces() -> Iterator[str]:
-            for token in run:
-                if piece := text.push(token):
-                    yield piece
-                if text.stopped_by is not None:
-                    generation.finish_reason = "stop"
-                    run.close()  # type: ignore[attr-defined]
-                    return
-            if piece := text.finish():
-                yield piece
-            if text.stopped_by is not None:
-                generation.finish_reason = "stop"
-
-        return generation, pieces()
-
-    def _stream_completion(
-        self, head: tuple[str, int, str], echo: str, generation: Generation, pieces: Iterator[str], include_usage: bool
-    ) -> Iterator[dict[str, Any]]:
-        if echo:
-            yield responses.completion(*head, echo, None)
-        for piece in pieces:
-            yield responses.completion(*head, piece, None)
-        last = responses.completion(*head, "", generation.finish_reason)
-        yield {**last, "timings": responses.timings(generation)}
-        if include_usage:
-            yield {**responses.completion(*head, "", None), "choices": [], "usage": responses.usage(generation)}
-
-    def _stream_chat(
-        self, head: tuple[str, int, str], reader: ChatReader, generation: Generation, pieces: Iterator[str],
-        include_usage: bool,
-    ) -> Iterator[dict[str, Any]]:  # fmt: skip
-        yield responses.chat_chunk(*head, {"role": "assistant", "content": ""})
-        for piece in pieces:
-            for delta in reader.push(piece):
-                yield responses.chat_chunk(*head, delta)
-        for delta in reader.finish(truncated=generation.finish_reason == "length"):
-            yield responses.chat_chunk(*head, delta)
-        last = responses.chat_chunk(*head, {}, _finish_reason(generation, reader.called_tools))
-        yield {**last, "timings": responses.timings(generation)}
-        if include_usage:
-            yield {**responses.chat_chunk(*head, {}), "choices": [], "usage": responses.usage(generation)}
+    def _deliver(self, answer: Answer, request: Request, stream: bool) -> Any:
+        """Runs a request; returns its response, or its chunks as they come."""
+        handle = Handle(request)
+        self._open_engine.submit(request)
+        if stream:
+            return _chunks(answer, handle)
+        return answer.whole("".join(_pieces(answer, handle)))
 
 
-def _finish_reason(generation: Generation, called_tools: bool) -> str:
-    """A call that max_tokens cut off is not one to be carried out."""
-    if called_tools and generation.finish_reason == "stop":
-        return "tool_calls"
-    return str(generation.finish_reason)
+def _sizes(n_ctx: int, n_slots: int, told: bool, n_kv: int | None, kv_unified: bool | None) -> dict[str, Any]:
+    """The context's size and layout for so many requests at once; ``told`` is whether somebody asked for that number."""
+    if n_kv is None:
+        n_kv = n_ctx * n_slots if told or kv_unified is False else n_ctx
+    if kv_unified is None:
+        kv_unified = n_slots == 1 or n_kv < n_ctx * n_slots
+    return {"n_ctx": n_kv, "kv_unified": kv_unified}
+
+
+def _pieces(answer: Answer, handle: Handle) -> Iterator[str]:
+    """The text of a whole answer, piece by piece."""
+    if not answer.every_token:
+        for token in handle.result().tokens:
+            yield answer.push(token)
+        return
+    for token in handle:
+        yield answer.push(token)
+        if answer.stopped:
+            return
+
+
+def _chunks(answer: Answer, handle: Handle) -> Iterator[dict[str, Any]]:
+    yield from answer.begin()
+    for token in handle:
+        if piece := answer.push(token):
+            yield from answer.chunks(piece)
+        if answer.stopped:
+            break
+    yield from answer.end()
+
+
+def _usage_wanted(stream_options: Mapping[str, Any] | None) -> bool:
+    return bool((stream_options or {}).get("include_usage"))
+
+
+def _read_logprobs(n: int | None, n_vocab: int) -> int | None:
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= n_vocab):
+        raise InvalidArgumentError(f"logprobs={n!r} must be a number of tokens from 0 to {n_vocab}.")
+    return n
+
+
+def _read_processors(processors: Any) -> Sequence[LogitsProcessor]:
+    if processors is None:
+        return ()
+    found = tuple(processors) if isinstance(processors, Sequence) else (processors,)
+    if not all(callable(processor) for processor in found):
+        raise InvalidArgumentError(f"logits_processor={processors!r} must be a function, or a list of them.")
+    return found
 
 
 def _load_mode(use_mmap: bool, use_mlock: bool) -> int:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
+from typing import Any, Callable, Sequence
 
-from .engine.sequential import Generation
+from .engine.requests import Generation, TokenLogprobs
 
 
 def new_id(prefix: str) -> str:
@@ -53,21 +53,57 @@ def timings(generation: Generation) -> dict[str, Any]:
     }
 
 
-def completion(id: str, created: int, model: str, text: str, finish_reason: str | None) -> dict[str, Any]:
+def text_logprobs(entries: Sequence[TokenLogprobs], piece: Callable[[int], bytes], offset: int) -> dict[str, Any]:
+    """Log-probabilities in the form of text completions; ``offset`` is where the first token's text begins."""
+    texts = [_text(piece(entry.token)) for entry in entries]
+    return {
+        "tokens": texts,
+        "token_logprobs": [entry.logprob for entry in entries],
+        "top_logprobs": [{_text(piece(token)): value for token, value in entry.top} for entry in entries],
+        "text_offset": [offset + sum(map(len, texts[:i])) for i in range(len(texts))],
+    }
+
+
+def chat_logprobs(entries: Sequence[TokenLogprobs], piece: Callable[[int], bytes]) -> dict[str, Any]:
+    """Log-probabilities in the form of chat completions."""
+
+    def one(token: int, value: float) -> dict[str, Any]:
+        return {"token": _text(piece(token)), "logprob": value, "bytes": list(piece(token))}
+
+    content = [
+        {**one(entry.token, entry.logprob), "top_logprobs": [one(*pair) for pair in entry.top]} for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _text(piece: bytes) -> str:
+    return piece.decode("utf-8", "replace")
+
+
+def completion(
+    id: str, created: int, model: str, text: str, finish_reason: str | None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A text completion, or one chunk of a streamed one."""
-    choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": finish_reason}
+    choice = {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish_reason}
     return {"id": id, "object": "text_completion", "created": created, "model": model, "choices": [choice]}
 
 
-def chat_completion(id: str, created: int, model: str, message: dict[str, Any], finish_reason: str) -> dict[str, Any]:
+def chat_completion(
+    id: str, created: int, model: str, message: dict[str, Any], finish_reason: str, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A whole chat completion."""
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
     return {"id": id, "object": "chat.completion", "created": created, "model": model, "choices": [choice]}
 
 
 def chat_chunk(
-    id: str, created: int, model: str, delta: dict[str, Any], finish_reason: str | None = None
+    id: str,
+    created: int,
+    model: str,
+    delta: dict[str, Any],
+    finish_reason: str | None = None,
+    logprobs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One chunk of a streamed chat completion."""
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
     return {"id": id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": [choice]}

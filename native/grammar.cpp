@@ -3,7 +3,6 @@
 #include "support.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 
 using namespace llama_common_c;
@@ -139,33 +138,6 @@ enum llama_common_status llama_common_grammar_init(
             read_generation_prompt(result.get(), vocab, field<std::string>(json, "generation_prompt", ""));
         }
         *sampler = result.release();
-    });
-}
-
-enum llama_common_status llama_common_sample(
-        struct llama_sampler * chain, struct llama_context * context, int32_t index, llama_token * token,
-        char ** error) {
-    return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
-        required(token, "token");
-        const float * logits = llama_get_logits_ith(required(context, "context"), index);
-        if (logits == nullptr) {
-            throw failure(LLAMA_COMMON_INTERNAL_ERROR, "the context holds no logits");
-        }
-        const auto * vocab = llama_model_get_vocab(llama_get_model(context));
-        thread_local std::vector<llama_token_data> candidates;
-        candidates.resize(llama_vocab_n_tokens(vocab));
-        for (size_t i = 0; i < candidates.size(); i++) {
-            candidates[i] = {(llama_token) i, logits[i], 0.0f};
-        }
-        llama_token_data_array array = {candidates.data(), candidates.size(), -1, false};
-        llama_sampler_apply(required(chain, "chain"), &array);
-        // where nothing is allowed a sampler picks something all the same, and the grammar aborts on accepting it
-        if (array.selected < 0 || (size_t) array.selected >= array.size ||
-            !(array.data[array.selected].logit > -INFINITY)) {
-            throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "no token is possible here");
-        }
-        *token = array.data[array.selected].id;
-        llama_sampler_accept(chain, *token);
     });
 }
 

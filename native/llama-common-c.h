@@ -1,5 +1,5 @@
 // A C API over llama.cpp's C++ library `common`: chat templates, the parsers that go with them, JSON
-// schema to GBNF, and where its log goes. Structured data crosses as JSON in UTF-8.
+// schema to GBNF, and where its log goes; and decoding many sequences at once. Structured data crosses as JSON in UTF-8.
 //
 // Rules that hold for every function here:
 //   - No C++ exception leaves. A function that can fail returns a llama_common_status; when that is not
@@ -36,10 +36,14 @@ enum llama_common_status {
     LLAMA_COMMON_GRAMMAR_ERROR    = 4,  // not a JSON schema, or not a grammar, or one that cannot go on
     LLAMA_COMMON_OUT_OF_MEMORY    = 5,
     LLAMA_COMMON_INTERNAL_ERROR   = 6,
+    LLAMA_COMMON_NEEDS_ALL        = 7,  // no error: the best tokens alone do not decide
 };
 
 struct llama_common_chat;         // the chat templates of one model; const after creation, any thread may use it
 struct llama_common_chat_parser;  // reads one answer; one thread at a time
+struct llama_common_top_k;        // the best tokens of each sequence of one context, found on the device
+struct llama_common_sampler;      // what one request samples with; one thread at a time
+struct llama_common_decoder;      // decodes the batches of one context; one thread at a time
 
 // What this library was built from. Static strings.
 LLAMA_COMMON_C_API const char * llama_common_commit(void);          // llama.cpp commit
@@ -131,13 +135,102 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_grammar_init(
         struct llama_sampler **    sampler,
         char **                    error);
 
-// Like llama_sampler_sample() with samplers on the CPU; a chain that leaves no token possible is an error.
-LLAMA_COMMON_C_API enum llama_common_status llama_common_sample(
-        struct llama_sampler * chain,
-        struct llama_context * context,
-        int32_t                index,
-        llama_token *          token,
-        char **                error);
+// The best tokens of every sequence, found on the device that holds the logits, so that only they cross the bus.
+// Made before a context: its params.samplers is llama_common_top_k_configs(), params.n_samplers is `n_seq`. The caller
+// owns *top_k and must free it after the context.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_top_k_init(
+        int32_t                      n_seq,
+        struct llama_common_top_k ** top_k,
+        char **                      error);
+
+LLAMA_COMMON_C_API void llama_common_top_k_free(struct llama_common_top_k * top_k);  // NULL is allowed
+
+LLAMA_COMMON_C_API struct llama_sampler_seq_config * llama_common_top_k_configs(struct llama_common_top_k * top_k);
+
+// What one request samples with: `before` (NULL allowed) changes logits (bias, penalties), `grammar` (NULL allowed)
+// forbids, and the chain `after` truncates and chooses. When the choice depends only on the `n_needed` best tokens, as
+// `before` left them, and `before` never raises a logit, no others are looked at; 0 looks at all. The three belong to
+// *sampler from here on, also when this fails.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_sampler_init(
+        struct llama_sampler *         before,
+        struct llama_sampler *         grammar,
+        struct llama_sampler *         after,
+        int32_t                        n_needed,
+        struct llama_common_sampler ** sampler,
+        char **                        error);
+
+LLAMA_COMMON_C_API void llama_common_sampler_free(struct llama_common_sampler * sampler);  // NULL is allowed
+
+// Lets the penalties see tokens of the prompt.
+LLAMA_COMMON_C_API void llama_common_sampler_accept(
+        struct llama_common_sampler * sampler,
+        const llama_token *           tokens,
+        int32_t                       n_tokens);
+
+// Decodes batches in a context and picks the tokens that come out; one thread at a time. `top_k` is NULL or what the
+// context was made with, for `n_seq` sequences. The caller owns *decoder and must free it before the context.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_decoder_init(
+        struct llama_context *         context,
+        struct llama_common_top_k *    top_k,
+        int32_t                        n_seq,
+        struct llama_common_decoder ** decoder,
+        char **                        error);
+
+LLAMA_COMMON_C_API void llama_common_decoder_free(struct llama_common_decoder * decoder);  // NULL is allowed
+
+// Whether the best tokens are found on a device.
+LLAMA_COMMON_C_API bool llama_common_decoder_on_device(const struct llama_common_decoder * decoder);
+
+// llama_decode() of `n_tokens` tokens, each of one sequence; *result is what it returns. On a device it does not wait.
+// Where the best tokens are found on the device, the engine must be able to compute the batch at once (one ubatch).
+LLAMA_COMMON_C_API enum llama_common_status llama_common_decode(
+        struct llama_common_decoder * decoder,
+        int32_t                       n_tokens,
+        llama_token *                 tokens,
+        llama_pos *                   positions,
+        llama_seq_id *                sequences,
+        int8_t *                      outputs,
+        int32_t *                     result,
+        char **                       error);
+
+// Waits for the last batch and picks a token for each of `n_rows` of its outputs, counted in the order of the batch;
+// `results` are llama_common_status of their own, and only where one is LLAMA_COMMON_OK there is a token. With `only_best`
+// one that takes a look at the whole vocabulary is left out: LLAMA_COMMON_NEEDS_ALL.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_pick(
+        struct llama_common_decoder *  decoder,
+        int32_t                        n_rows,
+        const int32_t *                rows,
+        struct llama_common_sampler ** samplers,
+        bool                           only_best,
+        llama_token *                  tokens,
+        int32_t *                      results,
+        char **                        error);
+
+// The same from a copy of an output's logits, which the caller may have changed. Any thread may do that.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_pick_from(
+        const float *                 logits,
+        int32_t                       n_vocab,
+        struct llama_common_sampler * sampler,
+        llama_token *                 token,
+        char **                       error);
+
+// The logits of an output of the last batch, n_vocab of them.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_get_logits(
+        struct llama_common_decoder * decoder,
+        int32_t                       row,
+        float *                       logits,
+        char **                       error);
+
+// Natural logarithms of the probabilities of `token` and of the `n_top` most probable tokens, as the model gives them.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_logprobs(
+        struct llama_common_decoder * decoder,
+        int32_t                       row,
+        llama_token                   token,
+        int32_t                       n_top,
+        float *                       logprob,
+        llama_token *                 top,
+        float *                       top_logprobs,
+        char **                       error);
 
 #ifdef __cplusplus
 }

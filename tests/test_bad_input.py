@@ -155,7 +155,7 @@ def test_defaults_written_out_are_silent(smollm2, llm):
         Llama(smollm2, vocab_only=True, logits_all=False, embedding=False, lora_path=None, numa=False).close()
 
 
-@pytest.mark.parametrize("name, value", [("suffix", "end"), ("logprobs", 5), ("logits_processor", [print])])
+@pytest.mark.parametrize("name, value", [("suffix", "end"), ("stopping_criteria", [print])])
 def test_what_comes_later_says_so(llm, name, value):
     with pytest.raises(InvalidArgumentError, match=name):
         llm.create_completion("x", **{name: value})

@@ -147,6 +147,18 @@ static void schemas(void) {
     EXPECT(BAD, llama_common_json_schema_to_grammar("{}", NULL, &error));
 }
 
+static struct llama_sampler * greedy(void) {
+    struct llama_sampler * chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
+    llama_sampler_chain_add(chain, llama_sampler_init_greedy());
+    return chain;
+}
+
+static struct llama_sampler * penalties(const struct llama_vocab * vocab) {
+    struct llama_sampler * chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
+    llama_sampler_chain_add(chain, llama_sampler_init_penalties(llama_vocab_n_tokens(vocab), 8, 1.5f, 0.0f, 0.0f));
+    return chain;
+}
+
 static void sampling(const struct llama_model * model, struct llama_context * context) {
     const struct llama_vocab * vocab = llama_model_get_vocab(model);
     struct llama_sampler * grammar = NULL;
@@ -160,32 +172,73 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     EXPECT(BAD, llama_common_grammar_init(NULL, "{}", &grammar, &error));
     EXPECT(BAD, llama_common_grammar_init(vocab, "{}", NULL, &error));
 
-    struct llama_sampler * chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
-    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]+\"}", &grammar, &error));
-    llama_sampler_chain_add(chain, grammar);
-    llama_sampler_chain_add(chain, llama_sampler_init_greedy());
-
-    llama_token prompt[] = {1, 70, 80};
-    if (llama_decode(context, llama_batch_get_one(prompt, 3)) != 0) {
+    struct llama_common_top_k * top_k = NULL;
+    EXPECT(OK, llama_common_top_k_init(2, &top_k, &error));
+    EXPECT(BAD, llama_common_top_k_init(2, NULL, &error));
+    if (llama_common_top_k_configs(top_k)[1].seq_id != 1) {
         exit(1);
     }
-    EXPECT(OK, llama_common_sample(chain, context, -1, &token, &error));
-    EXPECT(BAD, llama_common_sample(NULL, context, -1, &token, &error));
-    EXPECT(BAD, llama_common_sample(chain, NULL, -1, &token, &error));
-    EXPECT(BAD, llama_common_sample(chain, context, -1, NULL, &error));
-    llama_sampler_free(chain);
+    llama_common_top_k_free(top_k);
+    llama_common_top_k_free(NULL);
+
+    struct llama_common_decoder * decoder = NULL;
+    EXPECT(OK, llama_common_decoder_init(context, NULL, 1, &decoder, &error));
+    EXPECT(BAD, llama_common_decoder_init(NULL, NULL, 1, &decoder, &error));
+    EXPECT(BAD, llama_common_decoder_init(context, NULL, 1, NULL, &error));
+
+    struct llama_common_sampler * sampler = NULL;
+    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]+\"}", &grammar, &error));
+    EXPECT(BAD, llama_common_sampler_init(NULL, grammar, NULL, 1, &sampler, &error));
+    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]+\"}", &grammar, &error));
+    EXPECT(OK, llama_common_sampler_init(penalties(vocab), grammar, greedy(), 1, &sampler, &error));
+
+    llama_token  prompt[]    = {1, 70, 80};
+    llama_pos    positions[] = {0, 1, 2};
+    llama_seq_id sequences[] = {0, 0, 0};
+    int8_t       outputs[]   = {0, 0, 1};
+    int32_t      row = 0, result = -1;
+    EXPECT(OK, llama_common_decode(decoder, 3, prompt, positions, sequences, outputs, &result, &error));
+    if (result != 0 || llama_common_decoder_on_device(decoder)) {
+        exit(1);
+    }
+    llama_common_sampler_accept(sampler, prompt, 3);
+    EXPECT(OK, llama_common_pick(decoder, 1, &row, &sampler, false, &token, &result, &error));
+    if (result != OK) {
+        exit(1);
+    }
+    int32_t beyond = 1;
+    EXPECT(OK, llama_common_pick(decoder, 1, &beyond, &sampler, false, &token, &result, &error));
+    if (result != BAD) {
+        exit(1);
+    }
+    EXPECT(BAD, llama_common_pick(NULL, 1, &row, &sampler, false, &token, &result, &error));
+
+    const int32_t n_vocab = llama_vocab_n_tokens(vocab);
+    float * logits = malloc(n_vocab * sizeof(float));
+    float   logprob, top_logprobs[3];
+    llama_token top[3];
+    EXPECT(OK, llama_common_get_logits(decoder, 0, logits, &error));
+    EXPECT(BAD, llama_common_get_logits(decoder, 1, logits, &error));
+    EXPECT(BAD, llama_common_get_logits(decoder, 0, NULL, &error));
+    EXPECT(OK, llama_common_pick_from(logits, n_vocab, sampler, &token, &error));
+    EXPECT(BAD, llama_common_pick_from(NULL, n_vocab, sampler, &token, &error));
+    EXPECT(OK, llama_common_logprobs(decoder, 0, token, 3, &logprob, top, top_logprobs, &error));
+    EXPECT(BAD, llama_common_logprobs(decoder, 0, -1, 3, &logprob, top, top_logprobs, &error));
+    llama_common_sampler_free(sampler);
 
     // a grammar that is at its end cannot go on: what the sampler throws comes back as an error
-    chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
     EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= \\\"\\u2603\\u2603\\\"\"}", &grammar, &error));
-    llama_sampler_chain_add(chain, grammar);
-    llama_sampler_chain_add(chain, llama_sampler_init_greedy());
+    EXPECT(OK, llama_common_sampler_init(NULL, grammar, greedy(), 1, &sampler, &error));
     int status = OK;
     for (int i = 0; i < 20 && status == OK; i++) {
-        status = llama_common_sample(chain, context, -1, &token, &error);
+        status = llama_common_pick_from(logits, n_vocab, sampler, &token, &error);
     }
     EXPECT(status, status);
-    llama_sampler_free(chain);
+    llama_common_sampler_free(sampler);
+    llama_common_sampler_free(NULL);
+    free(logits);
+    llama_common_decoder_free(decoder);
+    llama_common_decoder_free(NULL);
     llama_memory_clear(llama_get_memory(context), true);
 }
 

@@ -10,6 +10,15 @@ from ..errors import ForkedProcessError, ModelClosedError
 from .interrupts import DeferredInterrupts
 
 
+def refuse_fork(pid: int) -> None:
+    """Raises ForkedProcessError in any other process than ``pid``, where the model was loaded."""
+    if os.getpid() != pid:
+        raise ForkedProcessError(
+            "The model was loaded before fork() and is used in the child, where its threads do not exist.",
+            remedy="Load it in the child, or start processes with multiprocessing's 'spawn' method.",
+        )
+
+
 class Handle:
     """Owns a native object and counts its users; after :meth:`close`, the last of them frees it.
 
@@ -84,11 +93,7 @@ class Handle:
         pointer = self._pointer
         if pointer is None:
             raise ModelClosedError("The model is closed.", remedy="Create a new Llama.")
-        if os.getpid() != self._pid:
-            raise ForkedProcessError(
-                "The model was loaded before fork() and is used in the child, where its threads do not exist.",
-                remedy="Load it in the child, or start processes with multiprocessing's 'spawn' method.",
-            )
+        refuse_fork(self._pid)
         return pointer
 
     @property

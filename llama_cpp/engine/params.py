@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from ..errors import InvalidArgumentError
 
@@ -22,6 +22,15 @@ class SamplingParams:
         repeat_penalty: divides the logits of tokens among the last ``penalty_last_n``; 1 is none.
         frequency_penalty, presence_penalty: subtracted from logits, per occurrence and once.
         penalty_last_n: how many tokens back the penalties look; -1 is the whole context.
+        top_n_sigma: keep tokens whose logit is within n standard deviations of the greatest (Tang et al. 2024); 0 or
+            less is off.
+        xtc_probability, xtc_threshold: how often all tokens at least ``xtc_threshold`` probable but the last of them
+            are removed.
+        dynatemp_range, dynatemp_exponent: the temperature moves by up to the range with the distribution's entropy
+            (Zhu et al. 2024).
+        dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_sequence_breakers: penalties that grow with
+            the length of a repetition ("don't repeat yourself"); a multiplier of 0 is off.
+        adaptive_target, adaptive_decay: choose tokens near this probability (adaptive-p); a negative target is off.
         mirostat_mode: 0 off, 1 or 2; replaces the truncating samplers (Basu et al. 2020).
         logit_bias: added to the logits of tokens; ``-inf`` forbids one.
         seed: for the random choice; None takes a random one.
@@ -38,6 +47,18 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     penalty_last_n: int = 64
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: Sequence[str] = ("\n", ":", '"', "*")
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
     mirostat_mode: int = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
@@ -48,11 +69,13 @@ class SamplingParams:
     def validate(self, n_vocab: int) -> None:
         """Raises InvalidArgumentError for a value the samplers would misread or crash on."""
         for name in ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "frequency_penalty",
-                     "presence_penalty", "mirostat_tau", "mirostat_eta"):  # fmt: skip
+                     "presence_penalty", "mirostat_tau", "mirostat_eta", "top_n_sigma", "xtc_probability", "xtc_threshold",
+                     "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base", "adaptive_target",
+                     "adaptive_decay"):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise InvalidArgumentError(f"{name}={value!r} is not a finite number.")
-        for name in ("top_p", "min_p", "typical_p"):
+        for name in ("top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold", "adaptive_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} is not a probability (0 to 1).")
         if self.repeat_penalty <= 0:
@@ -61,8 +84,12 @@ class SamplingParams:
             )
         if self.mirostat_mode not in (0, 1, 2):
             raise InvalidArgumentError(f"mirostat_mode={self.mirostat_mode} does not exist.", remedy="Use 0, 1 or 2.")
-        if self.penalty_last_n < -1:
-            raise InvalidArgumentError(f"penalty_last_n={self.penalty_last_n}.", remedy="-1 is the whole context.")
+        for name in ("penalty_last_n", "dry_penalty_last_n"):
+            if getattr(self, name) < -1:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)}.", remedy="-1 is the whole context.")
+        for name in ("dynatemp_range", "dry_multiplier", "dry_allowed_length"):
+            if getattr(self, name) < 0:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)} must not be negative.")
         for token, bias in self.logit_bias.items():
             if not 0 <= token < n_vocab:
                 raise InvalidArgumentError(

@@ -1,4 +1,4 @@
-"""A request's sampler chain, made of llama.cpp's samplers."""
+"""A request's sampler, made of llama.cpp's samplers in the order that llama.cpp's own tools use."""
 
 from __future__ import annotations
 
@@ -18,89 +18,110 @@ _SEED_MASK = 0xFFFFFFFF
 
 
 class Sampler:
-    """Owns one ``llama_sampler`` chain, in the order llama.cpp's own tools use."""
+    """Owns a ``llama_common_sampler``: what changes logits, a grammar, and what truncates and chooses.
+
+    Attributes:
+        pointer: the native object.
+    """
 
     def __init__(self, model: Model, params: SamplingParams, n_ctx: int) -> None:
         params.validate(model.n_vocab)
         self._model = model
-        self._token = ctypes.c_int32()
-        self._token_pointer = ctypes.byref(self._token)
-        chain_params = llama.llama_sampler_chain_default_params()
-        chain_params.no_perf = True
-        self.pointer: Any = llama.llama_sampler_chain_init(chain_params)
-        try:
-            with model.in_use(), DeferredInterrupts():
-                self._build(params, n_ctx)
-        except BaseException:
-            self.close()
-            raise
+        self._n_ctx = n_ctx
+        self.pointer = native.llama_common_sampler_p_ctypes()
+        with model.in_use(), DeferredInterrupts():
+            before, after = _Chain(), _Chain()
+            self._penalty_window = 0
+            self._change(before, params)
+            self._truncate_and_choose(after, params)
+            grammar = self._grammar(params.grammar) if params.grammar else None
+            call(
+                native.llama_common_sampler_init,
+                before.release() if before else None,
+                grammar,
+                after.release(),
+                _n_needed(params),
+                ctypes.byref(self.pointer),
+            )
 
     def close(self) -> None:
-        pointer, self.pointer = self.pointer, None
+        pointer, self.pointer = self.pointer, native.llama_common_sampler_p_ctypes()
         if pointer:
-            llama.llama_sampler_free(pointer)
+            native.llama_common_sampler_free(pointer)
 
     def __del__(self) -> None:
-        # a generator that was never started has no finally clause to run
         if getattr(self, "pointer", None):
             self.close()
 
-    def sample(self, context: int) -> int:
-        """Picks a token from the logits of the last output of a ``llama_context *`` and remembers it.
-
-        Raises:
-            GrammarError: the grammar allows no token here.
-        """
-        call(native.llama_common_sample, self.pointer, context, -1, self._token_pointer)
-        return self._token.value
-
     def accept_prompt(self, tokens: Sequence[int]) -> None:
         """Lets the penalties see the end of the prompt."""
-        for token in tokens[-self._penalty_window :] if self._penalty_window else ():
-            llama.llama_sampler_accept(self._penalties, token)
+        if self._penalty_window:
+            tokens = tokens[-self._penalty_window :]
+            native.llama_common_sampler_accept(self.pointer, (ctypes.c_int32 * len(tokens))(*tokens), len(tokens))
 
-    def _add(self, sampler: Any) -> Any:
-        llama.llama_sampler_chain_add(self.pointer, sampler)
-        return sampler
-
-    def _build(self, p: SamplingParams, n_ctx: int) -> None:
+    def _change(self, chain: _Chain, p: SamplingParams) -> None:
         n_vocab = self._model.n_vocab
-        seed = llama.LLAMA_DEFAULT_SEED if p.seed is None else p.seed & _SEED_MASK
         if p.logit_bias:
             entries = [llama.llama_logit_bias(token, bias) for token, bias in p.logit_bias.items()]
             array = (llama.llama_logit_bias * len(entries))(*entries)
-            self._add(llama.llama_sampler_init_logit_bias(n_vocab, len(entries), array))
-        self._penalty_window = 0
+            chain.add(llama.llama_sampler_init_logit_bias(n_vocab, len(entries), array))
         if p.repeat_penalty != 1 or p.frequency_penalty or p.presence_penalty:
-            self._penalty_window = n_ctx if p.penalty_last_n < 0 else min(p.penalty_last_n, n_ctx)
-            self._penalties = self._add(
+            window = self._window(p.penalty_last_n)
+            chain.add(
                 llama.llama_sampler_init_penalties(
-                    n_vocab, self._penalty_window, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
+                    n_vocab, window, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
                 )
             )
-        if p.grammar:
-            self._add(self._grammar(p.grammar))
+        if p.dry_multiplier:
+            window = self._window(p.dry_penalty_last_n)
+            breakers = [text.encode() for text in p.dry_sequence_breakers]
+            array = (ctypes.c_char_p * len(breakers))(*breakers)
+            chain.add(
+                llama.llama_sampler_init_dry(
+                    self._model.vocab_pointer, p.dry_multiplier, p.dry_base, p.dry_allowed_length, window, array,
+                    len(breakers),
+                )
+            )  # fmt: skip
+
+    def _window(self, last_n: int) -> int:
+        window = self._n_ctx if last_n < 0 else min(last_n, self._n_ctx)
+        self._penalty_window = max(self._penalty_window, window)
+        return window
+
+    def _truncate_and_choose(self, chain: _Chain, p: SamplingParams) -> None:
+        n_vocab = self._model.n_vocab
+        seed = llama.LLAMA_DEFAULT_SEED if p.seed is None else p.seed & _SEED_MASK
         if p.temperature == 0:
-            self._add(llama.llama_sampler_init_greedy())
+            chain.add(llama.llama_sampler_init_greedy())
         elif p.temperature < 0:
-            self._add(llama.llama_sampler_init_dist(seed))
+            chain.add(llama.llama_sampler_init_dist(seed))
         elif p.mirostat_mode == 1:
-            self._add(llama.llama_sampler_init_temp(p.temperature))
-            self._add(llama.llama_sampler_init_mirostat(n_vocab, seed, p.mirostat_tau, p.mirostat_eta, 100))
+            chain.add(llama.llama_sampler_init_temp(p.temperature))
+            chain.add(llama.llama_sampler_init_mirostat(n_vocab, seed, p.mirostat_tau, p.mirostat_eta, 100))
         elif p.mirostat_mode == 2:
-            self._add(llama.llama_sampler_init_temp(p.temperature))
-            self._add(llama.llama_sampler_init_mirostat_v2(seed, p.mirostat_tau, p.mirostat_eta))
+            chain.add(llama.llama_sampler_init_temp(p.temperature))
+            chain.add(llama.llama_sampler_init_mirostat_v2(seed, p.mirostat_tau, p.mirostat_eta))
         else:
+            if p.top_n_sigma > 0:
+                chain.add(llama.llama_sampler_init_top_n_sigma(p.top_n_sigma))
             if p.top_k > 0:
-                self._add(llama.llama_sampler_init_top_k(p.top_k))
+                chain.add(llama.llama_sampler_init_top_k(p.top_k))
             if p.typical_p < 1:
-                self._add(llama.llama_sampler_init_typical(p.typical_p, 1))
+                chain.add(llama.llama_sampler_init_typical(p.typical_p, 1))
             if p.top_p < 1:
-                self._add(llama.llama_sampler_init_top_p(p.top_p, 1))
+                chain.add(llama.llama_sampler_init_top_p(p.top_p, 1))
             if p.min_p > 0:
-                self._add(llama.llama_sampler_init_min_p(p.min_p, 1))
-            self._add(llama.llama_sampler_init_temp(p.temperature))
-            self._add(llama.llama_sampler_init_dist(seed))
+                chain.add(llama.llama_sampler_init_min_p(p.min_p, 1))
+            if p.xtc_probability > 0:
+                chain.add(llama.llama_sampler_init_xtc(p.xtc_probability, p.xtc_threshold, 1, seed))
+            if p.dynatemp_range > 0:
+                chain.add(llama.llama_sampler_init_temp_ext(p.temperature, p.dynatemp_range, p.dynatemp_exponent))
+            else:
+                chain.add(llama.llama_sampler_init_temp(p.temperature))
+            if p.adaptive_target >= 0:
+                chain.add(llama.llama_sampler_init_adaptive_p(p.adaptive_target, p.adaptive_decay, seed))
+            else:
+                chain.add(llama.llama_sampler_init_dist(seed))
 
     def _grammar(self, grammar: Mapping[str, Any]) -> Any:
         if "\0" in grammar["grammar"]:
@@ -113,3 +134,43 @@ class Sampler:
             ctypes.byref(sampler),
         )
         return sampler
+
+
+class _Chain:
+    """Owns a ``llama_sampler`` chain until it is handed over; created with the first sampler in it."""
+
+    def __init__(self) -> None:
+        self._pointer: Any = None
+
+    def __bool__(self) -> bool:
+        return bool(self._pointer)
+
+    def add(self, sampler: Any) -> None:
+        if not self._pointer:
+            params = llama.llama_sampler_chain_default_params()
+            params.no_perf = True
+            self._pointer = llama.llama_sampler_chain_init(params)
+        llama.llama_sampler_chain_add(self._pointer, sampler)
+
+    def release(self) -> Any:
+        pointer, self._pointer = self._pointer, None
+        return pointer
+
+    def __del__(self) -> None:
+        if self._pointer:
+            llama.llama_sampler_free(self._pointer)
+
+
+def _n_needed(p: SamplingParams) -> int:
+    """How many of the most probable tokens decide the choice; 0 when all do.
+
+    A change that only lowers logits leaves the others where they are known to be: below the best ones.
+    """
+    raises = any(bias > 0 for bias in p.logit_bias.values()) or p.repeat_penalty < 1
+    if raises or p.frequency_penalty < 0 or p.presence_penalty < 0:
+        return 0
+    if p.temperature == 0:
+        return 1
+    if p.temperature < 0 or p.mirostat_mode or p.top_n_sigma > 0:
+        return 0
+    return max(p.top_k, 0)

@@ -27,6 +27,7 @@ class TextStream:
         self._preserved = frozenset(preserved)
         self._held = ""
         self.stopped_by: str | None = None
+        self.has_stop = bool(self._stop)
 
     def push(self, token: int) -> str:
         """The text that is certain after this token; empty when it completes nothing."""

@@ -1,0 +1,253 @@
+"""How fast the batching engine is, as ratios to llama.cpp's own tools, both sides in one run on one machine.
+
+    python benchmarks/engine.py --model MODEL.gguf [--tools FOLDER] [--parallel 32] [--json FILE]
+
+`--tools` is where llama-bench, llama-batched-bench and llama-server of the same build are. A row whose tool is not there
+has no ratio. Every row is the best of `--repeat` runs; so is the other side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import random
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from llama_cpp import Llama  # noqa: E402
+
+SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+
+
+class Tools:
+    """llama.cpp's own programs."""
+
+    def __init__(self, folder: str | None, model: str, threads: int | None) -> None:
+        self._folder, self._model = folder, model
+        self._threads = ["-t", str(threads)] if threads else []
+
+    def find(self, name: str) -> str | None:
+        return shutil.which(name, path=self._folder)
+
+    def run(self, name: str, *arguments: str) -> str | None:
+        """What a tool prints; None when it is not there."""
+        program = self.find(name)
+        if program is None:
+            return None
+        command = [program, "-m", self._model, *self._threads, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
+        return done.stdout
+
+    def generating(self, n: int, repeat: int) -> float | None:
+        """Tokens per second of llama-bench, generating."""
+        printed = self.run("llama-bench", "-p", "0", "-n", str(n), "-r", str(repeat), "-fa", "1", "-ngl", "99", "-o", "json")
+        return max(json.loads(printed)[0]["samples_ts"]) if printed else None
+
+    def together(self, n_prompt: int, n: int, parallel: int, unified: bool) -> float | None:
+        """Tokens per second of llama-batched-bench, prompts and generation together."""
+        arguments = ["-c", str((n_prompt + n) * parallel), "-b", "2048", "-ub", "512", "-npp", str(n_prompt), "-ntg", str(n)]
+        arguments += ["-npl", str(parallel), "-fa", "on", "-ngl", "99", "--output-format", "jsonl"]
+        printed = self.run("llama-batched-bench", *arguments, *(["-kvu"] if unified else []))
+        if printed is None:
+            return None
+        lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+        return lines[-1]["speed"]
+
+    @contextlib.contextmanager
+    def server(self, parallel: int, n_ctx: int, *arguments: str) -> Iterator[int]:
+        """A running llama-server's port."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [str(self.find("llama-server")), "-m", self._model, "--port", str(port), "-np", str(parallel), "-fa", "on"]
+        command += ["-c", str(n_ctx * parallel), "-ngl", "99", "--no-webui", *self._threads, *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            for _ in range(1200):
+                with contextlib.suppress(OSError):
+                    if ask(port, "GET", "/health")[0] == 200:
+                        break
+                if process.poll() is not None:
+                    sys.exit(f"{' '.join(command)} ended")
+                time.sleep(0.1)
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """One HTTP request on loopback."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read() or b"null")
+
+
+def settings(i: int) -> dict[str, Any]:
+    """The i-th request's own way of sampling."""
+    return {"temperature": 0.5 + i / 64, "top_p": 0.8 + i / 200, "top_k": 40, "min_p": 0.05, "seed": i}
+
+
+def prompts(n: int, length: int, n_vocab: int) -> list[list[int]]:
+    """Prompts of random tokens that do not begin alike."""
+    numbers = random.Random(0)
+    return [[numbers.randrange(300, n_vocab - 300) for _ in range(length)] for _ in range(n)]
+
+
+def staggered(n: int, seconds: float, run: Callable[[int], int]) -> tuple[float, int]:
+    """Runs n requests in threads that begin within some seconds; how long it took, and the sum of their results."""
+    results = [0] * n
+
+    def one(i: int) -> None:
+        time.sleep(seconds * i / n)
+        results[i] = run(i)
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(n)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - started, sum(results)
+
+
+def one_stream(llm: Llama, n: int, repeat: int, **sampling: Any) -> float:
+    """Tokens per second of one streamed completion, after its first token."""
+    best = 0.0
+    for _ in range(repeat):
+        times = []
+        prompt = prompts(1, 8, llm.n_vocab())[0]
+        llm.reset()
+        for chunk in llm.create_completion(prompt, max_tokens=n, stream=True, **sampling):
+            if chunk["choices"] and chunk["choices"][0]["finish_reason"]:
+                times.append(chunk["timings"]["predicted_per_second"])
+        best = max(best, times[-1])
+    return best
+
+
+def many(llm: Llama, n_requests: int, n_prompt: int, n: int, repeat: int, extra: bool = False) -> tuple[float, float]:
+    """Tokens per second of many requests at once, and the engine's seconds a step outside of the C library."""
+    best, outside = 0.0, 0.0
+    texts = prompts(n_requests + 2, n_prompt, llm.n_vocab())
+    for _ in range(repeat):
+        llm.reset()
+        statistics = llm._open_engine.statistics
+        before = statistics.n_steps, statistics.seconds - statistics.native_seconds
+
+        def run(i: int) -> int:
+            arguments: dict[str, Any] = settings(i)
+            if extra and i == n_requests:
+                arguments["grammar"] = "root ::= [a-zA-Z ]+"
+            if extra and i == n_requests + 1:
+                arguments["logprobs"] = 5
+            used = llm.create_completion(texts[i], max_tokens=n, **arguments)["usage"]
+            return used["total_tokens"]
+
+        seconds, n_tokens = staggered(n_requests + 2 * extra, 0.1, run)
+        if n_tokens / seconds > best:
+            best = n_tokens / seconds
+            outside = (statistics.seconds - statistics.native_seconds - before[1]) / (statistics.n_steps - before[0])
+    return best, outside
+
+
+def server(tools: Tools, llm: Llama, n_requests: int, n_prompt: int, n: int, repeat: int, *arguments: str) -> float | None:
+    """Tokens per second of llama-server with the same requests."""
+    if tools.find("llama-server") is None:
+        return None
+    texts = prompts(n_requests, n_prompt, llm.n_vocab())
+    best = 0.0
+    with tools.server(n_requests, n_prompt + n + 64, *arguments) as port:
+
+        def run(i: int) -> int:
+            body = {"prompt": texts[i], "n_predict": n, "ignore_eos": True, "cache_prompt": False, **settings(i)}
+            status, answer = ask(port, "POST", "/completion", body)
+            assert status == 200, answer
+            return answer["tokens_evaluated"] + answer["tokens_predicted"]
+
+        for _ in range(repeat + 1):
+            seconds, n_tokens = staggered(n_requests, 0.1, run)
+            best = max(best, n_tokens / seconds)
+    return best
+
+
+def prefix(llm: Llama, n: int) -> tuple[float, float]:
+    """Seconds to the first token of a prompt, and of another one that shares its first n tokens."""
+    shared = prompts(1, n, llm.n_vocab())[0]
+    first, second = (llm.create_completion([*shared, *end], max_tokens=1) for end in ([400, 500], [600, 700]))
+    return first["timings"]["prompt_ms"] / 1e3, second["timings"]["prompt_ms"] / 1e3
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--tools", help="folder of llama.cpp's programs (default: PATH)")
+    parser.add_argument("--parallel", type=int, default=32)
+    parser.add_argument("--n", type=int, default=256, help="tokens of a single stream")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--rows", default="stream,sampled,many,extra,server,prefix", help="which to measure")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--unified", action="store_true", help="one KV cache for all requests")
+    parser.add_argument("--prefix", type=int, default=4000, help="tokens that two requests share")
+    parser.add_argument("--json", type=Path)
+    o = parser.parse_args()
+    tools, wanted = Tools(o.tools, o.model, o.threads), o.rows.split(",")
+    rows: list[dict[str, Any]] = []
+
+    def note(name: str, ours: float, other: str, theirs: float | None, unit: str = "tok/s") -> None:
+        ratio = ours / theirs if theirs else None
+        rows.append({"row": name, "ours": ours, "unit": unit, "against": other, "theirs": theirs, "ratio": ratio})
+        numbers = f"{ours:10.2f} {unit:6} {other:34} {theirs or 0:10.2f}  {ratio or 0:6.3f}"
+        print(f"{name:44} {numbers}", flush=True)
+
+    common = {"flash_attn": True, "n_threads": o.threads}
+    if {"stream", "sampled"} & set(wanted):
+        ceiling = tools.generating(o.n, o.repeat)
+        with Llama(o.model, n_ctx=1024, **common) as llm:
+            one_stream(llm, 32, 1, temperature=0)
+            if "stream" in wanted:
+                note("one stream, temperature 0", one_stream(llm, o.n, o.repeat, temperature=0), f"llama-bench tg{o.n}", ceiling)
+            if "sampled" in wanted:
+                speed = one_stream(llm, o.n, o.repeat, **SAMPLING)
+                note("one stream, top-k, top-p, temperature", speed, f"llama-bench tg{o.n}", ceiling)
+    if {"many", "extra", "server"} & set(wanted):
+        n = o.parallel
+        ceiling = tools.together(128, 128, n, o.unified)
+        with Llama(o.model, n_ctx=320, n_parallel=n + 2, kv_unified=o.unified, n_kv=320 * (n + 2), **common) as llm:
+            many(llm, n, 128, 16, 1)
+            speed, outside = many(llm, n, 128, 128, o.repeat)
+            note(f"{n} requests, 128 in and 128 out", speed, "llama-batched-bench", ceiling)
+            note("engine's thread outside of the C library", outside * 1e6, "", None, "µs")
+            if "extra" in wanted:
+                more, _ = many(llm, n, 128, 128, o.repeat, extra=True)
+                note(f"{n} and one grammar, one logprobs", more, f"{n} requests", speed)
+        if "server" in wanted:
+            with Llama(o.model, vocab_only=True) as llm:
+                for name, arguments in (("llama-server", ()), ("llama-server, device sampling", ("--backend-sampling",))):
+                    note(f"{n} requests, 128 in and 128 out", speed, name, server(tools, llm, n, 128, 128, o.repeat, *arguments))
+    if "prefix" in wanted:
+        with Llama(o.model, n_ctx=o.prefix + 64, **common) as llm:
+            first, second = prefix(llm, o.prefix)
+            note(f"second request that shares {o.prefix} tokens", second, "the first: seconds to the first token", first, "s")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, {os.cpu_count()} processors")
+    if o.json:
+        o.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""``AsyncLlama``: ``Llama`` for programs that use ``asyncio``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any, AsyncIterator, Mapping, Sequence
+
+from .answers import Answer
+from .engine.asynchronous import AsyncHandle
+from .engine.requests import Request
+from .llama import Llama
+
+
+class _Preparing(Llama):
+    """Makes requests and leaves running them to somebody else."""
+
+    def _deliver(self, answer: Answer, request: Request, stream: bool) -> Any:
+        return answer, request, stream
+
+
+class AsyncLlama:
+    """:class:`Llama` for ``asyncio``: the same arguments, and coroutines and asynchronous generators for methods.
+
+    Cancelling a task, or leaving a stream early, ends its request with the next batch.
+
+    Example:
+        >>> async with AsyncLlama("model.gguf", n_ctx=4096) as llm:
+        ...     async for chunk in await llm.create_chat_completion(messages, stream=True):
+        ...         print(chunk["choices"][0]["delta"].get("content", ""), end="")
+    """
+
+    def __init__(self, model_path: str | os.PathLike[str], **arguments: Any) -> None:
+        self._llama = _Preparing(model_path, **arguments)
+
+    async def create_completion(
+        self, prompt: str | Sequence[int], **arguments: Any
+    ) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
+        """As :meth:`Llama.create_completion`."""
+        return await self._run(self._llama.create_completion, prompt, **arguments)
+
+    __call__ = create_completion
+
+    async def create_chat_completion(
+        self, messages: Sequence[Mapping[str, Any]], **arguments: Any
+    ) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
+        """As :meth:`Llama.create_chat_completion`."""
+        return await self._run(self._llama.create_chat_completion, messages, **arguments)
+
+    async def _run(self, method: Any, *args: Any, **arguments: Any) -> Any:
+        # reading a long prompt takes its time
+        answer, request, stream = await asyncio.to_thread(method, *args, **arguments)
+        handle = AsyncHandle(request)
+        self._llama._open_engine.submit(request)
+        if stream:
+            return _async_chunks(answer, handle)
+        return answer.whole("".join([piece async for piece in _async_pieces(answer, handle)]))
+
+    async def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As :meth:`Llama.tokenize`."""
+        return await asyncio.to_thread(self._llama.tokenize, text, add_bos, special)
+
+    async def detokenize(
+        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """As :meth:`Llama.detokenize`."""
+        return await asyncio.to_thread(self._llama.detokenize, tokens, prev_tokens, special)
+
+    async def reset(self) -> None:
+        """As :meth:`Llama.reset`."""
+        await asyncio.to_thread(self._llama.reset)
+
+    async def close(self) -> None:
+        """As :meth:`Llama.close`."""
+        await asyncio.to_thread(self._llama.close)
+
+    async def __aenter__(self) -> AsyncLlama:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        # what does not wait is the same: n_ctx(), metadata, token_eos() and so on
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._llama, name)
+
+
+async def _async_pieces(answer: Answer, handle: AsyncHandle) -> AsyncIterator[str]:
+    if not answer.every_token:
+        for token in (await handle.wait()).tokens:
+            yield answer.push(token)
+        return
+    async for token in handle:
+        yield answer.push(token)
+        if answer.stopped:
+            return
+
+
+async def _async_chunks(answer: Answer, handle: AsyncHandle) -> AsyncIterator[dict[str, Any]]:
+    for chunk in answer.begin():
+        yield chunk
+    async for token in handle:
+        if piece := answer.push(token):
+            for chunk in answer.chunks(piece):
+                yield chunk
+        if answer.stopped:
+            break
+    for chunk in answer.end():
+        yield chunk

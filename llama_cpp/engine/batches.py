@@ -1,0 +1,135 @@
+"""What goes into the next batch: which sequences, and how many of each one's tokens.
+
+A sequence has tokens that are not computed yet: one while it generates, many while its prompt is read. Both are the
+same here; only a sequence whose last token is in the batch has an output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Iterable, Sequence
+
+from .decoder import Decoder
+from .requests import Request
+from .sequences import InPlace
+
+#: Prompt tokens that are read at once while others generate; more would stall them.
+CHUNK = 128
+
+
+@dataclass(eq=False)
+class Running:
+    """A request in a sequence, which holds the first ``n_held`` of its tokens, ``n_shared`` of them in others' cells."""
+
+    request: Request
+    sequence: int
+    n_held: int
+    n_shared: int = 0
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that are not computed yet; none while the next one is being picked."""
+        return len(self.request.tokens) - self.n_held
+
+
+@dataclass
+class Part:
+    """Tokens of one sequence in a batch, from a position on.
+
+    Attributes:
+        running: whose tokens they are; None for what only fills a gap.
+        row: which of the batch's outputs is theirs; -1 for none.
+    """
+
+    sequence: int
+    start: int
+    tokens: list[int]
+    running: Running | None = None
+    row: int = -1
+
+    @classmethod
+    def of(cls, running: Running, n: int) -> Part:
+        """The next n tokens of a request."""
+        start = running.n_held
+        return cls(running.sequence, start, running.request.tokens[start : start + n], running)
+
+
+class MixedBatches:
+    """Where sequences of different lengths are computed together: who generates comes first, then prompts."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def choose(self, running: Sequence[Running]) -> list[Part]:
+        """What to compute next."""
+        parts = [Part.of(one, 1) for one in running if one.n_pending == 1]
+        room = self._decoder.n_batch - len(parts)
+        if parts:
+            room = min(room, CHUNK)
+        for one in running:
+            if room > 0 and one.n_pending > 1:
+                parts.append(Part.of(one, min(one.n_pending, room)))
+                room -= len(parts[-1].tokens)
+        return parts
+
+
+class EqualBatches:
+    """Where each sequence has a stream of its own, the engine computes neighbours with equally many tokens at once.
+
+    So prompts and generating take turns, and while generating, one token of what lies between keeps the neighbours
+    together: of a prompt that is being read, or any, which is then forgotten again.
+    """
+
+    def __init__(self, decoder: Decoder, sequences: InPlace) -> None:
+        self._decoder = decoder
+        self._sequences = sequences
+        self._read_last = False
+
+    def choose(self, running: Sequence[Running]) -> list[Part]:
+        """What to compute next."""
+        generating = [one.sequence for one in running if one.n_pending == 1]
+        reading = [one for one in running if one.n_pending > 1]
+        self._read_last = bool(reading) and not (generating and self._read_last)
+        if self._read_last:
+            return self._read(reading, self._decoder.n_batch if not generating else CHUNK)
+        by_sequence = {one.sequence: one for one in running}
+        return [
+            Part.of(one, 1) if (one := by_sequence.get(sequence)) and one.n_pending else self._filler(sequence, one)
+            for sequence in range(min(generating, default=0), max(generating, default=-1) + 1)
+        ]
+
+    def _read(self, reading: Sequence[Running], n_most: int) -> list[Part]:
+        first, room = reading[0], self._decoder.n_batch
+        n = min(first.n_pending, n_most)
+        by_sequence = {one.sequence: one for one in reading if one.n_pending >= n}
+        parts = [Part.of(first, n)]
+        while (len(parts) + 1) * n <= room and (follower := by_sequence.get(parts[-1].sequence + 1)):
+            parts.append(Part.of(follower, n))
+        return parts
+
+    def _filler(self, sequence: int, running: Running | None) -> Part:
+        start = running.n_held if running else self._sequences.n_held(sequence)
+        if start >= self._decoder.n_ctx:
+            start = self._decoder.n_ctx - 1
+            self._decoder.cut(sequence, start)
+        return Part(sequence, start, [0])
+
+
+def write(decoder: Decoder, parts: Iterable[Part]) -> int:
+    """Fills the decoder's batch and gives outputs their rows; returns how many tokens it has."""
+    at = n_rows = 0
+    for part in parts:
+        n = len(part.tokens)
+        end = at + n
+        if n == 1:
+            decoder.tokens[at], decoder.positions[at] = part.tokens[0], part.start
+        else:
+            decoder.tokens[at:end] = part.tokens
+            decoder.positions[at:end] = range(part.start, part.start + n)
+        decoder.sequences[at:end] = part.sequence
+        decoder.outputs[at:end] = False
+        if part.running is not None and part.running.n_pending == n:
+            decoder.outputs[end - 1] = True
+            part.row, n_rows = n_rows, n_rows + 1
+        at = end
+    return at

@@ -1,0 +1,223 @@
+"""One context: batches go in, tokens come out, and sequences are cut and copied."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Mapping
+
+import numpy as np
+
+from ..capi import llama
+from ..capi import llama_common_c as native
+from ..capi.backends import has_gpu
+from ..capi.handle import Handle
+from ..capi.interrupts import DeferredInterrupts
+from ..capi.loader import bind_plugin
+from ..capi.status import call
+from ..errors import ContextCreationError
+from ..models.model import Model, set_fields
+
+_INT32 = ctypes.POINTER(ctypes.c_int32)
+_INT8 = ctypes.POINTER(ctypes.c_int8)
+_FLOAT = ctypes.POINTER(ctypes.c_float)
+
+
+@bind_plugin("CPU", None, ctypes.c_bool)
+def ggml_cpu_set_batch_invariant(value: bool, /) -> None:
+    """void ggml_cpu_set_batch_invariant(bool value), of vendor/llama.cpp/patches/0004-batch-invariant-attention.patch"""
+    ...
+
+
+class Decoder:
+    """Owns a ``llama_context`` and the buffers of a batch. For one thread at a time.
+
+    Args:
+        params: fields of ``llama_context_params`` by name; the others keep the engine's defaults.
+        n_active: sequences 0 to n_active - 1 may have outputs; the others only keep what they hold.
+
+    Attributes:
+        n_ctx: tokens that one sequence can hold.
+        n_batch: tokens of a batch at most; it is computed at once.
+        tokens, positions, sequences, outputs: a batch, to be written before :meth:`decode`. Arrays of n_batch.
+        samplers: addresses of ``llama_common_sampler``, one for each output to be picked from; an array of n_active.
+        rows: which output each of them looks at. picked, results: what :meth:`pick` found.
+        on_device: the best tokens are found on a GPU; then a batch must be one the engine computes at once.
+
+    Raises:
+        ContextCreationError: most often for lack of memory.
+    """
+
+    def __init__(self, model: Model, params: Mapping[str, Any], n_active: int) -> None:
+        self.model = model
+        self._native = native.llama_common_decoder_p_ctypes()
+        self._top_k = native.llama_common_top_k_p_ctypes()
+        wanted = llama.llama_context_default_params()
+        set_fields(wanted, params)
+        wanted.n_outputs_max = max(n_active, wanted.n_seq_max)  # the engine asserts that it is no less
+        wanted.n_outputs_max_per_seq = 1
+        try:
+            with model.in_use() as model_pointer, DeferredInterrupts():
+                self.unlimited_cut = not (
+                    llama.llama_model_is_recurrent(model_pointer) or llama.llama_model_is_hybrid(model_pointer)
+                )
+                if self.unlimited_cut and has_gpu() and params.get("split_mode") != llama.LLAMA_SPLIT_MODE_TENSOR:
+                    call(native.llama_common_top_k_init, n_active, ctypes.byref(self._top_k))
+                    wanted.samplers = native.llama_common_top_k_configs(self._top_k)
+                    wanted.n_samplers = n_active
+                pointer = llama.llama_init_from_model(model_pointer, wanted)
+                if pointer:
+                    # what belongs to the context is freed with it
+                    self._handle = Handle(pointer, self._free, parent=model.in_use())
+                    self._read_properties(pointer, model_pointer)
+                    call(
+                        native.llama_common_decoder_init, pointer, self._top_k, n_active, ctypes.byref(self._native)
+                    )
+        except BaseException:
+            # who keeps the traceback of Ctrl-C must not keep the memory
+            if hasattr(self, "_handle"):
+                self.close()
+            raise
+        if not pointer:
+            native.llama_common_top_k_free(self._top_k)
+            raise ContextCreationError(
+                f"The engine could not create a context of {wanted.n_ctx or model.n_ctx_train} tokens.",
+                remedy="Ask for a smaller n_ctx or n_parallel, or a smaller type_k and type_v; the log "
+                "(llama_cpp.native) has more.",
+            )
+        self.on_device: bool = native.llama_common_decoder_on_device(self._native)
+        self._make_buffers(n_active)
+
+    def _read_properties(self, pointer: int, model_pointer: int) -> None:
+        self._memory = llama.llama_get_memory(pointer)
+        if not self._memory or llama.llama_model_has_encoder(model_pointer):
+            # the engine asserts when such a model is decoded
+            raise ContextCreationError(
+                "This model does not generate text token by token (it is an encoder or a diffusion model).",
+                remedy="Load it with vocab_only=True to tokenize with it.",
+            )
+        self.n_ctx: int = llama.llama_n_ctx_seq(pointer)
+        # a batch that is computed at once is never split, and a model without causal attention must see all of it
+        self.n_batch: int = min(llama.llama_n_batch(pointer), llama.llama_n_ubatch(pointer))
+        self.n_window: int = llama.llama_model_n_swa(model_pointer)
+        self.can_shift: bool = llama.llama_memory_can_shift(self._memory)
+
+    def _make_buffers(self, n_active: int) -> None:
+        self.tokens, self._tokens = _array(self.n_batch, np.int32, _INT32)
+        self.positions, self._positions = _array(self.n_batch, np.int32, _INT32)
+        self.sequences, self._sequences = _array(self.n_batch, np.int32, _INT32)
+        self.outputs, self._outputs = _array(self.n_batch, np.int8, _INT8)
+        self.rows, self._rows = _array(n_active, np.int32, _INT32)
+        self.picked, self._picked = _array(n_active, np.int32, _INT32)
+        self.results, self._results = _array(n_active, np.int32, _INT32)
+        kind = ctypes.POINTER(native.llama_common_sampler_p_ctypes)
+        self.samplers, self._samplers = _array(n_active, np.uint64, kind)
+        self._status = ctypes.c_int32()
+        self._status_pointer = ctypes.byref(self._status)
+
+    def _free(self, context: Any) -> None:
+        native.llama_common_decoder_free(self._native)
+        llama.llama_free(context)
+        native.llama_common_top_k_free(self._top_k)
+
+    @property
+    def pointer(self) -> Any:
+        """The ``llama_context *``.
+
+        Raises:
+            ModelClosedError, ForkedProcessError: it must not be used any more, or not here.
+        """
+        return self._handle.pointer
+
+    def close(self) -> None:
+        """Frees the context; nobody may be using it."""
+        self._handle.close()
+
+    def decode(self, n_tokens: int) -> int:
+        """Computes the first ``n_tokens`` of the batch; on a GPU it returns at once.
+
+        Returns:
+            What ``llama_decode()`` does: 0, or 1 when the cache has no room and nothing was computed, or an error.
+        """
+        call(
+            native.llama_common_decode, self._native, n_tokens, self._tokens, self._positions, self._sequences,
+            self._outputs, self._status_pointer,
+        )  # fmt: skip
+        return self._status.value
+
+    def pick(self, n: int, only_best: bool = False) -> None:
+        """Waits for the batch and fills the first ``n`` of ``picked`` and ``results`` with the help of ``samplers``.
+
+        Args:
+            only_best: leave out those that take a look at the whole vocabulary (``LLAMA_COMMON_NEEDS_ALL``).
+        """
+        call(
+            native.llama_common_pick, self._native, n, self._rows, self._samplers, only_best, self._picked,
+            self._results,
+        )  # fmt: skip
+
+    def logits(self, row: int) -> np.ndarray:
+        """A copy of an output's logits: float32, n_vocab."""
+        logits = np.empty(self.model.n_vocab, np.float32)
+        call(native.llama_common_get_logits, self._native, row, logits.ctypes.data_as(_FLOAT))
+        return logits
+
+    def logprobs(self, row: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+        """Log-probability of a token, and the ``n_top`` most probable tokens with theirs."""
+        logprob = ctypes.c_float()
+        top, values = (ctypes.c_int32 * n_top)(), (ctypes.c_float * n_top)()
+        call(native.llama_common_logprobs, self._native, row, token, n_top, ctypes.byref(logprob), top, values)
+        return logprob.value, list(zip(top, values))
+
+    # --- memory ---
+
+    def cut(self, sequence: int, start: int) -> bool:
+        """Forgets a sequence from a position on; False when the memory cannot do that."""
+        return llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def forget(self, sequence: int) -> None:
+        """Empties a sequence."""
+        llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def copy(self, source: int, target: int, end: int = -1) -> None:
+        """Lets the empty sequence ``target`` begin like ``source``; a copy between streams is always of the whole."""
+        llama.llama_memory_seq_cp(self._memory, source, target, -1, end)
+
+    def shift(self, sequence: int, start: int, n: int) -> None:
+        """Removes ``n`` tokens of a sequence from ``start`` on and moves up what follows."""
+        llama.llama_memory_seq_rm(self._memory, sequence, start, start + n)
+        llama.llama_memory_seq_add(self._memory, sequence, start + n, -1, -n)
+
+    def oldest(self, sequence: int) -> int:
+        """The first position a sequence still holds; a sliding window forgets."""
+        return llama.llama_memory_seq_pos_min(self._memory, sequence)
+
+    def clear(self) -> None:
+        """Empties everything."""
+        llama.llama_memory_clear(self._memory, True)
+
+
+def _array(n: int, dtype: Any, pointer: Any) -> tuple[np.ndarray, Any]:
+    """An array and the ctypes pointer to it."""
+    array = np.zeros(n, dtype)
+    return array, array.ctypes.data_as(pointer)
+
+
+def pick_from(logits: np.ndarray, sampler: Any) -> int:
+    """Picks a token from logits (float32, n_vocab) instead of an output's. In any thread.
+
+    Raises:
+        GrammarError: none is possible. NativeError: the logits are not numbers.
+    """
+    token = ctypes.c_int32()
+    logits = np.ascontiguousarray(logits, np.float32)
+    call(native.llama_common_pick_from, logits.ctypes.data_as(_FLOAT), len(logits), sampler, ctypes.byref(token))
+    return token.value
+
+
+def logprobs_of(logits: np.ndarray, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+    """Log-probability of a token, and the ``n_top`` most probable tokens with theirs, from logits (float32, n_vocab)."""
+    normal = logits - logits.max()
+    normal -= np.log(np.exp(normal).sum(dtype=np.float64)).astype(np.float32)
+    best = np.argpartition(normal, -n_top)[-n_top:] if 0 < n_top < len(normal) else np.arange(len(normal))[:n_top]
+    best = best[np.lexsort((best, -normal[best]))]
+    return float(normal[token]), [(int(i), float(normal[i])) for i in best]

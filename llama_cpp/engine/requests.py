@@ -1,0 +1,219 @@
+"""A request on its way through the engine, and the handle by which its caller follows it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
+
+from ..capi.handle import refuse_fork
+from ..errors import InvalidArgumentError
+from .sampler import Sampler
+
+if TYPE_CHECKING:
+    import asyncio
+
+    import numpy as np
+
+#: What to do when a request has filled its context.
+CONTEXT_FULL = ("truncate", "error", "shift")
+
+LogitsProcessor = Callable[["np.ndarray", "np.ndarray"], "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities at one position, as the model gives them (before any sampler).
+
+    Attributes:
+        token, logprob: the token that was chosen.
+        top: the most probable tokens with theirs, best first.
+    """
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass
+class Generation:
+    """What one request has come to so far.
+
+    Attributes:
+        n_prompt: tokens in the prompt; ``n_cached`` of them were in the cache already.
+        tokens: tokens generated so far, without the one that ended it.
+        logprobs: one entry for each token, when the request asked for them.
+        prompt_seconds, predicted_seconds: from the moment the request was begun until its first token, and from there
+            until its last.
+        finish_reason: None while it runs; "stop" (the model ended) or "length" (max_tokens, or the context is full).
+    """
+
+    n_prompt: int
+    n_cached: int = 0
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_seconds: float = 0.0
+    predicted_seconds: float = 0.0
+    finish_reason: str | None = None
+
+
+class Request:
+    """What the engine knows of a request. Only the engine's thread changes it, except for ``cancelled``.
+
+    Attributes:
+        tokens: the prompt and what was generated; a shift of the context removes some.
+        n_left: how many may still be generated.
+        outbox: where tokens go; None when the caller waits for the end.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        max_tokens: int | None,
+        *,
+        context_full: str = "truncate",
+        n_logprobs: int | None = None,
+        processors: Sequence[LogitsProcessor] = (),
+        key: object = None,
+    ) -> None:
+        if context_full not in CONTEXT_FULL:
+            raise InvalidArgumentError(
+                f"context_full={context_full!r} does not exist.", remedy=f"Choose one of {', '.join(CONTEXT_FULL)}."
+            )
+        self.tokens = list(prompt)
+        self.sampler = sampler
+        self.n_left = max_tokens if max_tokens is not None and max_tokens > 0 else -1
+        self.context_full = context_full
+        self.n_logprobs = n_logprobs
+        self.processors = processors
+        self.key = key
+        self.generation = Generation(n_prompt=len(prompt))
+        self.cancelled = False
+        self.error: BaseException | None = None
+        self.outbox: Outbox = Outbox()
+        self.begun = 0.0
+
+    def tokens_array(self) -> np.ndarray:
+        """All tokens so far, for a logits processor: int64."""
+        import numpy as np
+
+        return np.array(self.tokens, np.int64)
+
+    def note_logprobs(self, token: int, logprob: float, top: list[tuple[int, float]]) -> None:
+        """Notes the log-probabilities of the token that is generated next."""
+        self.generation.logprobs.append(TokenLogprobs(token, logprob, top))
+
+    def count(self, token: int) -> None:
+        """Notes a generated token."""
+        generation = self.generation
+        now = time.perf_counter()
+        if not generation.tokens:
+            generation.prompt_seconds = now - self.begun
+            self.begun = now
+        else:
+            generation.predicted_seconds = now - self.begun
+        self.tokens.append(token)
+        generation.tokens.append(token)
+
+
+class Outbox:
+    """Carries tokens from the engine's thread to the one that waits for them; None is the end.
+
+    Attributes:
+        streaming: whether single tokens are wanted; otherwise only the end is told.
+    """
+
+    streaming = True
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self.put = self._queue.put
+        self.get = self._queue.get
+
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that has to be told of tokens put; None when nobody has to be."""
+        return None
+
+    def wake(self) -> None:
+        """Tells it, in the loop's own thread."""
+
+
+class Handle:
+    """A running request: iterate over it, once, for its tokens as they come.
+
+    Leaving it before the end cancels the request: its sequence is free from the next batch on.
+
+    Attributes:
+        generation: what it has come to so far.
+
+    Raises:
+        While iterating: what the request failed with (DecodeError, GrammarError, ContextLengthError, ModelClosedError,
+        or what one of its processors raised).
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._ended = False
+        self._pid = os.getpid()
+        self.generation = request.generation
+
+    def __iter__(self) -> Iterator[int]:
+        try:
+            while True:
+                refuse_fork(self._pid)  # nobody would ever answer
+                token = self._request.outbox.get()
+                if token is None:
+                    break
+                yield token
+            self._ended = True
+            self._raise()
+        finally:
+            self.cancel()
+
+    def result(self) -> Generation:
+        """Waits for the end. It costs less than iterating.
+
+        Raises:
+            As iterating does.
+        """
+        self._request.outbox.streaming = False
+        for _ in self:
+            pass
+        return self.generation
+
+    def cancel(self) -> None:
+        """Stops the request with the next batch. A request that has ended is left as it is."""
+        if not self._ended:
+            self._request.cancelled = True
+
+    def __del__(self) -> None:
+        # nobody can read it any more
+        self.cancel()
+
+    def _raise(self) -> None:
+        if self._request.error is not None:
+            # the same error can be several requests', each with a traceback of its own
+            raise self._request.error.with_traceback(None)
+
+
+def put_all(items: Sequence[tuple[Request, int | None]]) -> None:
+    """Hands out tokens and ends, waking each event loop once."""
+    loops: dict[Any, list[Outbox]] = {}
+    for request, token in items:
+        outbox = request.outbox
+        if token is not None and not outbox.streaming:
+            continue
+        outbox.put(token)
+        loop = outbox.loop()
+        if loop is not None:
+            loops.setdefault(loop, []).append(outbox)
+    for loop, outboxes in loops.items():
+        try:
+            loop.call_soon_threadsafe(lambda told: [outbox.wake() for outbox in told], outboxes)
+        except RuntimeError:
+            # the loop is closed, and with it everybody who waited in it
+            for request, _ in items:
+                request.cancelled = request.cancelled or request.outbox.loop() is loop

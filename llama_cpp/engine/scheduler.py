@@ -1,0 +1,443 @@
+"""The batching engine: one thread owns the context, and everybody's requests share its batches.
+
+A turn of its loop takes in what was asked meanwhile, gives free sequences to waiting requests, computes a batch, picks a
+token for each output and hands the tokens out. On a GPU the tokens of one batch are handed out while the next is
+computed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import concurrent.futures
+import logging
+import os
+import queue
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, Sequence
+
+import numpy as np
+
+from ..capi import llama_common_c as native
+from ..errors import (
+    ContextFullError,
+    ContextLengthError,
+    DecodeError,
+    GrammarError,
+    InvalidArgumentError,
+    ModelBusyError,
+    ModelClosedError,
+)
+from ..models.model import Model
+from .batches import EqualBatches, MixedBatches, Part, Running, write
+from .decoder import Decoder, logprobs_of, pick_from
+from .requests import Request, put_all
+from .memory import pays_per_sequence
+from .sequences import InPlace, Shelved
+
+logger = logging.getLogger("llama_cpp")
+
+_CELLS = 256
+_NO_ROOM = 1  # what llama_decode() returns when the cache has none
+
+
+@dataclass
+class Statistics:
+    """What the engine has done since it was made.
+
+    Attributes:
+        n_steps, n_tokens, n_outputs: batches, tokens in them, and tokens picked from them.
+        seconds, native_seconds: time of the engine's thread with requests to work on, and of that in the C library.
+    """
+
+    n_steps: int = 0
+    n_tokens: int = 0
+    n_outputs: int = 0
+    seconds: float = 0.0
+    native_seconds: float = 0.0
+
+
+class BatchingEngine:
+    """Generates for any number of requests at once. Any thread may call it.
+
+    Args:
+        params: fields of ``llama_context_params`` by name, without the numbers of sequences.
+        n_parallel: how many requests are computed at once; others wait.
+        n_ctx: tokens of one request at most; 0 is what a sequence can hold.
+        n_kept: how many earlier requests' tokens are kept for those that begin alike; None is n_parallel, at least 8.
+        max_waiting: how many requests may wait.
+
+    Attributes:
+        n_ctx: tokens of one request at most.
+        statistics: what was done; read it from any thread.
+
+    Raises:
+        ContextCreationError: as :class:`~llama_cpp.engine.decoder.Decoder` does.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: Mapping[str, Any],
+        n_parallel: int,
+        n_ctx: int = 0,
+        n_kept: int | None = None,
+        max_waiting: int = 4096,
+    ) -> None:
+        self._model = model
+        self._max_waiting = max_waiting
+        unified = params["kv_unified"]
+        n_kept = max(n_parallel, 8) if n_kept is None else n_kept
+        in_place = not unified or pays_per_sequence(model)
+        self._decoder = Decoder(model, {**params, "n_seq_max": n_parallel + (0 if in_place else n_kept)}, n_parallel)
+        self._sequences = InPlace(self._decoder, n_parallel) if in_place else Shelved(self._decoder, n_parallel, n_kept)
+        self._batches: MixedBatches | EqualBatches = MixedBatches(self._decoder)
+        if not unified and self._decoder.unlimited_cut:
+            self._batches = EqualBatches(self._decoder, self._sequences)
+        # the engine rounds up to what its cache is made of
+        self.n_ctx = min(self._decoder.n_ctx, -(-n_ctx // _CELLS) * _CELLS or self._decoder.n_ctx)
+        self.statistics = Statistics()
+        self._is_end = _EndTokens(model)
+        self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
+        self._blocked = False  # who waits does so for room, until somebody ends
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._running: list[Running] = []
+        self._outgoing: list[tuple[Request, int | None]] = []
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._helpers = concurrent.futures.ThreadPoolExecutor(
+            min(8, os.cpu_count() or 1), thread_name_prefix="llama-cpp-picker"
+        )
+        self._closing = self._exiting = False
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name="llama-cpp-engine", daemon=True)
+        self._thread.start()
+        _engines.add(self)
+
+    # --- for everybody ---
+
+    @property
+    def context_pointer(self) -> Any:
+        """The ``llama_context *``, for calls this package does not wrap."""
+        return self._decoder.pointer
+
+    def check_prompt(self, prompt: Sequence[int]) -> None:
+        """Raises InvalidArgumentError or ContextLengthError for a prompt that cannot be continued."""
+        if not prompt:
+            raise InvalidArgumentError("The prompt has no tokens to begin with.", remedy="Give some text.")
+        n_vocab = self._model.n_vocab
+        if not (0 <= min(prompt) and max(prompt) < n_vocab):
+            token = next(token for token in prompt if not 0 <= token < n_vocab)
+            raise InvalidArgumentError(
+                f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {n_vocab - 1}."
+            )
+        if len(prompt) >= self.n_ctx:
+            raise ContextLengthError(len(prompt), self.n_ctx)
+
+    def submit(self, request: Request) -> None:
+        """Queues a request whose prompt was checked; its outbox gets the tokens.
+
+        Raises:
+            ModelBusyError: too many requests wait. ModelClosedError, ForkedProcessError.
+        """
+        self._decoder.pointer  # raises when closed or forked
+        n_waiting = len(self._waiting) + self._inbox.qsize()
+        if n_waiting >= self._max_waiting:
+            raise ModelBusyError(f"{n_waiting} requests are waiting already.", remedy="Try again when some have ended.")
+        self._post(lambda: self._waiting.append(request))
+
+    def reset(self) -> None:
+        """Forgets what earlier requests left in the cache."""
+        self._decoder.pointer
+        done = threading.Event()
+
+        def clear() -> None:
+            self._sequences.clear()
+            done.set()
+
+        self._post(clear)
+        while not done.wait(0.1) and self._thread.is_alive():
+            pass
+
+    def close(self) -> None:
+        """Ends every request with a ModelClosedError and frees the context. In a forked child it only forgets."""
+        self.stop()
+        self._decoder.close()
+
+    def stop(self) -> None:
+        """Ends every request with a ModelClosedError. In a forked child, where there is no thread, it does nothing."""
+        self._closing = True
+        if os.getpid() != self._pid:
+            return
+        self._inbox.put(lambda: None)
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._helpers.shutdown()
+
+    def _post(self, action: Callable[[], None]) -> None:
+        self._inbox.put(action)
+        if self._closing:
+            if self._exiting and threading.current_thread() is not threading.main_thread():
+                threading.Event().wait()  # a daemon thread, which the interpreter is about to end
+            raise ModelClosedError("The model is closed.", remedy="Create a new Llama.")
+
+    # --- the engine's thread ---
+
+    def _run(self) -> None:
+        try:
+            worked = False
+            while not self._closing:
+                self._take_in(wait=not worked)
+                started = time.perf_counter()
+                self._admit()
+                worked = self._step()
+                self.statistics.seconds += time.perf_counter() - started
+        except BaseException as error:
+            logger.exception("the engine's thread failed")
+            self._closing = True
+            self._end_all(error)
+        finally:
+            self._end_all(ModelClosedError("The model is closed.", remedy="Create a new Llama."))
+
+    def _take_in(self, wait: bool) -> None:
+        """Does what was asked of the engine; waits for something to be asked when there is nothing else to do."""
+        if wait:
+            self._hand_out()
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+        for one in [one for one in self._running if one.request.cancelled]:
+            self._end(one)
+
+    def _admit(self) -> None:
+        """Gives free sequences to those that wait and fit in, first come, first served."""
+        while self._waiting and not self._blocked:
+            request = self._waiting[0]
+            if request.cancelled:
+                self._waiting.popleft()
+                self._outgoing.append((request, None))
+                continue
+            taken = self._sequences.take(request.tokens, request.key)
+            if taken is None:
+                return
+            one = Running(request, *taken, n_shared=taken[1])
+            if not self._fits(one):
+                self._sequences.give_back(one.sequence, [], None)
+                self._blocked = True
+                return
+            self._waiting.popleft()
+            self._running.append(one)
+            if not request.begun:
+                request.begun = time.perf_counter()
+                request.generation.n_cached = one.n_held
+
+    def _fits(self, one: Running) -> bool:
+        """Whether there is room for another request beside those that run, if all that is kept is given up."""
+        if self._n_cells is None or not self._running:
+            return True
+        return sum(len(each.request.tokens) - each.n_shared for each in [*self._running, one]) < self._n_cells
+
+    def _step(self) -> bool:
+        """Computes a batch and picks what follows; False when there was nothing to compute."""
+        parts = self._batches.choose(self._running)
+        if not parts:
+            return False
+        n_tokens = write(self._decoder, parts)
+        started = time.perf_counter()
+        status = self._decoder.decode(n_tokens)
+        self.statistics.native_seconds += time.perf_counter() - started
+        self.statistics.n_steps += 1
+        self.statistics.n_tokens += n_tokens
+        if status == _NO_ROOM:
+            self._make_room()
+            return True
+        if self._decoder.on_device:
+            self._hand_out()
+        if status != 0:
+            self._fail(parts, status)
+            return True
+        for part in parts:
+            if part.running is None:
+                self._decoder.cut(part.sequence, part.start)
+            else:
+                part.running.n_held += len(part.tokens)
+        self._pick([(part.running, part.row) for part in parts if part.running and part.row >= 0])
+        if not self._decoder.on_device:
+            self._hand_out()
+        return True
+
+    def _pick(self, outputs: Sequence[tuple[Running, int]]) -> None:
+        """Picks a token for each output and gives it to its request.
+
+        What takes long for one request (its own Python code, a look at the whole vocabulary) is done in another thread,
+        and its sequence sits out until that is done.
+        """
+        decoder, alone = self._decoder, len(outputs) == 1
+        quick = [(one, row) for one, row in outputs if alone or one.request.n_logprobs is None]
+        quick = [(one, row) for one, row in quick if not one.request.processors]
+        for i, (one, row) in enumerate(quick):
+            decoder.rows[i] = row
+            decoder.samplers[i] = one.request.sampler.pointer.value
+        n = len(quick)
+        started = time.perf_counter()
+        decoder.pick(n, only_best=not alone)
+        self.statistics.native_seconds += time.perf_counter() - started
+        self.statistics.n_outputs += len(outputs)
+        slow = set(outputs).difference(quick)
+        for (one, row), token, result in zip(quick, decoder.picked[:n].tolist(), decoder.results[:n].tolist()):
+            if result == native.LLAMA_COMMON_OK:
+                if one.request.n_logprobs is not None:
+                    one.request.note_logprobs(token, *decoder.logprobs(row, token, one.request.n_logprobs))
+                self._give(one, token)
+            elif result == native.LLAMA_COMMON_NEEDS_ALL:
+                slow.add((one, row))
+            else:
+                self._end(one, _picking_error(result))
+        for one, row in slow:
+            self._helpers.submit(self._pick_aside, one, decoder.logits(row))
+
+    def _pick_aside(self, one: Running, logits: np.ndarray) -> None:
+        """Picks a token in a helper thread, and lets the engine's thread give it to its request."""
+        request = one.request
+        found: Callable[[], None]
+        try:
+            changed = logits
+            for processor in request.processors:
+                changed = processor(request.tokens_array(), changed.copy() if changed is logits else changed)
+            token = pick_from(changed, request.sampler.pointer)
+            logprobs = None if request.n_logprobs is None else logprobs_of(logits, token, request.n_logprobs)
+        except Exception as raised:
+            error = raised
+            found = lambda: self._end(one, error)  # noqa: E731
+        else:
+
+            def found() -> None:
+                if logprobs is not None:
+                    request.note_logprobs(token, *logprobs)
+                self._give(one, token)
+
+        # the request may have been cancelled meanwhile
+        self._inbox.put(lambda: found() if one in self._running else None)
+
+    def _give(self, one: Running, token: int) -> None:
+        """Adds a token to a request, or ends it."""
+        request = one.request
+        if self._is_end[token]:
+            request.generation.finish_reason = "stop"
+            self._end(one)
+            return
+        first = not request.generation.tokens
+        request.count(token)
+        self._outgoing.append((request, token))
+        request.n_left -= 1
+        if request.n_left == 0:
+            request.generation.finish_reason = "length"
+            self._end(one)
+        elif len(request.tokens) >= self.n_ctx:
+            self._fill_up(one)
+        elif first:
+            # from now on others can begin with this prompt
+            self._sequences.note(one.sequence, request.tokens[: one.n_held], request.key)
+
+    def _fill_up(self, one: Running) -> None:
+        """Does what a request wants when its context is full."""
+        request = one.request
+        if request.context_full == "error":
+            self._end(one, ContextFullError(self.n_ctx))
+        elif request.context_full == "shift" and self._decoder.can_shift:
+            n_kept = 1  # the first token takes up much of the attention (Xiao et al. 2023, "attention sinks")
+            n = (one.n_held - n_kept) // 2
+            self._decoder.shift(one.sequence, n_kept, n)
+            del request.tokens[n_kept : n_kept + n]
+            one.n_held -= n
+            # what remains was computed with what is gone in sight: no other request may begin with it
+            request.key = object()
+            self._sequences.note(one.sequence, request.tokens[: one.n_held], request.key)
+        else:
+            request.generation.finish_reason = "length"
+            self._end(one)
+
+    def _end(self, one: Running, error: BaseException | None = None) -> None:
+        """Ends a request and frees its sequence; what it holds is kept for others."""
+        self._blocked = False
+        self._running.remove(one)
+        self._sequences.give_back(one.sequence, one.request.tokens[: one.n_held], one.request.key)
+        one.request.error = error
+        self._outgoing.append((one.request, None))
+
+    def _make_room(self) -> None:
+        """The cache has no room for the batch: gives up what is kept, or lets the last request wait again."""
+        if self._sequences.evict():
+            return
+        last = [one for one in self._running if one.n_pending][-1]
+        if len(self._running) == 1:
+            self._end(last, DecodeError("The KV cache has no room for this request.", remedy="Raise n_kv or n_ctx."))
+            return
+        self._running.remove(last)
+        self._sequences.give_back(last.sequence, [], None)
+        self._waiting.appendleft(last.request)
+        self._blocked = True
+
+    def _fail(self, parts: Sequence[Part], status: int) -> None:
+        """The engine failed: the requests in the batch end, the others go on."""
+        error = DecodeError(
+            f"llama_decode() returned {status} for a batch of {sum(len(part.tokens) for part in parts)} tokens.",
+            remedy="The model can be used again; the log (llama_cpp.native) has more.",
+        )
+        for part in parts:
+            if part.running is not None:
+                part.running.n_held = 0  # nobody knows what its sequence holds
+                self._end(part.running, error)
+
+    def _hand_out(self) -> None:
+        """Gives tokens to those who wait for them."""
+        outgoing, self._outgoing = self._outgoing, []
+        put_all(outgoing)
+
+    def _end_all(self, error: BaseException) -> None:
+        for one in list(self._running):
+            self._end(one, error)
+        while not self._inbox.empty():
+            self._inbox.get()()
+        for request in self._waiting:
+            request.error = error
+            self._outgoing.append((request, None))
+        self._waiting.clear()
+        if not self._exiting:
+            self._hand_out()
+
+
+class _EndTokens(dict[int, bool]):
+    """Whether a token ends generation; the engine is asked once for each."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def __missing__(self, token: int) -> bool:
+        self[token] = self._model.is_end(token)
+        return self[token]
+
+
+def _picking_error(result: int) -> Exception:
+    if result == native.LLAMA_COMMON_GRAMMAR_ERROR:
+        return GrammarError(
+            "No token is possible here.",
+            remedy="The grammar and logit_bias forbid all of them.",
+        )
+    return DecodeError("The model's logits are not numbers.", remedy="Its file may be damaged, or it overflows in f16.")
+
+
+_engines: weakref.WeakSet[BatchingEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_at_exit() -> None:
+    """A daemon thread dies wherever it is when the interpreter ends; one in the middle of a batch must not.
+
+    Only daemon threads can still wait for a request. They are left waiting, to end as silently as they would otherwise.
+    """
+    for engine in list(_engines):
+        engine._exiting = True
+        engine.stop()

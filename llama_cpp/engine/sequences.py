@@ -1,0 +1,167 @@
+"""Which sequence holds what: gives out sequences to requests, and keeps what they leave behind for the next ones."""
+
+from __future__ import annotations
+
+from typing import Hashable, Sequence
+
+from .decoder import Decoder
+from .memory import kind_of
+from .prefix_tree import PrefixTree
+
+
+class InPlace:
+    """What a request leaves stays where it is, until its sequence is given to another one.
+
+    For caches where each sequence has memory of its own. Requests run in sequences 0 to n_active - 1.
+    """
+
+    def __init__(self, decoder: Decoder, n_active: int) -> None:
+        self._decoder = decoder
+        self._kind = kind_of(decoder)
+        self._free: dict[int, None] = dict.fromkeys(range(n_active))  # the least recently used first
+        self._held: dict[int, int] = {}  # how many tokens a sequence in the tree holds
+        self._tree = PrefixTree()
+
+    def take(self, tokens: Sequence[int], key: Hashable) -> tuple[int, int] | None:
+        """A sequence for a request, and how many of its tokens that holds already; None when all are taken.
+
+        Its last token is always left to be computed, for its logits.
+        """
+        if not self._free:
+            return None
+        source, n = self._best(tokens, key)
+        if n and source in self._free:
+            sequence = source
+        else:
+            sequence = self._least_useful()
+            self._drop(sequence)
+            if n:
+                self._decoder.copy(source, sequence)
+        del self._free[sequence]
+        if n < self._held.get(source, 0) and not self._decoder.cut(sequence, n):
+            self._decoder.forget(sequence)
+            n = 0
+        self._forget_note(sequence)
+        return sequence, n
+
+    def note(self, sequence: int, tokens: Sequence[int], key: Hashable) -> None:
+        """Lets others begin like a sequence that holds these tokens."""
+        self._held[sequence] = len(tokens)
+        self._tree.insert(sequence, tokens, key)
+
+    def give_back(self, sequence: int, tokens: Sequence[int], key: Hashable) -> None:
+        """Ends the use of a sequence that holds these tokens."""
+        if tokens:
+            self.note(sequence, tokens, key)
+        else:
+            self._drop(sequence)
+        self._free[sequence] = None
+
+    def evict(self) -> bool:
+        """Gives up what was not used for the longest time; False when nothing is left to give up."""
+        kept = next((sequence for sequence in self._free if sequence in self._held), None)
+        if kept is None:
+            return False
+        self._drop(kept)
+        return True
+
+    def clear(self) -> None:
+        """Gives up all that nobody uses."""
+        while self.evict():
+            pass
+
+    def n_held(self, sequence: int) -> int:
+        """How many tokens are kept in a free sequence."""
+        return self._held.get(sequence, 0)
+
+    @property
+    def n_kept(self) -> int:
+        """Sequences that are kept for later requests."""
+        return sum(sequence in self._held for sequence in self._free)
+
+    def _best(self, tokens: Sequence[int], key: Hashable) -> tuple[int, int]:
+        """The sequence that serves a request best, and how much of it; a free one needs no copy."""
+        best, n_best = -1, 0
+        for sequence, n_common in self._tree.matches(tokens[:-1], key):
+            if n_common < n_best:
+                break
+            n = self._kind.usable(sequence, self._held[sequence], n_common)
+            if n and (n, sequence in self._free) > (n_best, best in self._free):
+                best, n_best = sequence, n
+        return best, n_best
+
+    def _least_useful(self) -> int:
+        """An empty sequence, the lowest, so that those in use lie side by side; or the least recently used one."""
+        empty = [sequence for sequence in self._free if sequence not in self._held]
+        return min(empty) if empty else next(iter(self._free))
+
+    def _drop(self, sequence: int) -> None:
+        self._forget_note(sequence)
+        self._decoder.forget(sequence)
+
+    def _forget_note(self, sequence: int) -> None:
+        self._tree.remove(sequence)
+        self._held.pop(sequence, None)
+
+
+class Shelved(InPlace):
+    """What a request leaves moves to a sequence of its own, where only the lack of room ends it.
+
+    For a pool of cells that all sequences share (a unified KV cache): a copy there is only a second name for cells.
+
+    Args:
+        n_kept: how many are kept, in the sequences from n_active on.
+    """
+
+    def __init__(self, decoder: Decoder, n_active: int, n_kept: int) -> None:
+        super().__init__(decoder, n_active)
+        self._shelf = list(range(n_active, n_active + n_kept))
+        self._kept: dict[int, None] = {}  # the least recently used first
+
+    def take(self, tokens: Sequence[int], key: Hashable) -> tuple[int, int] | None:
+        """As in :class:`InPlace`."""
+        if not self._free:
+            return None
+        sequence = min(self._free)
+        del self._free[sequence]
+        source, n = self._best(tokens, key)
+        if n:
+            self._decoder.copy(source, sequence, n)
+        if source in self._kept:
+            self._kept[source] = self._kept.pop(source)
+        return sequence, n
+
+    def give_back(self, sequence: int, tokens: Sequence[int], key: Hashable) -> None:
+        """As in :class:`InPlace`."""
+        self._forget_note(sequence)
+        if tokens and (self._shelf or self.evict()):
+            self._drop_beginnings(tokens, key)
+            kept = self._shelf.pop()
+            self._decoder.copy(sequence, kept)
+            self._kept[kept] = None
+            self.note(kept, tokens, key)
+        self._decoder.forget(sequence)
+        self._free[sequence] = None
+
+    def evict(self) -> bool:
+        """As in :class:`InPlace`."""
+        if not self._kept:
+            return False
+        self._take_off(next(iter(self._kept)))
+        return True
+
+    @property
+    def n_kept(self) -> int:
+        """As in :class:`InPlace`."""
+        return len(self._kept)
+
+    def _drop_beginnings(self, tokens: Sequence[int], key: Hashable) -> None:
+        """Drops what is only a beginning of these tokens."""
+        for sequence, n_common in list(self._tree.matches(tokens, key)):
+            if sequence in self._kept and n_common == self._held[sequence]:
+                self._take_off(sequence)
+
+    def _take_off(self, sequence: int) -> None:
+        del self._kept[sequence]
+        self._drop(sequence)
+        self._shelf.append(sequence)

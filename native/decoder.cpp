@@ -1,0 +1,323 @@
+// Batches in, tokens out: what one step of many requests costs is a call to decode and a call to pick.
+
+#include "candidates.h"
+#include "device_top_k.h"
+#include "support.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+
+using namespace llama_common_c;
+
+namespace {
+
+struct deleter {
+    void operator()(llama_sampler * sampler) const { llama_sampler_free(sampler); }
+};
+
+using sampler_ptr = std::unique_ptr<llama_sampler, deleter>;
+
+[[noreturn]] void not_possible() { throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "no token is possible here"); }
+
+}  // namespace
+
+struct llama_common_top_k {
+    device_top_k device;
+};
+
+// What one request samples with, in three parts so that only a few tokens have to be looked at: `before` changes
+// logits, `grammar` forbids, `after` truncates and chooses.
+struct llama_common_sampler {
+    sampler_ptr before;
+    sampler_ptr grammar;
+    sampler_ptr after;
+    size_t      n_needed;  // how many of the best tokens decide the choice; 0 when all do
+
+    bool decided_by(const candidates & from) const {
+        size_t n = 0;
+        for (const auto & token : from.tokens) {
+            n += token.logit >= from.bound;
+        }
+        return n >= n_needed;
+    }
+
+    llama_token choose(const std::vector<llama_token_data> & from, std::vector<llama_token_data> & scratch) const {
+        scratch                      = from;
+        llama_token_data_array array = {scratch.data(), scratch.size(), -1, false};
+        llama_sampler_apply(after.get(), &array);
+        // where nothing is allowed a sampler picks something all the same, and a grammar aborts on accepting it
+        if (array.selected < 0 || (size_t) array.selected >= array.size ||
+            !(array.data[array.selected].logit > -INFINITY)) {
+            not_possible();
+        }
+        return array.data[array.selected].id;
+    }
+
+    void change(std::vector<llama_token_data> & tokens) const {
+        if (before) {
+            llama_token_data_array array = {tokens.data(), tokens.size(), -1, false};
+            llama_sampler_apply(before.get(), &array);
+        }
+    }
+
+    bool allows(llama_token token) const {
+        if (!grammar) {
+            return true;
+        }
+        llama_token_data       one   = {token, 1.0f, 0.0f};
+        llama_token_data_array array = {&one, 1, -1, false};
+        llama_sampler_apply(grammar.get(), &array);
+        return one.logit > -INFINITY;
+    }
+
+    // From the whole vocabulary, `from`, as it came out of the model.
+    llama_token choose_from_all(std::vector<llama_token_data> & from, std::vector<llama_token_data> & scratch) const {
+        change(from);
+        // nothing to look a second time for when all tokens are at hand
+        if (grammar) {
+            llama_token_data_array array = {from.data(), from.size(), -1, false};
+            llama_sampler_apply(grammar.get(), &array);
+        }
+        return choose(from, scratch);
+    }
+
+    void accept(llama_token token) const {
+        for (const auto * part : {&before, &grammar, &after}) {
+            if (*part) {
+                llama_sampler_accept(part->get(), token);
+            }
+        }
+    }
+};
+
+struct llama_common_decoder {
+    llama_context * context;
+    device_top_k *  device;  // NULL when logits are on the host
+    size_t          n_vocab;
+
+    std::vector<int32_t>        ones;
+    std::vector<llama_seq_id *> sequences;
+    std::vector<int32_t>        outputs;  // where in the last batch the rows of logits come from
+    bool                        waiting = false;
+
+    candidates                    found;
+    std::vector<llama_token_data> scratch;
+    std::vector<float>            row_of_device;
+
+    void wait() {
+        if (!waiting) {
+            return;
+        }
+        waiting = false;
+        llama_synchronize(context);
+        if (device != nullptr && !outputs.empty()) {
+            if (device->n_rows() != (int64_t) outputs.size()) {
+                throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "the batch was too long, or too uneven, to be computed at once");
+            }
+            device->fetch();
+        }
+    }
+
+    void check(int32_t row) const {
+        if (row < 0 || (size_t) row >= outputs.size()) {
+            throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "the last batch has no output " + std::to_string(row));
+        }
+    }
+
+    const float * logits(int32_t row) {
+        check(row);
+        wait();
+        if (device == nullptr) {
+            const float * logits = llama_get_logits_ith(context, outputs[row]);
+            if (logits == nullptr) {
+                throw failure(LLAMA_COMMON_INTERNAL_ERROR, "the context holds no logits");
+            }
+            return logits;
+        }
+        row_of_device.resize(n_vocab);
+        device->fetch_row(row, row_of_device.data());
+        return row_of_device.data();
+    }
+
+    void find(int32_t row, size_t n) {
+        check(row);
+        wait();
+        if (device != nullptr) {
+            device->take(row, (int64_t) n, found);
+        } else {
+            found.take_best(logits(row), n_vocab, n);
+        }
+    }
+
+    llama_token pick(int32_t row, const llama_common_sampler & sampler, bool only_best) {
+        if (sampler.n_needed > 0) {
+            // what lowers some of them must leave enough of the others
+            find(row, sampler.before ? sampler.n_needed + 64 : sampler.n_needed);
+            sampler.change(found.tokens);
+            if (sampler.decided_by(found)) {
+                const llama_token token = sampler.choose(found.tokens, scratch);
+                if (sampler.allows(token)) {
+                    sampler.accept(token);
+                    return token;
+                }
+            }
+        }
+        if (only_best) {
+            throw failure(LLAMA_COMMON_NEEDS_ALL, "the best tokens do not decide");
+        }
+        found.take_all(logits(row), n_vocab);
+        const llama_token token = sampler.choose_from_all(found.tokens, scratch);
+        sampler.accept(token);
+        return token;
+    }
+};
+
+extern "C" {
+
+enum llama_common_status llama_common_top_k_init(int32_t n_seq, struct llama_common_top_k ** top_k, char ** error) {
+    return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
+        required(top_k, "top_k");
+        *top_k = new llama_common_top_k{device_top_k(n_seq)};
+    });
+}
+
+void llama_common_top_k_free(struct llama_common_top_k * top_k) { delete top_k; }
+
+struct llama_sampler_seq_config * llama_common_top_k_configs(struct llama_common_top_k * top_k) {
+    return top_k->device.configs.data();
+}
+
+enum llama_common_status llama_common_sampler_init(
+        struct llama_sampler * before, struct llama_sampler * grammar, struct llama_sampler * after, int32_t n_needed,
+        struct llama_common_sampler ** sampler, char ** error) {
+    // owned from here on, also when something is wrong
+    sampler_ptr parts[] = {sampler_ptr(before), sampler_ptr(grammar), sampler_ptr(after)};
+    return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
+        required(after, "after");
+        *required(sampler, "sampler") = new llama_common_sampler{
+            std::move(parts[0]), std::move(parts[1]), std::move(parts[2]), (size_t) std::max(n_needed, 0)};
+    });
+}
+
+void llama_common_sampler_free(struct llama_common_sampler * sampler) { delete sampler; }
+
+void llama_common_sampler_accept(struct llama_common_sampler * sampler, const llama_token * tokens, int32_t n_tokens) {
+    for (int32_t i = 0; sampler->before && i < n_tokens; i++) {
+        llama_sampler_accept(sampler->before.get(), tokens[i]);
+    }
+}
+
+enum llama_common_status llama_common_decoder_init(
+        struct llama_context * context, struct llama_common_top_k * top_k, int32_t n_seq,
+        struct llama_common_decoder ** decoder, char ** error) {
+    return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
+        required(decoder, "decoder");
+        auto result     = std::make_unique<llama_common_decoder>();
+        result->context = required(context, "context");
+        result->device  = top_k != nullptr && top_k->device.usable() ? &top_k->device : nullptr;
+        result->n_vocab = (size_t) llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)));
+        if (top_k != nullptr && !result->device) {
+            // the output layer is on the host after all: logits are wanted there
+            for (int32_t seq = 0; seq < n_seq; seq++) {
+                llama_set_sampler(context, seq, nullptr);
+            }
+        }
+        *decoder = result.release();
+    });
+}
+
+void llama_common_decoder_free(struct llama_common_decoder * decoder) { delete decoder; }
+
+bool llama_common_decoder_on_device(const struct llama_common_decoder * decoder) { return decoder->device != nullptr; }
+
+enum llama_common_status llama_common_decode(
+        struct llama_common_decoder * decoder, int32_t n_tokens, llama_token * tokens, llama_pos * positions,
+        llama_seq_id * sequences, int8_t * outputs, int32_t * result, char ** error) {
+    return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
+        auto & self = *required(decoder, "decoder");
+        self.ones.resize(n_tokens, 1);
+        self.sequences.resize(n_tokens);
+        self.outputs.clear();
+        for (int32_t i = 0; i < n_tokens; i++) {
+            self.sequences[i] = sequences + i;
+            if (outputs[i] != 0) {
+                self.outputs.push_back(i);
+            }
+        }
+        const llama_batch batch = {n_tokens, tokens, nullptr, positions, self.ones.data(), self.sequences.data(), outputs};
+        *required(result, "result") = llama_decode(self.context, batch);
+        self.waiting                = true;
+    });
+}
+
+enum llama_common_status llama_common_pick(
+        struct llama_common_decoder * decoder, int32_t n_rows, const int32_t * rows,
+        struct llama_common_sampler ** samplers, bool only_best, llama_token * tokens, int32_t * results, char ** error) {
+    return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
+        auto & self = *required(decoder, "decoder");
+        self.wait();
+        for (int32_t i = 0; i < n_rows; i++) {
+            char * message = nullptr;
+            // one request's trouble is not the others'
+            results[i] = guarded(&message, LLAMA_COMMON_GRAMMAR_ERROR, [&] { 
+                tokens[i] = self.pick(rows[i], *samplers[i], only_best);
+            });
+            std::free(message);
+        }
+    });
+}
+
+enum llama_common_status llama_common_pick_from(
+        const float * logits, int32_t n_vocab, struct llama_common_sampler * sampler, llama_token * token,
+        char ** error) {
+    return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
+        thread_local candidates                    all;
+        thread_local std::vector<llama_token_data> scratch;
+        all.take_all(required(logits, "logits"), (size_t) n_vocab);
+        *required(token, "token") = required(sampler, "sampler")->choose_from_all(all.tokens, scratch);
+        sampler->accept(*token);
+    });
+}
+
+enum llama_common_status llama_common_get_logits(
+        struct llama_common_decoder * decoder, int32_t row, float * logits, char ** error) {
+    return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
+        const float * source = required(decoder, "decoder")->logits(row);
+        std::copy(source, source + decoder->n_vocab, required(logits, "logits"));
+    });
+}
+
+enum llama_common_status llama_common_logprobs(
+        struct llama_common_decoder * decoder, int32_t row, llama_token token, int32_t n_top, float * logprob,
+        llama_token * top, float * top_logprobs, char ** error) {
+    return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
+        auto &        self   = *required(decoder, "decoder");
+        const float * logits = self.logits(row);
+        if (token < 0 || (size_t) token >= self.n_vocab || n_top < 0 || (size_t) n_top > self.n_vocab) {
+            throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "no such token, or not so many of them");
+        }
+        const float greatest = *std::max_element(logits, logits + self.n_vocab);
+        double      sum      = 0;
+        for (size_t i = 0; i < self.n_vocab; i++) {
+            sum += std::exp(logits[i] - greatest);
+        }
+        const float log_sum = greatest + (float) std::log(sum);
+        *logprob            = logits[token] - log_sum;
+        if (n_top == 0) {
+            return;
+        }
+        self.found.take_best(logits, self.n_vocab, n_top);
+        auto & best = self.found.tokens;
+        std::partial_sort(best.begin(), best.begin() + n_top, best.end(), [](const auto & a, const auto & b) {
+            return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+        });
+        for (int32_t i = 0; i < n_top; i++) {
+            top[i]          = best[i].id;
+            top_logprobs[i] = best[i].logit - log_sum;
+        }
+    });
+}
+
+}

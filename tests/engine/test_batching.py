@@ -1,0 +1,407 @@
+"""Many requests at once: each one's answer is what it is alone, and none keeps anything when it ends."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_cpp import Llama
+from llama_cpp.engine import batches
+from llama_cpp.engine.prefix_tree import PrefixTree
+from llama_cpp.engine.requests import Handle, Request
+from llama_cpp.engine.sampler import Sampler
+from llama_cpp.engine.params import SamplingParams
+from llama_cpp.errors import ContextFullError, InvalidArgumentError, ModelBusyError, ModelClosedError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+
+from gguf_writer import tiny_model
+
+WORDS = "the hello a of and to in world that is was for on are with they be at one have this".split()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("batching") / "tiny.gguf"
+    path.write_bytes(tiny_model().build())
+    return path
+
+
+@pytest.fixture
+def small(smollm2):
+    """What a test may fill or break."""
+    with Llama(smollm2, n_ctx=512, n_parallel=4, batch_invariant=True) as model:
+        yield model
+
+
+def text(llm, prompt, **arguments):
+    return llm.create_completion(prompt, **{"max_tokens": 8, "temperature": 0, **arguments})["choices"][0]["text"]
+
+
+def at_once(run, n):
+    """Runs n functions in threads; returns their results or what they raised."""
+    results = [None] * n
+
+    def one(i):
+        try:
+            results[i] = run(i)
+        except Exception as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def idle(llm):
+    """Waits until the engine has nothing to do."""
+    engine = llm._open_engine
+    for _ in range(600):
+        if not engine._running and not engine._waiting and engine._inbox.empty():
+            return engine
+        time.sleep(0.05)
+    raise AssertionError("the engine is still busy")
+
+
+def prompts(n, seed=0):
+    numbers = random.Random(seed)
+    shared = " ".join(numbers.choices(WORDS, k=40))
+    return [
+        (shared if numbers.random() < 0.5 else "") + " ".join(numbers.choices(WORDS, k=numbers.randrange(1, 60)))
+        for _ in range(n)
+    ]
+
+
+# --- the same as alone ---
+
+
+def check_alone_and_together(llm, n=24):
+    asked = prompts(n)
+    alone = []
+    for prompt in asked:
+        llm.reset()
+        alone.append(text(llm, prompt))
+    assert len(set(alone)) > n // 2
+    llm.reset()
+    assert at_once(lambda i: text(llm, asked[i]), n) == alone
+    assert at_once(lambda i: text(llm, asked[i]), n) == alone, "with what the first ones left"
+    engine = idle(llm)
+    assert sorted(engine._sequences._free) == list(range(4))
+
+
+def test_answers_are_those_of_the_request_alone(small):
+    check_alone_and_together(small)
+
+
+def _swap_sequences(monkeypatch):
+    write = batches.write
+
+    def swapped(decoder, parts):
+        n = write(decoder, parts)
+        if len({part.sequence for part in parts}) > 1 and all(len(part.tokens) == 1 for part in parts):
+            decoder.sequences[[0, 1]] = decoder.sequences[[1, 0]]
+            decoder.positions[[0, 1]] = decoder.positions[[1, 0]]
+        return n
+
+    monkeypatch.setattr("llama_cpp.engine.scheduler.write", swapped)
+
+
+def _shift_a_position(monkeypatch):
+    take = "llama_cpp.engine.sequences.InPlace.take"
+    from llama_cpp.engine.sequences import InPlace
+
+    original = InPlace.take
+
+    def one_too_many(self, tokens, key):
+        taken = original(self, tokens, key)
+        if taken and taken[1]:
+            self._decoder.cut(taken[0], taken[1] - 1)
+            self._decoder.tokens[0], self._decoder.positions[0] = tokens[taken[1]], taken[1] - 1
+            self._decoder.sequences[0], self._decoder.outputs[0] = taken[0], 0
+            self._decoder.decode(1)
+        return taken
+
+    monkeypatch.setattr(take, one_too_many)
+
+
+def _stale_prefix(monkeypatch):
+    original = PrefixTree.matches
+
+    def too_long(self, tokens, key=None):
+        return [(owner, min(n + 4, len(tokens), self.lengths[owner])) for owner, n in original(self, tokens, key)]
+
+    def insert(self, owner, tokens, key=None, insert=PrefixTree.insert):
+        self.lengths = {**getattr(self, "lengths", {}), owner: len(tokens)}
+        insert(self, owner, tokens, key)
+
+    monkeypatch.setattr(PrefixTree, "matches", too_long)
+    monkeypatch.setattr(PrefixTree, "insert", insert)
+
+
+def _keep_a_sampler(monkeypatch):
+    kept = []
+    original = Sampler.__init__
+
+    def again(self, model, params, n_ctx):
+        original(self, model, params, n_ctx)
+        if kept:
+            self.pointer, kept[0].pointer = kept[0].pointer, self.pointer
+        kept[:] = [self]
+
+    monkeypatch.setattr(Sampler, "__init__", again)
+
+
+SABOTAGE = {
+    "swapped sequences": _swap_sequences,
+    "a position off by one": _shift_a_position,
+    "a stale prefix": _stale_prefix,
+}
+
+
+@pytest.mark.parametrize("name", SABOTAGE)
+def test_the_test_would_see(name, small, monkeypatch):
+    SABOTAGE[name](monkeypatch)
+    with pytest.raises(AssertionError):
+        check_alone_and_together(small, n=16)
+
+
+def check_seeds(llm):
+    def one(i):
+        return text(llm, "Once upon a time", temperature=1.3, seed=i % 3, frequency_penalty=0.7)
+
+    alone = [one(i) for i in range(3)]
+    assert len(set(alone)) == 3
+    assert at_once(one, 12) == [alone[i % 3] for i in range(12)]
+
+
+def test_random_answers_are_those_of_the_seed(small):
+    check_seeds(small)
+
+
+def test_a_sampler_s_state_left_over_would_be_seen(small, monkeypatch):
+    _keep_a_sampler(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_seeds(small)
+
+
+# --- the cache ---
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_request_begins_with_what_an_earlier_one_left(smollm2, unified):
+    with Llama(smollm2, n_ctx=1024, n_parallel=2, kv_unified=unified, flash_attn=True) as llm:
+        system = "You are a helpful assistant. " * 30
+        first = llm.create_completion(system + "one", max_tokens=4)["usage"]
+        again = llm.create_completion(system + "two", max_tokens=4)["usage"]
+        assert first["prompt_tokens_details"]["cached_tokens"] == 0
+        assert again["prompt_tokens_details"]["cached_tokens"] >= again["prompt_tokens"] - 3
+        turns = llm.tokenize((system + "one").encode())
+        branch = llm.create_completion([*turns, 400, 500], max_tokens=4)["usage"]
+        assert branch["prompt_tokens_details"]["cached_tokens"] >= len(turns) - 1
+        other = llm.create_completion([500, 600, 700], max_tokens=4)["usage"]
+        assert other["prompt_tokens_details"]["cached_tokens"] == 0
+        llm.reset()
+        assert llm.create_completion(system, max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_a_running_request_s_prompt_serves_others(smollm2):
+    with Llama(smollm2, n_ctx=1024, flash_attn=True) as llm:
+        prompt = "The quick brown fox jumps over the lazy dog. " * 10
+        stream = llm.create_completion(prompt, max_tokens=200, stream=True, temperature=0)
+        next(stream)
+        next(stream)
+        used = llm.create_completion(prompt + "And", max_tokens=1)["usage"]
+        assert used["prompt_tokens_details"]["cached_tokens"] > 90
+        stream.close()
+
+
+def test_the_least_recently_used_goes_first(tiny):
+    with Llama(tiny, n_ctx=256, n_parallel=2, n_kv=256) as llm:
+        cached = lambda p: llm.create_completion(p, max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"]  # noqa: E731
+        n_vocab = llm.n_vocab()
+        texts = [[10 + i] * 60 for i in range(3)]
+        assert max(30 + len(texts), 13) < n_vocab
+        assert [cached(p) for p in texts] == [0, 0, 0]
+        assert cached(texts[0]) == 59
+        assert cached([20] * 100) == 0  # needs the room of one that is kept: the second
+        assert cached(texts[0]) == 59
+        assert cached(texts[1]) == 0
+
+
+def test_many_requests_share_too_small_a_cache(tiny):
+    """None fails: those that do not fit in wait, or begin again."""
+    with Llama(tiny, n_ctx=256, n_parallel=8, n_kv=512, flash_attn=True) as llm:
+        bias = {llm.token_eos(): -1e9}
+        results = at_once(lambda i: text(llm, [10 + i] * 100, max_tokens=100, logit_bias=bias), 16)
+        assert [type(result) for result in results] == [str] * 16, results
+        idle(llm)
+
+
+# --- ends ---
+
+
+def test_sixty_four_threads_of_all_kinds(llm):
+    """Lengths, samplers, streams left early, stop strings, grammars and failing callbacks, mixed."""
+    asked = prompts(64, seed=1)
+    greedy = {i: text(llm, asked[i]) for i in range(0, 64, 4)}
+
+    def fail(tokens, logits):
+        if len(tokens) > 10:
+            raise LookupError("this callback fails")
+        return logits
+
+    def run(i):
+        if i % 4 == 0:
+            return text(llm, asked[i])
+        if i % 16 == 1:
+            return text(llm, "a b c d e f g h i j k l", logits_processor=fail)
+        if i % 4 == 1:
+            stream = llm.create_completion(asked[i], stream=True, max_tokens=30, seed=i)
+            next(stream)
+            return stream.close()
+        if i % 8 == 2:
+            return text(llm, asked[i], grammar="root ::= [0-9]+", max_tokens=4)
+        if i % 8 == 6:
+            return text(llm, asked[i], stop=["e", " "], temperature=1.0, seed=i)
+        return text(llm, asked[i], temperature=0.5 + i / 64, top_p=0.9, seed=i, max_tokens=3 + i % 9, presence_penalty=0.3)
+
+    results = at_once(run, 64)
+    for i, result in enumerate(results):
+        if i % 4 == 0:
+            assert result == greedy[i]
+        elif i % 16 == 1:
+            assert isinstance(result, LookupError)
+        else:
+            assert result is None or isinstance(result, str), result
+        if i % 8 == 2:
+            assert result.isdigit()
+        if i % 8 == 6:
+            assert not set("e ") & set(result)
+    engine = idle(llm)
+    assert sorted(engine._sequences._free) == list(range(4))
+
+
+def test_an_abandoned_stream_gives_its_sequence_back(small):
+    streams = [small.create_completion("Once", stream=True, max_tokens=400) for _ in range(4)]
+    for stream in streams:
+        next(stream)
+    before = small._open_engine.statistics.n_tokens
+    del stream, streams
+    assert text(small, "The capital of France is") .startswith(" Paris")
+    engine = idle(small)
+    assert engine.statistics.n_tokens - before < 300
+
+
+def test_cancelling_stops_a_prompt_that_is_being_read(smollm2):
+    with Llama(smollm2, n_ctx=4096, flash_attn=True, n_batch=64) as llm:
+        engine = llm._open_engine
+        request = Request([400] * 4000, Sampler(llm._open_model, SamplingParams(), 4096), 10)
+        handle = Handle(request)
+        engine.submit(request)
+        while not engine.statistics.n_tokens:
+            time.sleep(0.01)
+        handle.cancel()
+        idle(llm)
+        assert engine.statistics.n_tokens < 3000
+        assert list(handle) == [] and handle.generation.finish_reason is None
+
+
+def test_closing_ends_every_request(smollm2):
+    llm = Llama(smollm2, n_ctx=512, n_parallel=2)
+    threads_before = threading.active_count()
+    results = []
+    closer = threading.Timer(0.5, llm.close)
+    closer.start()
+    results = at_once(lambda i: text(llm, "Once upon a time", max_tokens=400), 6)
+    closer.join()
+    assert any(isinstance(result, ModelClosedError) for result in results), results
+    assert all(isinstance(result, (str, ModelClosedError)) for result in results), results
+    assert threading.active_count() < threads_before
+    with pytest.raises(ModelClosedError):
+        text(llm, "x")
+
+
+def test_too_many_waiting_requests_are_refused(smollm2):
+    with Llama(smollm2, n_ctx=512, n_parallel=1) as llm:
+        llm._open_engine._max_waiting = 3
+        stream = llm.create_completion("Once", stream=True, max_tokens=500, logit_bias={llm.token_eos(): -1e9})
+        next(stream)
+        results = at_once(lambda i: text(llm, "the", max_tokens=1), 12) if next(stream) else []
+        stream.close()
+        refused = [result for result in results if isinstance(result, ModelBusyError)]
+        assert len(refused) + sum(isinstance(result, str) for result in results) == 12
+        assert len(refused) >= 8
+
+
+def test_what_happens_when_the_context_is_full(small):
+    prompt, bias = "Hi there " * 200, {small.token_eos(): -1e9}
+    cut = small.create_completion(prompt, max_tokens=None, temperature=0, logit_bias=bias)
+    assert cut["choices"][0]["finish_reason"] == "length" and cut["usage"]["total_tokens"] == 512
+    with pytest.raises(ContextFullError, match="512"):
+        small.create_completion(prompt, max_tokens=None, context_full="error", logit_bias=bias)
+    shifted = small.create_completion(prompt, max_tokens=300, context_full="shift", temperature=0, logit_bias=bias)
+    assert shifted["usage"]["completion_tokens"] == 300
+    with pytest.raises(InvalidArgumentError, match="elsewhere"):
+        small.create_completion(prompt, context_full="elsewhere")
+    assert text(small, "The capital of France is").startswith(" Paris")
+
+
+def test_a_shifted_sequence_serves_no_other_request(small):
+    prompt = [400] * 500
+    small.create_completion(prompt, max_tokens=30, context_full="shift", logit_bias={small.token_eos(): -1e9})
+    used = small.create_completion([400] * 400, max_tokens=1)["usage"]
+    assert used["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+# --- what a request brings ---
+
+
+def test_a_logits_processor_decides(llm):
+    seen = []
+
+    def only_x(tokens, logits):
+        seen.append((tokens.dtype, len(tokens), logits.dtype, logits.shape))
+        logits[:] = -1e9
+        logits[llm.tokenize(b"x", add_bos=False)[0]] = 0
+        return logits
+
+    assert text(llm, [400, 500], logits_processor=only_x, max_tokens=3) == "xxx"
+    assert seen == [(np.int64, 2 + i, np.float32, (llm.n_vocab(),)) for i in range(3)]
+    assert text(llm, [400, 500], logits_processor=[only_x, only_x], max_tokens=2) == "xx"
+    with pytest.raises(InvalidArgumentError, match="logits_processor"):
+        text(llm, "x", logits_processor=5)
+
+
+def test_logprobs_have_openai_s_shape(llm):
+    answer = llm.create_completion("The capital of France is", max_tokens=3, temperature=0, logprobs=2)
+    found = answer["choices"][0]["logprobs"]
+    assert "".join(found["tokens"]) == answer["choices"][0]["text"]
+    assert found["text_offset"] == [0, 6, 7]
+    assert all(len(top) == 2 and max(top.values()) == value for top, value in zip(found["top_logprobs"], found["token_logprobs"]))
+    messages = [{"role": "user", "content": "Hi"}]
+    whole = llm.create_chat_completion(messages, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3)
+    content = whole["choices"][0]["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in content) == whole["choices"][0]["message"]["content"]
+    assert all(len(entry["top_logprobs"]) == 3 and bytes(entry["bytes"]).decode() == entry["token"] for entry in content)
+    chunks = llm.create_chat_completion(messages, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3, stream=True)
+    streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [entry for part in streamed if part for entry in part["content"]] == content
+    for wrong in (-1, True, 1.5, 10**9):
+        with pytest.raises(InvalidArgumentError, match="logprobs"):
+            llm.create_completion("x", logprobs=wrong)
+
+
+def test_an_idle_engine_uses_no_processor(llm):
+    idle(llm)
+    before = time.process_time()
+    time.sleep(1.0)
+    assert time.process_time() - before < 0.2

@@ -1,0 +1,150 @@
+"""Looking at the best tokens only gives what looking at the whole vocabulary gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+
+import numpy as np
+import pytest
+
+from llama_cpp.engine.decoder import Decoder, logprobs_of, pick_from
+from llama_cpp.engine.params import SamplingParams
+from llama_cpp.engine.sampler import Sampler, _n_needed
+from llama_cpp.errors import InvalidArgumentError, NativeError
+from llama_cpp.models.model import Model
+
+N_CTX = 512
+
+
+@pytest.fixture(scope="module")
+def model(smollm2):
+    model = Model(smollm2, params={})
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def decoder(model):
+    params = {"n_ctx": N_CTX, "n_batch": 64, "n_ubatch": 64, "n_seq_max": 1, "n_threads": 1, "n_threads_batch": 1}
+    decoder = Decoder(model, params, 1)
+    yield decoder
+    decoder.close()
+
+
+def decode(decoder, tokens, start=0):
+    n = len(tokens)
+    decoder.tokens[:n], decoder.positions[:n], decoder.sequences[:n] = tokens, range(start, start + n), 0
+    decoder.outputs[:n] = [0] * (n - 1) + [1]
+    assert decoder.decode(n) == 0
+
+
+def pick(decoder, sampler):
+    decoder.samplers[0], decoder.rows[0] = sampler.pointer.value, 0
+    decoder.pick(1)
+    assert decoder.results[0] == 0
+    return int(decoder.picked[0])
+
+
+def random_params(numbers, n_vocab):
+    bias = {numbers.randrange(n_vocab): numbers.choice([-math.inf, -5.0, 3.0]) for _ in range(numbers.choice([0, 0, 3]))}
+    return SamplingParams(
+        temperature=numbers.choice([0, 0.3, 0.8, 1.5, -1]),
+        top_k=numbers.choice([0, 1, 5, 40, 100, 1000]),
+        top_p=numbers.choice([1.0, 0.95, 0.5]),
+        min_p=numbers.choice([0.0, 0.05]),
+        typical_p=numbers.choice([1.0, 0.9]),
+        repeat_penalty=numbers.choice([1.0, 1.3, 0.8]),
+        frequency_penalty=numbers.choice([0.0, 0.5]),
+        presence_penalty=numbers.choice([0.0, 0.5, -0.5]),
+        top_n_sigma=numbers.choice([-1.0, -1.0, 1.5]),
+        xtc_probability=numbers.choice([0.0, 0.0, 0.5]),
+        dynatemp_range=numbers.choice([0.0, 0.3]),
+        dry_multiplier=numbers.choice([0.0, 0.8]),
+        mirostat_mode=numbers.choice([0, 0, 0, 1, 2]),
+        adaptive_target=numbers.choice([-1.0, -1.0, 0.3]),
+        logit_bias=bias,
+        seed=numbers.randrange(1 << 32),
+    )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_best_tokens_decide_as_the_whole_vocabulary_does(model, decoder, seed):
+    params = random_params(random.Random(seed), model.n_vocab)
+    prompt = model.tokenize(b"Once upon a time there was a time there was a", add_special=True, parse_special=False)
+    quick, whole = Sampler(model, params, N_CTX), Sampler(model, params, N_CTX)
+    for sampler in (quick, whole):
+        sampler.accept_prompt(prompt)
+    decoder.forget(0)
+    decode(decoder, prompt)
+    for position in range(len(prompt), len(prompt) + 6):
+        expected = pick_from(decoder.logits(0), whole.pointer)
+        token = pick(decoder, quick)
+        assert token == expected
+        decode(decoder, [token], position)
+
+
+def test_what_needs_the_whole_vocabulary_says_so():
+    default = SamplingParams()
+    assert _n_needed(default) == 40
+    assert _n_needed(dataclasses.replace(default, temperature=0)) == 1
+    for name, value in {
+        "top_k": 0, "mirostat_mode": 2, "top_n_sigma": 1.0, "temperature": -1.0, "repeat_penalty": 0.9,
+        "frequency_penalty": -0.1, "presence_penalty": -0.1, "logit_bias": {5: 1.0},
+    }.items():  # fmt: skip
+        assert _n_needed(dataclasses.replace(default, **{name: value})) == 0, name
+
+
+def test_forbidding_the_best_tokens_leaves_the_next(model, decoder):
+    """More of them than are looked at in a first attempt."""
+    decoder.forget(0)
+    decode(decoder, model.tokenize(b"The capital of France is", add_special=True, parse_special=False))
+    order = np.argsort(-decoder.logits(0), kind="stable")
+    for n in (1, 30, 64, 65, 300, 5000):
+        params = SamplingParams(temperature=0, logit_bias={int(token): -math.inf for token in order[:n]})
+        assert pick(decoder, Sampler(model, params, N_CTX)) == order[n]
+
+
+def test_a_grammar_is_asked_about_the_token_that_was_chosen(model, decoder):
+    decoder.forget(0)
+    decode(decoder, model.tokenize(b"The capital of France is", add_special=True, parse_special=False))
+    free = pick(decoder, Sampler(model, SamplingParams(temperature=0), N_CTX))
+    allowing = Sampler(model, SamplingParams(temperature=0, grammar={"grammar": "root ::= [ a-zA-Z]+"}), N_CTX)
+    assert pick(decoder, allowing) == free
+    forbidding = Sampler(model, SamplingParams(temperature=0, grammar={"grammar": "root ::= [0-9]+"}), N_CTX)
+    assert model.token_to_piece(pick(decoder, forbidding)).isdigit()
+
+
+def test_logits_that_are_not_numbers_are_an_error(model, decoder):
+    with pytest.raises(NativeError, match="not numbers"):
+        pick_from(np.full(model.n_vocab, np.nan, np.float32), Sampler(model, SamplingParams(), N_CTX).pointer)
+
+
+def test_logprobs_are_those_of_the_logits(model, decoder):
+    decoder.forget(0)
+    decode(decoder, model.tokenize(b"Water boils at", add_special=True, parse_special=False))
+    logits = decoder.logits(0).astype(np.float64)
+    expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    order = np.argsort(-expected, kind="stable")
+    for n in (0, 1, 20, 1000):
+        value, top = decoder.logprobs(0, 17, n)
+        assert value == pytest.approx(expected[17], abs=1e-4)
+        assert [token for token, _ in top] == order[:n].tolist()
+        np.testing.assert_allclose([p for _, p in top], expected[order[:n]], atol=1e-4)
+        aside = logprobs_of(decoder.logits(0), 17, n)
+        assert [token for token, _ in aside[1]] == order[:n].tolist()
+        np.testing.assert_allclose([aside[0], *(p for _, p in aside[1])], [value, *(p for _, p in top)], atol=1e-4)
+    with pytest.raises(InvalidArgumentError):
+        decoder.logprobs(0, model.n_vocab, 1)
+    with pytest.raises(InvalidArgumentError):
+        decoder.logprobs(1, 0, 1)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("xtc_probability", 1.5), ("dynatemp_range", -1.0), ("dry_multiplier", -0.1), ("dry_penalty_last_n", -2),
+    ("adaptive_decay", 2.0), ("top_n_sigma", math.nan),
+])  # fmt: skip
+def test_parameters_the_samplers_would_misread_are_refused(name, value):
+    with pytest.raises(InvalidArgumentError, match=name):
+        SamplingParams(**{name: value}).validate(100)
