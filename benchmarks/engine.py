@@ -109,21 +109,27 @@ def prompts(n: int, length: int, n_vocab: int) -> list[list[int]]:
     return [[numbers.randrange(300, n_vocab - 300) for _ in range(length)] for _ in range(n)]
 
 
-def staggered(n: int, seconds: float, run: Callable[[int], int]) -> tuple[float, int]:
-    """Runs n requests in threads that begin within some seconds; how long it took, and the sum of their results."""
-    results = [0] * n
+def staggered(n: int, seconds: float, run: Callable[[int], int], beside: int = 0) -> tuple[float, int]:
+    """Runs n requests in threads that begin within some seconds, and others beside them.
+
+    Returns:
+        How long the n took, and the sum of their results.
+    """
+    results = [(0.0, 0)] * n
 
     def one(i: int) -> None:
-        time.sleep(seconds * i / n)
-        results[i] = run(i)
+        time.sleep(max(0.0, seconds * i / n))
+        result = run(i)
+        if i >= 0:
+            results[i] = time.perf_counter(), result
 
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(n)]
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(-beside, n)]
     started = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return time.perf_counter() - started, sum(results)
+    return max(ended for ended, _ in results) - started, sum(result for _, result in results)
 
 
 def one_stream(llm: Llama, n: int, repeat: int, **sampling: Any) -> float:
@@ -141,7 +147,10 @@ def one_stream(llm: Llama, n: int, repeat: int, **sampling: Any) -> float:
 
 
 def many(llm: Llama, n_requests: int, n_prompt: int, n: int, repeat: int, extra: bool = False) -> tuple[float, float]:
-    """Tokens per second of many requests at once, and the engine's seconds a step outside of the C library."""
+    """Tokens per second of many requests at once, and the engine's seconds a step outside of the C library.
+
+    With ``extra``, one request with a grammar and one with log-probabilities run beside them.
+    """
     best, outside = 0.0, 0.0
     texts = prompts(n_requests + 2, n_prompt, llm.n_vocab())
     for _ in range(repeat):
@@ -150,15 +159,15 @@ def many(llm: Llama, n_requests: int, n_prompt: int, n: int, repeat: int, extra:
         before = statistics.n_steps, statistics.seconds - statistics.native_seconds
 
         def run(i: int) -> int:
-            arguments: dict[str, Any] = settings(i)
-            if extra and i == n_requests:
+            arguments: dict[str, Any] = settings(abs(i))
+            if i == -1:
                 arguments["grammar"] = "root ::= [a-zA-Z ]+"
-            if extra and i == n_requests + 1:
+            if i == -2:
                 arguments["logprobs"] = 5
             used = llm.create_completion(texts[i], max_tokens=n, **arguments)["usage"]
             return used["total_tokens"]
 
-        seconds, n_tokens = staggered(n_requests + 2 * extra, 0.1, run)
+        seconds, n_tokens = staggered(n_requests, 0.1, run, beside=2 * extra)
         if n_tokens / seconds > best:
             best = n_tokens / seconds
             outside = (statistics.seconds - statistics.native_seconds - before[1]) / (statistics.n_steps - before[0])
@@ -235,7 +244,7 @@ def main() -> None:
             note("engine's thread outside of the C library", outside * 1e6, "", None, "µs")
             if "extra" in wanted:
                 more, _ = many(llm, n, 128, 128, o.repeat, extra=True)
-                note(f"{n} and one grammar, one logprobs", more, f"{n} requests", speed)
+                note("the same beside one grammar and one logprobs", more, "without these", speed)
         if "server" in wanted:
             with Llama(o.model, vocab_only=True) as llm:
                 for name, arguments in (("llama-server", ()), ("llama-server, device sampling", ("--backend-sampling",))):

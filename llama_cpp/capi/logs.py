@@ -28,6 +28,9 @@ _LEVELS = {
 
 logger = logging.getLogger("llama_cpp.native")
 
+#: What llama_decode() also returns, and the batching engine answers by making room.
+_EXPECTED = "failed to find a memory slot"
+
 
 class LineJoiner:
     """Joins pieces of text into lines and logs each. Pieces of different threads never mix."""
@@ -52,7 +55,8 @@ class LineJoiner:
 
     def _log(self, line: str) -> None:
         if line.strip():
-            self._target.log(_LEVELS.get(self._pending.level, logging.INFO), "%s", line.rstrip())
+            level = logging.DEBUG if _EXPECTED in line else _LEVELS.get(self._pending.level, logging.INFO)
+            self._target.log(level, "%s", line.rstrip())
 
 
 def _callback(name: str | None) -> Any:

@@ -37,7 +37,8 @@ class Part:
     """Tokens of one sequence in a batch, from a position on.
 
     Attributes:
-        running: whose tokens they are; None for what only fills a gap.
+        running: whose tokens they are; None for what only fills a gap, and is forgotten again.
+        output: a gap is to have an output, which nobody reads.
         row: which of the batch's outputs is theirs; -1 for none.
     """
 
@@ -45,13 +46,23 @@ class Part:
     start: int
     tokens: list[int]
     running: Running | None = None
+    output: bool = False
     row: int = -1
 
     @classmethod
     def of(cls, running: Running, n: int) -> Part:
         """The next n tokens of a request."""
         start = running.n_held
-        return cls(running.sequence, start, running.request.tokens[start : start + n], running)
+        tokens = running.request.tokens[start : start + n]
+        return cls(running.sequence, start, tokens, running, output=running.n_pending == n)
+
+    @classmethod
+    def in_place_of(cls, running: Running) -> Part:
+        """Keeps the place of a request whose next token is still being picked.
+
+        A batch of the same shape as the last one needs no new graph, which on a GPU costs more than the token.
+        """
+        return cls(running.sequence, running.n_held, [0], output=True)
 
 
 class MixedBatches:
@@ -62,7 +73,11 @@ class MixedBatches:
 
     def choose(self, running: Sequence[Running]) -> list[Part]:
         """What to compute next."""
-        parts = [Part.of(one, 1) for one in running if one.n_pending == 1]
+        parts = []
+        if any(one.n_pending == 1 for one in running):
+            least = 0 if self._decoder.on_device else 1
+            chosen = [one for one in running if least <= one.n_pending <= 1]
+            parts = [Part.of(one, 1) if one.n_pending else Part.in_place_of(one) for one in chosen]
         room = self._decoder.n_batch - len(parts)
         if parts:
             room = min(room, CHUNK)
@@ -92,11 +107,11 @@ class EqualBatches:
         self._read_last = bool(reading) and not (generating and self._read_last)
         if self._read_last:
             return self._read(reading, self._decoder.n_batch if not generating else CHUNK)
+        if not generating:
+            return []
         by_sequence = {one.sequence: one for one in running}
-        return [
-            Part.of(one, 1) if (one := by_sequence.get(sequence)) and one.n_pending else self._filler(sequence, one)
-            for sequence in range(min(generating, default=0), max(generating, default=-1) + 1)
-        ]
+        places = [*generating, *(one.sequence for one in running if not one.n_pending)]
+        return [self._part(sequence, by_sequence.get(sequence)) for sequence in range(min(places), max(places) + 1)]
 
     def _read(self, reading: Sequence[Running], n_most: int) -> list[Part]:
         first, room = reading[0], self._decoder.n_batch
@@ -107,8 +122,10 @@ class EqualBatches:
             parts.append(Part.of(follower, n))
         return parts
 
-    def _filler(self, sequence: int, running: Running | None) -> Part:
-        start = running.n_held if running else self._sequences.n_held(sequence)
+    def _part(self, sequence: int, running: Running | None) -> Part:
+        if running is not None:
+            return Part.of(running, 1) if running.n_pending else Part.in_place_of(running)
+        start = self._sequences.n_held(sequence)
         if start >= self._decoder.n_ctx:
             start = self._decoder.n_ctx - 1
             self._decoder.cut(sequence, start)
@@ -128,7 +145,7 @@ def write(decoder: Decoder, parts: Iterable[Part]) -> int:
             decoder.positions[at:end] = range(part.start, part.start + n)
         decoder.sequences[at:end] = part.sequence
         decoder.outputs[at:end] = False
-        if part.running is not None and part.running.n_pending == n:
+        if part.output:
             decoder.outputs[end - 1] = True
             part.row, n_rows = n_rows, n_rows + 1
         at = end

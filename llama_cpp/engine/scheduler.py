@@ -195,8 +195,10 @@ class BatchingEngine:
                 worked = self._step()
                 self.statistics.seconds += time.perf_counter() - started
         except BaseException as error:
-            logger.exception("the engine's thread failed")
             self._closing = True
+            self._exiting = not threading.main_thread().is_alive()  # then helpers take no more work
+            if not self._exiting:
+                logger.exception("the engine's thread failed")
             self._end_all(error)
         finally:
             self._end_all(ModelClosedError("The model is closed.", remedy="Create a new Llama."))

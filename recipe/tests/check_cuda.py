@@ -32,8 +32,13 @@ if "sm_120a" in found:
         ["cuobjdump", "-sass", "-arch", "sm_120a", str(plugin)], stdout=subprocess.PIPE, text=True, errors="replace"
     )
     assert dump.stdout is not None
-    fp4 = sum("OMMA" in line and "E2M1" in line for line in dump.stdout)
-    assert dump.wait() == 0
+    fp4 = 0
+    for line in dump.stdout:
+        fp4 += "OMMA" in line and "E2M1" in line
+        if fp4 > 1000:
+            dump.kill()  # all kernels would take ten minutes
+            break
+    dump.wait()
     assert fp4 > 1000, f"{fp4} FP4 tensor-core instructions: compiled for plain sm_120?"
-    print(f"{fp4} FP4 tensor-core instructions")
+    print("FP4 tensor-core instructions: more than 1000")
 print(f"{plugin.stat().st_size / 1e6:.1f} MB for {', '.join(sorted(found))}")
