@@ -7,7 +7,7 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from ..capi import llama
+from ..capi import ggml, ggml_cpu, llama
 from ..capi import llama_common_c as native
 from ..capi.backends import has_gpu
 from ..capi.handle import Handle
@@ -51,6 +51,7 @@ class Decoder:
         self.model = model
         self._native = native.llama_common_decoder_p_ctypes()
         self._top_k = native.llama_common_top_k_p_ctypes()
+        self._thread_pools: list[Any] = []
         wanted = llama.llama_context_default_params()
         set_fields(wanted, params)
         wanted.n_outputs_max = max(n_active, wanted.n_seq_max)  # the engine asserts that it is no less
@@ -69,6 +70,8 @@ class Decoder:
                     # what belongs to the context is freed with it
                     self._handle = Handle(pointer, self._free, parent=model.in_use())
                     self._read_properties(pointer, model_pointer)
+                    if not has_gpu():
+                        self._attach_threads(pointer)
                     call(
                         native.llama_common_decoder_init, pointer, self._top_k, n_active, ctypes.byref(self._native)
                     )
@@ -101,6 +104,17 @@ class Decoder:
         self.n_window: int = llama.llama_model_n_swa(model_pointer)
         self.can_shift: bool = llama.llama_memory_can_shift(self._memory)
 
+    def _attach_threads(self, pointer: Any) -> None:
+        """Gives the context threads that stay: without them it starts new ones for every batch."""
+        numbers = llama.llama_n_threads(pointer), llama.llama_n_threads_batch(pointer)
+        for n in dict.fromkeys(numbers):
+            wanted = ggml.ggml_threadpool_params_default(n)
+            pool = ggml_cpu.ggml_threadpool_new(ctypes.byref(wanted))
+            if not pool:
+                return  # the context has its own way
+            self._thread_pools.append(pool)
+        llama.llama_attach_threadpool(pointer, self._thread_pools[0], self._thread_pools[-1])
+
     def _make_buffers(self, n_active: int) -> None:
         self.tokens, self._tokens = _array(self.n_batch, np.int32, _INT32)
         self.positions, self._positions = _array(self.n_batch, np.int32, _INT32)
@@ -117,6 +131,8 @@ class Decoder:
     def _free(self, context: Any) -> None:
         native.llama_common_decoder_free(self._native)
         llama.llama_free(context)
+        for pool in self._thread_pools:
+            ggml_cpu.ggml_threadpool_free(pool)
         native.llama_common_top_k_free(self._top_k)
 
     @property
