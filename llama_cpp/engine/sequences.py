@@ -38,7 +38,8 @@ class InPlace:
             if n:
                 self._decoder.copy(source, sequence)
         del self._free[sequence]
-        if n < self._held.get(source, 0) and not self._decoder.cut(sequence, n):
+        # also when all that is noted serves: a sequence that is in use has grown since
+        if n and not self._decoder.cut(sequence, n):
             self._decoder.forget(sequence)
             n = 0
         self._forget_note(sequence)

@@ -13,11 +13,14 @@ import pytest
 
 from llama_cpp import Llama
 from llama_cpp.engine import batches
+from llama_cpp.engine.decoder import Decoder, ggml_cpu_set_batch_invariant
 from llama_cpp.engine.prefix_tree import PrefixTree
 from llama_cpp.engine.requests import Handle, Request
 from llama_cpp.engine.sampler import Sampler
 from llama_cpp.engine.params import SamplingParams
 from llama_cpp.errors import ContextFullError, InvalidArgumentError, ModelBusyError, ModelClosedError
+
+from llama_cpp.models.model import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
@@ -193,6 +196,25 @@ def test_a_sampler_s_state_left_over_would_be_seen(small, monkeypatch):
         check_seeds(small)
 
 
+def test_attention_can_be_told_to_compute_a_token_in_one_way(smollm2):
+    """At once, in chunks and one by one, with enough tokens for each of the engine's three ways."""
+    ggml_cpu_set_batch_invariant(True)
+    model = Model(smollm2, params={})
+    params = {"n_ctx": 2048, "n_batch": 512, "n_ubatch": 512, "n_seq_max": 3, "n_threads": 1, "n_threads_batch": 1}
+    decoder = Decoder(model, {**params, "flash_attn_type": 1, "kv_unified": True}, 3)
+    tokens = [1000 + i for i in range(200)]
+    logits = []
+    for sequence, size in enumerate((200, 70, 7)):
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            decode = batches.Part(sequence, start, part, output=start + size >= len(tokens))
+            assert decoder.decode(batches.write(decoder, [decode])) == 0
+        logits.append(decoder.logits(0))
+    decoder.close()
+    model.close()
+    assert np.array_equal(logits[0], logits[1]) and np.array_equal(logits[0], logits[2])
+
+
 # --- the cache ---
 
 
@@ -213,14 +235,15 @@ def test_a_request_begins_with_what_an_earlier_one_left(smollm2, unified):
         assert llm.create_completion(system, max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
 
 
-def test_a_running_request_s_prompt_serves_others(smollm2):
-    with Llama(smollm2, n_ctx=1024, flash_attn=True) as llm:
-        prompt = "The quick brown fox jumps over the lazy dog. " * 10
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_running_request_s_prompt_serves_others(smollm2, unified):
+    with Llama(smollm2, n_ctx=1024, n_parallel=3, kv_unified=unified, flash_attn=True) as llm:
+        prompt = llm.tokenize(b"The quick brown fox jumps over the lazy dog. " * 10)
         stream = llm.create_completion(prompt, max_tokens=200, stream=True, temperature=0)
-        next(stream)
-        next(stream)
-        used = llm.create_completion(prompt + "And", max_tokens=1)["usage"]
-        assert used["prompt_tokens_details"]["cached_tokens"] > 90
+        for _ in range(5):
+            next(stream)
+        used = llm.create_completion([*prompt, 400], max_tokens=1)["usage"]
+        assert used["prompt_tokens_details"]["cached_tokens"] == len(prompt)
         stream.close()
 
 
