@@ -43,9 +43,8 @@ struct llama_common_sampler {
         return n >= n_needed;
     }
 
-    llama_token choose(const std::vector<llama_token_data> & from, std::vector<llama_token_data> & scratch) const {
-        scratch                      = from;
-        llama_token_data_array array = {scratch.data(), scratch.size(), -1, false};
+    llama_token choose(std::vector<llama_token_data> & from) const {
+        llama_token_data_array array = {from.data(), from.size(), -1, false};
         llama_sampler_apply(after.get(), &array);
         // where nothing is allowed a sampler picks something all the same, and a grammar aborts on accepting it
         if (array.selected < 0 || (size_t) array.selected >= array.size ||
@@ -73,14 +72,14 @@ struct llama_common_sampler {
     }
 
     // From the whole vocabulary, `from`, as it came out of the model.
-    llama_token choose_from_all(std::vector<llama_token_data> & from, std::vector<llama_token_data> & scratch) const {
+    llama_token choose_from_all(std::vector<llama_token_data> & from) const {
         change(from);
         // nothing to look a second time for when all tokens are at hand
         if (grammar) {
             llama_token_data_array array = {from.data(), from.size(), -1, false};
             llama_sampler_apply(grammar.get(), &array);
         }
-        return choose(from, scratch);
+        return choose(from);
     }
 
     void accept(llama_token token) const {
@@ -102,9 +101,8 @@ struct llama_common_decoder {
     std::vector<int32_t>        outputs;  // where in the last batch the rows of logits come from
     bool                        waiting = false;
 
-    candidates                    found;
-    std::vector<llama_token_data> scratch;
-    std::vector<float>            row_of_device;
+    candidates         found;
+    std::vector<float> row_of_device;
 
     void wait() {
         if (!waiting) {
@@ -157,7 +155,7 @@ struct llama_common_decoder {
             find(row, sampler.before ? sampler.n_needed + 64 : sampler.n_needed);
             sampler.change(found.tokens);
             if (sampler.decided_by(found)) {
-                const llama_token token = sampler.choose(found.tokens, scratch);
+                const llama_token token = sampler.choose(found.tokens);
                 if (sampler.allows(token)) {
                     sampler.accept(token);
                     return token;
@@ -168,7 +166,7 @@ struct llama_common_decoder {
             throw failure(LLAMA_COMMON_NEEDS_ALL, "the best tokens do not decide");
         }
         found.take_all(logits(row), n_vocab);
-        const llama_token token = sampler.choose_from_all(found.tokens, scratch);
+        const llama_token token = sampler.choose_from_all(found.tokens);
         sampler.accept(token);
         return token;
     }
@@ -273,10 +271,9 @@ enum llama_common_status llama_common_pick_from(
         const float * logits, int32_t n_vocab, struct llama_common_sampler * sampler, llama_token * token,
         char ** error) {
     return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
-        thread_local candidates                    all;
-        thread_local std::vector<llama_token_data> scratch;
+        thread_local candidates all;
         all.take_all(required(logits, "logits"), (size_t) n_vocab);
-        *required(token, "token") = required(sampler, "sampler")->choose_from_all(all.tokens, scratch);
+        *required(token, "token") = required(sampler, "sampler")->choose_from_all(all.tokens);
         sampler->accept(*token);
     });
 }
@@ -290,32 +287,32 @@ enum llama_common_status llama_common_get_logits(
 }
 
 enum llama_common_status llama_common_logprobs(
-        struct llama_common_decoder * decoder, int32_t row, llama_token token, int32_t n_top, float * logprob,
-        llama_token * top, float * top_logprobs, char ** error) {
+        const float * logits, int32_t n_vocab, llama_token token, int32_t n_top, float * logprob, llama_token * top,
+        float * top_logprobs, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
-        auto &        self   = *required(decoder, "decoder");
-        const float * logits = self.logits(row);
-        if (token < 0 || (size_t) token >= self.n_vocab || n_top < 0 || (size_t) n_top > self.n_vocab) {
+        required(logits, "logits");
+        if (token < 0 || token >= n_vocab || n_top < 0 || n_top > n_vocab) {
             throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "no such token, or not so many of them");
         }
-        const float greatest = *std::max_element(logits, logits + self.n_vocab);
-        double      sum      = 0;
-        for (size_t i = 0; i < self.n_vocab; i++) {
-            sum += std::exp(logits[i] - greatest);
+        const float best = greatest(logits, n_vocab);
+        double      sum  = 0;
+        for (int32_t i = 0; i < n_vocab; i++) {
+            sum += std::exp(logits[i] - best);
         }
-        const float log_sum = greatest + (float) std::log(sum);
+        const float log_sum = best + (float) std::log(sum);
         *logprob            = logits[token] - log_sum;
         if (n_top == 0) {
             return;
         }
-        self.found.take_best(logits, self.n_vocab, n_top);
-        auto & best = self.found.tokens;
-        std::partial_sort(best.begin(), best.begin() + n_top, best.end(), [](const auto & a, const auto & b) {
+        thread_local candidates found;
+        found.take_best(logits, n_vocab, n_top);
+        auto & tokens = found.tokens;
+        std::partial_sort(tokens.begin(), tokens.begin() + n_top, tokens.end(), [](const auto & a, const auto & b) {
             return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
         });
         for (int32_t i = 0; i < n_top; i++) {
-            top[i]          = best[i].id;
-            top_logprobs[i] = best[i].logit - log_sum;
+            top[i]          = tokens[i].id;
+            top_logprobs[i] = tokens[i].logit - log_sum;
         }
     });
 }

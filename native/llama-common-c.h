@@ -221,16 +221,17 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_get_logits(
         float *                       logits,
         char **                       error);
 
-// Natural logarithms of the probabilities of `token` and of the `n_top` most probable tokens, as the model gives them.
+// Natural logarithms of the probabilities of `token` and of the `n_top` most probable tokens, best first, by `n_vocab`
+// logits. Any thread may do that.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_logprobs(
-        struct llama_common_decoder * decoder,
-        int32_t                       row,
-        llama_token                   token,
-        int32_t                       n_top,
-        float *                       logprob,
-        llama_token *                 top,
-        float *                       top_logprobs,
-        char **                       error);
+        const float * logits,
+        int32_t       n_vocab,
+        llama_token   token,
+        int32_t       n_top,
+        float *       logprob,
+        llama_token * top,
+        float *       top_logprobs,
+        char **       error);
 
 #ifdef __cplusplus
 }

@@ -222,8 +222,8 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     EXPECT(BAD, llama_common_get_logits(decoder, 0, NULL, &error));
     EXPECT(OK, llama_common_pick_from(logits, n_vocab, sampler, &token, &error));
     EXPECT(BAD, llama_common_pick_from(NULL, n_vocab, sampler, &token, &error));
-    EXPECT(OK, llama_common_logprobs(decoder, 0, token, 3, &logprob, top, top_logprobs, &error));
-    EXPECT(BAD, llama_common_logprobs(decoder, 0, -1, 3, &logprob, top, top_logprobs, &error));
+    EXPECT(OK, llama_common_logprobs(logits, n_vocab, token, 3, &logprob, top, top_logprobs, &error));
+    EXPECT(BAD, llama_common_logprobs(logits, n_vocab, -1, 3, &logprob, top, top_logprobs, &error));
     llama_common_sampler_free(sampler);
 
     // a grammar that is at its end cannot go on: what the sampler throws comes back as an error

@@ -435,7 +435,7 @@ def llama_common_get_logits(
 @bind(
     "llama-common-c",
     llama_common_status,
-    llama_common_decoder_p_ctypes,
+    POINTER(c_float),
     c_int32,
     llama_token,
     c_int32,
@@ -445,8 +445,8 @@ def llama_common_get_logits(
     POINTER(c_char_p),
 )
 def llama_common_logprobs(
-    decoder: llama_common_decoder_p | None,
-    row: int,
+    logits: PointerLike[c_float],
+    n_vocab: int,
     token: int,
     n_top: int,
     logprob: PointerLike[c_float],
@@ -456,8 +456,8 @@ def llama_common_logprobs(
     /,
 ) -> int:
     """enum llama_common_status llama_common_logprobs(
-        struct llama_common_decoder * decoder, int32_t row, llama_token token, int32_t n_top, float * logprob,
-        llama_token * top, float * top_logprobs, char ** error
+        const float * logits, int32_t n_vocab, llama_token token, int32_t n_top, float * logprob, llama_token * top,
+        float * top_logprobs, char ** error
     )"""
     ...
 

@@ -177,13 +177,6 @@ class Decoder:
         call(native.llama_common_get_logits, self._native, row, logits.ctypes.data_as(_FLOAT))
         return logits
 
-    def logprobs(self, row: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-        """Log-probability of a token, and the ``n_top`` most probable tokens with theirs."""
-        logprob = ctypes.c_float()
-        top, values = (ctypes.c_int32 * n_top)(), (ctypes.c_float * n_top)()
-        call(native.llama_common_logprobs, self._native, row, token, n_top, ctypes.byref(logprob), top, values)
-        return logprob.value, list(zip(top, values))
-
     # --- memory ---
 
     def cut(self, sequence: int, start: int) -> bool:
@@ -231,9 +224,17 @@ def pick_from(logits: np.ndarray, sampler: Any) -> int:
 
 
 def logprobs_of(logits: np.ndarray, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-    """Log-probability of a token, and the ``n_top`` most probable tokens with theirs, from logits (float32, n_vocab)."""
-    normal = logits - logits.max()
-    normal -= np.log(np.exp(normal).sum(dtype=np.float64)).astype(np.float32)
-    best = np.argpartition(normal, -n_top)[-n_top:] if 0 < n_top < len(normal) else np.arange(len(normal))[:n_top]
-    best = best[np.lexsort((best, -normal[best]))]
-    return float(normal[token]), [(int(i), float(normal[i])) for i in best]
+    """Log-probability of a token, and the ``n_top`` most probable tokens with theirs, from logits (float32, n_vocab).
+
+    In any thread.
+
+    Raises:
+        InvalidArgumentError: there is no such token, or there are not so many.
+    """
+    logprob = ctypes.c_float()
+    top, values = (ctypes.c_int32 * n_top)(), (ctypes.c_float * n_top)()
+    call(
+        native.llama_common_logprobs, logits.ctypes.data_as(_FLOAT), len(logits), token, n_top, ctypes.byref(logprob),
+        top, values,
+    )  # fmt: skip
+    return logprob.value, list(zip(top, values))

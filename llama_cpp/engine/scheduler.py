@@ -291,7 +291,7 @@ class BatchingEngine:
         for (one, row), token, result in zip(quick, decoder.picked[:n].tolist(), decoder.results[:n].tolist()):
             if result == native.LLAMA_COMMON_OK:
                 if one.request.n_logprobs is not None:
-                    one.request.note_logprobs(token, *decoder.logprobs(row, token, one.request.n_logprobs))
+                    one.request.note_logprobs(token, *logprobs_of(decoder.logits(row), token, one.request.n_logprobs))
                 self._give(one, token)
             elif result == native.LLAMA_COMMON_NEEDS_ALL:
                 slow.add((one, row))
