@@ -1,12 +1,12 @@
 """Keyword arguments: which ones exist, which llama-cpp-python only pretends to have, which come later, and what each
-can be. The engine asserts on some values that it could refuse, so they are checked here."""
+can be and what it means. The engine asserts on some values that it could refuse, so they are checked here."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import warnings
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 from .capi import ggml, llama
 from .errors import IgnoredArgumentWarning, InvalidArgumentError, UnknownArgumentError
@@ -28,19 +28,6 @@ _LATER = {
     "create_completion": {"suffix", "stopping_criteria"},
     "create_chat_completion": {"functions", "function_call"},
 }
-
-#: Samplers that llama.cpp has and llama-cpp-python does not: the fields of SamplingParams of these names.
-SAMPLING = frozenset({
-    "top_n_sigma", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base",
-    "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "adaptive_target", "adaptive_decay",
-    "penalty_last_n",
-})  # fmt: skip
-
-
-def take_sampling(extra: dict[str, Any]) -> dict[str, Any]:
-    """Takes the samplers of llama.cpp's own out of keywords that a signature does not name."""
-    return {name: extra.pop(name) for name in SAMPLING & extra.keys()}
-
 
 #: What every caller may write out although it does nothing: the default of the argument in llama-cpp-python.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
@@ -143,6 +130,8 @@ def check_creation(**values: Any) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value not in known):
             listed = ", ".join(f"{choice} ({number})" for number, choice in known.items())
             raise InvalidArgumentError(f"{name}={value!r} does not exist.", remedy=f"There are {listed}.")
+    if values["batch_invariant"] and (values["flash_attn"] is False or values["kv_unified"]):
+        raise InvalidArgumentError("batch_invariant needs flash attention and kv_unified=False.")
     if values["flash_attn"] not in (None, True, False):
         raise InvalidArgumentError(f"flash_attn={values['flash_attn']!r} must be True, False or None.")
     if not isinstance(values["chat_format"], (str, type(None))):
@@ -153,3 +142,54 @@ def check_creation(**values: Any) -> None:
             f"chat_format={values['chat_format']!r} is neither 'chatml' nor a Jinja template.",
             remedy="Leave it out to use the model's own template.",
         )
+
+
+def context_sizes(n_ctx: int, n_slots: int, told: bool, n_kv: int | None, kv_unified: bool | None) -> dict[str, Any]:
+    """The context's size and layout for so many requests at once; ``told`` is whether somebody asked for that number."""
+    if n_kv is None:
+        n_kv = n_ctx * n_slots if told or kv_unified is False else n_ctx
+    if kv_unified is None:
+        kv_unified = n_slots == 1 or n_kv < n_ctx * n_slots
+    return {"n_ctx": n_kv, "kv_unified": kv_unified}
+
+
+def load_mode(use_mmap: bool, use_mlock: bool) -> int:
+    """The engine's name for a way to read a model file."""
+    return {
+        (True, True): llama.LLAMA_LOAD_MODE_MMAP_MLOCK,
+        (True, False): llama.LLAMA_LOAD_MODE_MMAP,
+        (False, True): llama.LLAMA_LOAD_MODE_MLOCK,
+        (False, False): llama.LLAMA_LOAD_MODE_NONE,
+    }[bool(use_mmap), bool(use_mlock)]
+
+
+def read_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Stop strings: one, several or none."""
+    if stop is None:
+        return ()
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(s, str) for s in strings):
+        raise InvalidArgumentError(f"stop={stop!r} must be a string or a list of strings.")
+    return strings
+
+
+def usage_wanted(stream_options: Mapping[str, Any] | None) -> bool:
+    """Whether a stream is to end with the token counts."""
+    return bool((stream_options or {}).get("include_usage"))
+
+
+def read_logprobs(n: int | None, n_vocab: int) -> int | None:
+    """For how many tokens log-probabilities are wanted; None for none."""
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= n_vocab):
+        raise InvalidArgumentError(f"logprobs={n!r} must be a number of tokens from 0 to {n_vocab}.")
+    return n
+
+
+def read_processors(processors: Any) -> tuple[Callable[..., Any], ...]:
+    """Logits processors: one, several or none."""
+    if processors is None:
+        return ()
+    found = tuple(processors) if isinstance(processors, Sequence) else (processors,)
+    if not all(callable(processor) for processor in found):
+        raise InvalidArgumentError(f"logits_processor={processors!r} must be a function, or a list of them.")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -9,7 +10,16 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
 from . import responses
 from .answers import Answer, ChatAnswer, TextAnswer
-from .arguments import check_creation, check_unknown, take_sampling
+from .arguments import (
+    check_creation,
+    check_unknown,
+    context_sizes,
+    load_mode,
+    read_logprobs,
+    read_processors,
+    read_stop,
+    usage_wanted,
+)
 from .capi import llama as capi
 from .chat.session import ChatReader, ChatRequest
 from .chat.templates import ChatTemplates
@@ -25,6 +35,9 @@ if TYPE_CHECKING:
     from .engine.scheduler import BatchingEngine
 
 logger = logging.getLogger("llama_cpp")
+
+#: What a request's keywords beyond a signature can be: samplers that llama-cpp-python does not have.
+_SAMPLING = {field.name for field in dataclasses.fields(SamplingParams)}
 
 _FLASH_ATTENTION = {
     None: capi.LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -132,7 +145,7 @@ class Llama:
             n_threads_batch=n_threads_batch, last_n_tokens_size=last_n_tokens_size, main_gpu=main_gpu, seed=seed,
             split_mode=split_mode, rope_scaling_type=rope_scaling_type, pooling_type=pooling_type,
             attention_type=attention_type, flash_attn=flash_attn, type_k=type_k, type_v=type_v, chat_format=chat_format,
-            n_parallel=n_parallel, n_kv=n_kv,
+            n_parallel=n_parallel, n_kv=n_kv, kv_unified=kv_unified, batch_invariant=batch_invariant,
         )  # fmt: skip
         if verbose:
             _log_to_stderr()
@@ -149,7 +162,7 @@ class Llama:
                 "split_mode": split_mode,
                 "main_gpu": main_gpu,
                 "vocab_only": vocab_only,
-                "load_mode": _load_mode(use_mmap, use_mlock),
+                "load_mode": load_mode(use_mmap, use_mlock),
             },
             kv_overrides=kv_overrides,
             tensor_split=tensor_split,
@@ -184,15 +197,12 @@ class Llama:
         from .engine.memory import pays_per_sequence
         from .engine.scheduler import BatchingEngine
 
-        if batch_invariant:
-            if flash_attn is False or kv_unified:
-                self.close()
-                raise InvalidArgumentError("batch_invariant needs flash attention and kv_unified=False.")
-            context_params["flash_attn_type"], kv_unified = _FLASH_ATTENTION[True], False
-            ggml_cpu_set_batch_invariant(True)
         try:
+            if batch_invariant:
+                context_params["flash_attn_type"], kv_unified = _FLASH_ATTENTION[True], False
+                ggml_cpu_set_batch_invariant(True)
             n_slots = n_parallel or (2 if pays_per_sequence(self._model) else 8)
-            sizes = _sizes(n_ctx or self._model.n_ctx_train, n_slots, bool(n_parallel), n_kv, kv_unified)
+            sizes = context_sizes(n_ctx or self._model.n_ctx_train, n_slots, bool(n_parallel), n_kv, kv_unified)
             context_params = {**context_params, **sizes}
             self._engine = BatchingEngine(
                 self._model, {k: v for k, v in context_params.items() if v is not None}, n_slots, n_ctx
@@ -364,7 +374,7 @@ class Llama:
             ModelBusyError: too many requests wait. While it runs: DecodeError, GrammarError, ContextFullError,
             ModelClosedError, and what a logits processor raises.
         """
-        extra = take_sampling(samplers)
+        extra = {name: samplers.pop(name) for name in _SAMPLING & samplers.keys()}
         check_unknown(Llama.create_completion, "create_completion", samplers)
         text, tokens = self._read_prompt(prompt)
         params = self._sampling(
@@ -374,12 +384,12 @@ class Llama:
             grammar={"grammar": grammar} if grammar else None, **extra,
         )  # fmt: skip
         request, stream_text = self._request(
-            tokens, params, max_tokens, _read_stop(stop), n_logprobs=_read_logprobs(logprobs, self.n_vocab()),
-            processors=_read_processors(logits_processor), context_full=context_full,
+            tokens, params, max_tokens, read_stop(stop), n_logprobs=read_logprobs(logprobs, self.n_vocab()),
+            processors=read_processors(logits_processor), context_full=context_full,
         )  # fmt: skip
         head = (responses.new_id("cmpl"), responses.now(), model or self.model_path)
         answer = TextAnswer(
-            head, request.generation, stream_text, _usage_wanted(stream_options), self._open_model,
+            head, request.generation, stream_text, usage_wanted(stream_options), self._open_model,
             echo=text if echo else "",
         )  # fmt: skip
         return self._deliver(answer, request, stream)
@@ -439,7 +449,7 @@ class Llama:
             ChatTemplateError: the template refused the messages. ContextLengthError, InvalidArgumentError,
             UnknownArgumentError. While reading the answer: ChatParseError.
         """
-        extra = take_sampling(samplers)
+        extra = {name: samplers.pop(name) for name in _SAMPLING & samplers.keys()}
         check_unknown(Llama.create_chat_completion, "create_chat_completion", samplers)
         # close() in another thread takes the attribute away
         templates = self._templates
@@ -458,14 +468,14 @@ class Llama:
             grammar=request.grammar(prompt), **extra,
         )  # fmt: skip
         n_logprobs = (top_logprobs or 0) if logprobs or top_logprobs else None
-        stops = (*_read_stop(stop), *prompt.stop)
+        stops = (*read_stop(stop), *prompt.stop)
         generated, text = self._request(
-            tokens, params, max_tokens, stops, prompt.preserved, n_logprobs=_read_logprobs(n_logprobs, self.n_vocab()),
-            processors=_read_processors(logits_processor), context_full=context_full,
+            tokens, params, max_tokens, stops, prompt.preserved, n_logprobs=read_logprobs(n_logprobs, self.n_vocab()),
+            processors=read_processors(logits_processor), context_full=context_full,
         )  # fmt: skip
         head = (responses.new_id("chatcmpl"), responses.now(), model or self.model_path)
         answer = ChatAnswer(
-            head, generated.generation, text, _usage_wanted(stream_options), self._open_model, reader=ChatReader(prompt)
+            head, generated.generation, text, usage_wanted(stream_options), self._open_model, reader=ChatReader(prompt)
         )
         return self._deliver(answer, generated, stream)
 
@@ -526,15 +536,6 @@ class Llama:
         return answer.whole("".join(_pieces(answer, handle)))
 
 
-def _sizes(n_ctx: int, n_slots: int, told: bool, n_kv: int | None, kv_unified: bool | None) -> dict[str, Any]:
-    """The context's size and layout for so many requests at once; ``told`` is whether somebody asked for that number."""
-    if n_kv is None:
-        n_kv = n_ctx * n_slots if told or kv_unified is False else n_ctx
-    if kv_unified is None:
-        kv_unified = n_slots == 1 or n_kv < n_ctx * n_slots
-    return {"n_ctx": n_kv, "kv_unified": kv_unified}
-
-
 def _pieces(answer: Answer, handle: Handle) -> Iterator[str]:
     """The text of a whole answer, piece by piece."""
     if not answer.every_token:
@@ -555,43 +556,6 @@ def _chunks(answer: Answer, handle: Handle) -> Iterator[dict[str, Any]]:
         if answer.stopped:
             break
     yield from answer.end()
-
-
-def _usage_wanted(stream_options: Mapping[str, Any] | None) -> bool:
-    return bool((stream_options or {}).get("include_usage"))
-
-
-def _read_logprobs(n: int | None, n_vocab: int) -> int | None:
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= n_vocab):
-        raise InvalidArgumentError(f"logprobs={n!r} must be a number of tokens from 0 to {n_vocab}.")
-    return n
-
-
-def _read_processors(processors: Any) -> Sequence[LogitsProcessor]:
-    if processors is None:
-        return ()
-    found = tuple(processors) if isinstance(processors, Sequence) else (processors,)
-    if not all(callable(processor) for processor in found):
-        raise InvalidArgumentError(f"logits_processor={processors!r} must be a function, or a list of them.")
-    return found
-
-
-def _load_mode(use_mmap: bool, use_mlock: bool) -> int:
-    return {
-        (True, True): capi.LLAMA_LOAD_MODE_MMAP_MLOCK,
-        (True, False): capi.LLAMA_LOAD_MODE_MMAP,
-        (False, True): capi.LLAMA_LOAD_MODE_MLOCK,
-        (False, False): capi.LLAMA_LOAD_MODE_NONE,
-    }[bool(use_mmap), bool(use_mlock)]
-
-
-def _read_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(s, str) for s in strings):
-        raise InvalidArgumentError(f"stop={stop!r} must be a string or a list of strings.")
-    return strings
 
 
 def _log_to_stderr() -> None:

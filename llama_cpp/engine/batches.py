@@ -38,8 +38,8 @@ class Part:
 
     Attributes:
         running: whose tokens they are; None for what only fills a gap, and is forgotten again.
-        output: a gap is to have an output, which nobody reads.
-        row: which of the batch's outputs is theirs; -1 for none.
+        output: whether the last of them has an output.
+        row: which of the batch's outputs that is; -1 for none.
     """
 
     sequence: int

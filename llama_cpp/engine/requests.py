@@ -64,8 +64,8 @@ class Request:
 
     Attributes:
         tokens: the prompt and what was generated; a shift of the context removes some.
-        n_left: how many may still be generated.
-        outbox: where tokens go; None when the caller waits for the end.
+        n_left: how many may still be generated; negative for as many as come.
+        outbox: where tokens go.
     """
 
     def __init__(
