@@ -37,7 +37,7 @@ def build(
     test: bool = True,
     rebuild: bool = False,
     only: Sequence[str] = (),
-    compiler_cache: bool = True,
+    compiler_cache: Path | None = None,
 ) -> list[Path]:
     """Build the recipe's packages into ``output``; those that are there already, from the same sources, are kept.
 
@@ -48,7 +48,7 @@ def build(
         test: run the tests inside each package on what was built.
         rebuild: build also what is there.
         only: names of packages; empty means all.
-        compiler_cache: let ccache, if it is installed, answer from its cache.
+        compiler_cache: where ccache, if it is installed, keeps its answers (default: where it always does).
 
     Returns:
         The packages' files, in the order in which they depend on one another.
@@ -294,12 +294,11 @@ def _index(workspace: Path) -> None:
 
 
 @contextmanager
-def _build_environment(compiler_cache: bool) -> Iterator[None]:
+def _build_environment(compiler_cache: Path | None) -> Iterator[None]:
     """What the recipe reads from the environment, set for a while."""
     wanted = {
         "LLAMA_CPP_CACHE": str(cache_dir()),
-        "CCACHE_DIR": os.environ.get("CCACHE_DIR") or str(Path.home() / ".cache" / "ccache"),
-        "CCACHE_DISABLE": "" if compiler_cache else "1",
+        "CCACHE_DIR": str(compiler_cache or os.environ.get("CCACHE_DIR") or Path.home() / ".cache" / "ccache"),
     }
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
