@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/packages.py [--arch cpu] [--build] [--rounds 5] [--json FILE]
 
-Without ``--build`` it measures the packages that are in dist/packages; with it, it builds them first, once without a
-compiler cache (cold) and once with it (warm). Every time is of the wall clock, in seconds; of several rounds the median.
+Without ``--build`` it measures the packages that are in dist/packages; with it, it builds them first, once with an
+empty compiler cache (cold) and once more with what is in it then (warm). Every time is of the wall clock, in seconds; of several rounds the median.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def build(variants: list[str], dependencies: list[str]) -> dict[str, float]:
     """Seconds to build all packages, tests inside them included."""
-    seconds = {}
-    for label, cache in (("build, cold", False), ("build, warm", True)):
-        seconds[label], _ = timed(
-            lambda cache=cache: packages.build(variants, dependencies, rebuild=True, compiler_cache=cache)
-        )
-    return seconds
+    with tempfile.TemporaryDirectory() as cache:
+        return {
+            label: timed(lambda: packages.build(variants, dependencies, rebuild=True, compiler_cache=Path(cache)))[0]
+            for label in ("build, cold", "build, warm")
+        }
 
 
 def install(built: list[Path], dependencies: list[str], rounds: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
+from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 from .capi import ggml, llama
@@ -24,7 +25,7 @@ _IGNORED = {
 
 #: Parts of llama-cpp-python's interface that this version does not have yet.
 _LATER = {
-    "Llama": {"embedding", "chat_handler", "draft_model", "tokenizer", "lora_path", "lora_scale", "spm_infill", "numa"},
+    "Llama": {"embedding", "chat_handler", "draft_model", "tokenizer", "spm_infill", "numa"},
     "create_completion": {"suffix", "stopping_criteria"},
     "create_chat_completion": {"functions", "function_call"},
 }
@@ -36,7 +37,6 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "embedding": (False,),
     "spm_infill": (False,),
     "numa": (False,),
-    "lora_scale": (1.0,),
 }
 
 
@@ -161,6 +161,21 @@ def load_mode(use_mmap: bool, use_mlock: bool) -> int:
         (False, True): llama.LLAMA_LOAD_MODE_MLOCK,
         (False, False): llama.LLAMA_LOAD_MODE_NONE,
     }[bool(use_mmap), bool(use_mlock)]
+
+
+def read_adapters(
+    lora_path: Any, lora_scale: float, lora_adapters: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """LoRA adapters' files by name, and the scales of those that every request has by default."""
+    if lora_adapters is not None and not isinstance(lora_adapters, Mapping):
+        raise InvalidArgumentError(f"lora_adapters={lora_adapters!r} must be a mapping from names to paths.")
+    paths = {str(name): path for name, path in (lora_adapters or {}).items()}
+    if lora_path is None:
+        return paths, {}
+    name = Path(lora_path).stem
+    if name in paths:
+        raise InvalidArgumentError(f"lora_path and lora_adapters both name {name!r}.")
+    return {**paths, name: lora_path}, {name: lora_scale}
 
 
 def read_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:

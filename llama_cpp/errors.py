@@ -107,6 +107,10 @@ class ModelLoadError(LlamaCppError, RuntimeError):
     """The engine refused a model file that passed the file check."""
 
 
+class AdapterLoadError(LlamaCppError, RuntimeError):
+    """The engine refused a LoRA adapter: most often it was made for another model."""
+
+
 class ModelDownloadError(LlamaCppError, OSError):
     """A model could not be fetched, or what arrived has another hash."""
 

@@ -15,6 +15,7 @@ from .arguments import (
     check_unknown,
     context_sizes,
     load_mode,
+    read_adapters,
     read_logprobs,
     read_processors,
     read_stop,
@@ -29,6 +30,7 @@ from .engine.sampler import Sampler
 from .engine.text import TextStream
 from .errors import InvalidArgumentError
 from .fit.threads import default_batch_threads, default_threads
+from .models.adapter import AdapterSet
 from .models.model import Model
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ class Llama:
             what else is asked; long prompts are read more slowly. It needs flash attention, gives each request its own
             part of the KV cache, and holds for every model of the process from then on.
         last_n_tokens_size: how many tokens back the penalties look.
+        lora_path, lora_scale: a LoRA adapter that every request has unless it chooses others; its name is the file's.
+        lora_adapters: more of them by name, for requests to choose from.
         chat_format: "chatml" or another Jinja template's source, instead of the model's own template.
         type_k, type_v: data types of the KV cache (``GGML_TYPE_*``); None is f16.
         verbose: True prints the engine's log to stderr. None and False leave it to Python's ``logging``
@@ -130,6 +134,9 @@ class Llama:
         no_perf: bool = True,
         batch_invariant: bool = False,
         last_n_tokens_size: int = 64,
+        lora_path: str | os.PathLike[str] | None = None,
+        lora_scale: float = 1.0,
+        lora_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         chat_format: str | None = None,
         type_k: int | None = None,
         type_v: int | None = None,
@@ -155,6 +162,7 @@ class Llama:
         self._last_n_tokens_size = last_n_tokens_size
         self._chat_template = chat_format
 
+        adapters = read_adapters(lora_path, lora_scale, lora_adapters)
         self._model = Model(
             model_path,
             params={
@@ -198,6 +206,7 @@ class Llama:
         from .engine.scheduler import BatchingEngine
 
         try:
+            self._adapters = AdapterSet(self._model, *adapters)
             if batch_invariant:
                 context_params["flash_attn_type"], kv_unified = _FLASH_ATTENTION[True], False
                 ggml_cpu_set_batch_invariant(True)
@@ -346,6 +355,7 @@ class Llama:
         logprobs: int | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         context_full: str = "truncate",
+        lora: Mapping[str, float] | None = None,
         **samplers: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Continues a text.
@@ -363,6 +373,7 @@ class Llama:
                 logits. They run between the batches that all requests share.
             context_full: what to do when the answer fills n_ctx: "truncate" it, raise an "error", or "shift", which
                 forgets the older half of what was said.
+            lora: scales of LoRA adapters by name, in place of lora_path's; ``{}`` is the model without any.
             The sampling parameters are those of :class:`~llama_cpp.engine.params.SamplingParams`; those that
             llama-cpp-python does not have (top_n_sigma, xtc_*, dynatemp_*, dry_*, adaptive_*) are taken, too.
 
@@ -385,7 +396,7 @@ class Llama:
         )  # fmt: skip
         request, stream_text = self._request(
             tokens, params, max_tokens, read_stop(stop), n_logprobs=read_logprobs(logprobs, self.n_vocab()),
-            processors=read_processors(logits_processor), context_full=context_full,
+            processors=read_processors(logits_processor), context_full=context_full, lora=lora,
         )  # fmt: skip
         head = (responses.new_id("cmpl"), responses.now(), model or self.model_path)
         answer = TextAnswer(
@@ -428,6 +439,7 @@ class Llama:
         top_logprobs: int | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         context_full: str = "truncate",
+        lora: Mapping[str, float] | None = None,
         **samplers: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Answers a conversation, with the model's own chat template.
@@ -471,7 +483,7 @@ class Llama:
         stops = (*read_stop(stop), *prompt.stop)
         generated, text = self._request(
             tokens, params, max_tokens, stops, prompt.preserved, n_logprobs=read_logprobs(n_logprobs, self.n_vocab()),
-            processors=read_processors(logits_processor), context_full=context_full,
+            processors=read_processors(logits_processor), context_full=context_full, lora=lora,
         )  # fmt: skip
         head = (responses.new_id("chatcmpl"), responses.now(), model or self.model_path)
         answer = ChatAnswer(
@@ -516,6 +528,7 @@ class Llama:
         max_tokens: int | None,
         stop: Sequence[str],
         preserved: Sequence[str] = (),
+        lora: Mapping[str, float] | None = None,
         **request: Any,
     ) -> tuple[Request, TextStream]:
         """A request, not yet submitted, and what turns its tokens into text."""
@@ -525,7 +538,7 @@ class Llama:
         sampler.accept_prompt(tokens)
         single = (model.tokenize(text.encode(), add_special=False, parse_special=True) for text in preserved)
         text = TextStream(model, stop, [ids[0] for ids in single if len(ids) == 1])
-        return Request(tokens, sampler, max_tokens, **request), text
+        return Request(tokens, sampler, max_tokens, adapters=self._adapters.choose(lora), **request), text
 
     def _deliver(self, answer: Answer, request: Request, stream: bool) -> Any:
         """Runs a request; returns its response, or its chunks as they come."""

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Iterable, Sequence
 
 from .decoder import Decoder
-from .requests import Request
-from .sequences import InPlace
+from .requests import Adapters, Request
 
 #: Prompt tokens that are read at once while others generate; more would stall them.
 CHUNK = 128
@@ -19,17 +18,26 @@ CHUNK = 128
 
 @dataclass(eq=False)
 class Running:
-    """A request in a sequence, which holds the first ``n_held`` of its tokens, ``n_shared`` of them in others' cells."""
+    """A request in a sequence, which holds the first ``n_held`` of its tokens, ``n_shared`` of them in others' cells.
+
+    While its prompt is read, batches end at each of the ``stops``.
+    """
 
     request: Request
     sequence: int
     n_held: int
+    stops: list[int]
     n_shared: int = 0
 
     @property
     def n_pending(self) -> int:
         """Tokens that are not computed yet; none while the next one is being picked."""
         return len(self.request.tokens) - self.n_held
+
+    def n_next(self, n_most: int) -> int:
+        """How many tokens to compute next, of ``n_most`` at most."""
+        end = self.stops[0] if self.stops else len(self.request.tokens)
+        return min(end - self.n_held, n_most)
 
 
 @dataclass
@@ -83,9 +91,37 @@ class MixedBatches:
             room = min(room, CHUNK)
         for one in running:
             if room > 0 and one.n_pending > 1:
-                parts.append(Part.of(one, min(one.n_pending, room)))
+                parts.append(Part.of(one, one.n_next(room)))
                 room -= len(parts[-1].tokens)
         return parts
+
+
+class Turns:
+    """Which requests can be computed together: those with the same LoRA adapters, which a context has for all it computes.
+
+    To change them costs time, so each set keeps its turn for a while.
+    """
+
+    #: Batches of one set while others wait.
+    N_BATCHES = 16
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._adapters: Adapters = ()
+        self._n_batches = 0
+
+    def choose(self, running: Sequence[Running]) -> Sequence[Running]:
+        """Those whose turn it is."""
+        if not any(one.request.adapters != self._adapters for one in running):
+            return running
+        wanted = list(dict.fromkeys(one.request.adapters for one in running if one.n_pending))
+        if wanted and (self._adapters not in wanted or self._n_batches >= self.N_BATCHES):
+            # the next one in the order in which requests came
+            at = wanted.index(self._adapters) + 1 if self._adapters in wanted else 0
+            self._adapters, self._n_batches = wanted[at % len(wanted)], 0
+            self._decoder.set_adapters(self._adapters)
+        self._n_batches += 1
+        return [one for one in running if one.request.adapters == self._adapters]
 
 
 class EqualBatches:
@@ -95,9 +131,8 @@ class EqualBatches:
     together: of a prompt that is being read, or any, which is then forgotten again.
     """
 
-    def __init__(self, decoder: Decoder, sequences: InPlace) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._sequences = sequences
         self._read_last = False
 
     def choose(self, running: Sequence[Running]) -> list[Part]:
@@ -106,7 +141,7 @@ class EqualBatches:
         reading = [one for one in running if one.n_pending > 1]
         self._read_last = bool(reading) and not (generating and self._read_last)
         if self._read_last:
-            return self._read(reading, self._decoder.n_batch if not generating else CHUNK)
+            return self._read(reading, min(CHUNK, self._decoder.n_batch) if generating else self._decoder.n_batch)
         if not generating:
             return []
         by_sequence = {one.sequence: one for one in running}
@@ -115,8 +150,8 @@ class EqualBatches:
 
     def _read(self, reading: Sequence[Running], n_most: int) -> list[Part]:
         first, room = reading[0], self._decoder.n_batch
-        n = min(first.n_pending, n_most)
-        by_sequence = {one.sequence: one for one in reading if one.n_pending >= n}
+        n = first.n_next(n_most)
+        by_sequence = {one.sequence: one for one in reading if one.n_next(n) == n}
         parts = [Part.of(first, n)]
         while (len(parts) + 1) * n <= room and (follower := by_sequence.get(parts[-1].sequence + 1)):
             parts.append(Part.of(follower, n))
@@ -125,7 +160,7 @@ class EqualBatches:
     def _part(self, sequence: int, running: Running | None) -> Part:
         if running is not None:
             return Part.of(running, 1) if running.n_pending else Part.in_place_of(running)
-        start = self._sequences.n_held(sequence)
+        start = self._decoder.newest(sequence) + 1
         if start >= self._decoder.n_ctx:
             start = self._decoder.n_ctx - 1
             self._decoder.cut(sequence, start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from ..models.model import Model, set_fields
 
 _INT32 = ctypes.POINTER(ctypes.c_int32)
 _INT8 = ctypes.POINTER(ctypes.c_int8)
+_UINT8 = ctypes.POINTER(ctypes.c_uint8)
 _FLOAT = ctypes.POINTER(ctypes.c_float)
+
+_STATE_FLAGS = {True: llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, False: llama.LLAMA_STATE_SEQ_FLAGS_NONE}
 
 
 @bind_plugin("CPU", None, ctypes.c_bool)
@@ -177,6 +180,13 @@ class Decoder:
         call(native.llama_common_get_logits, self._native, row, logits.ctypes.data_as(_FLOAT))
         return logits
 
+    def set_adapters(self, adapters: Sequence[tuple[int, float]]) -> None:
+        """Computes with these LoRA adapters from now on; it costs the engine a new plan of its memory."""
+        n = len(adapters)
+        pointers = (llama.llama_adapter_lora_p_ctypes * n)(*(pointer for pointer, _ in adapters))
+        scales = (ctypes.c_float * n)(*(scale for _, scale in adapters))
+        llama.llama_set_adapters_lora(self.pointer, pointers if n else None, n, scales if n else None)
+
     # --- memory ---
 
     def cut(self, sequence: int, start: int) -> bool:
@@ -199,6 +209,30 @@ class Decoder:
     def oldest(self, sequence: int) -> int:
         """The first position a sequence still holds; a sliding window forgets."""
         return llama.llama_memory_seq_pos_min(self._memory, sequence)
+
+    def newest(self, sequence: int) -> int:
+        """The last position a sequence holds; -1 for none."""
+        return llama.llama_memory_seq_pos_max(self._memory, sequence)
+
+    def save(self, sequence: int, partial: bool = False) -> np.ndarray:
+        """What a sequence holds, as uint8, to be restored in a context like this one; empty when it could not be had.
+
+        Args:
+            partial: leave out the keys and values of full attention, which can be cut anywhere.
+        """
+        size = llama.llama_state_seq_get_size_ext(self.pointer, sequence, _STATE_FLAGS[partial])
+        state = np.empty(size, np.uint8)
+        n = llama.llama_state_seq_get_data_ext(
+            self.pointer, state.ctypes.data_as(_UINT8), size, sequence, _STATE_FLAGS[partial]
+        )
+        return state[: n if n == size else 0]
+
+    def restore(self, sequence: int, state: np.ndarray, partial: bool = False) -> bool:
+        """Gives a sequence what was saved; False when there is no room, and then it holds nothing that counts."""
+        n = llama.llama_state_seq_set_data_ext(
+            self.pointer, state.ctypes.data_as(_UINT8), len(state), sequence, _STATE_FLAGS[partial]
+        )
+        return n == len(state)
 
     def clear(self) -> None:
         """Empties everything."""

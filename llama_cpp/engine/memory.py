@@ -1,10 +1,24 @@
-"""What a kind of memory allows: where a sequence can be cut, and so how much of a cached one serves a new request."""
+"""What a kind of memory allows: where a sequence can be cut, and so how much of a cached one serves a new request.
+
+Memories that cannot be cut anywhere are copied to the host at a few places instead (checkpoints), from which a sequence
+can be continued later.
+"""
 
 from __future__ import annotations
+
+import collections
+
+import numpy as np
 
 from ..capi import llama
 from ..models.model import Model
 from .decoder import Decoder
+
+#: What all checkpoints of a context may take, in bytes of host memory.
+CHECKPOINT_BYTES = 1 << 30
+#: So many tokens before a prompt's end: what opens the answer often differs the next time, and the last token is always
+#: computed for its logits.
+BEFORE_THE_END = 4
 
 
 class FullAttention:
@@ -13,26 +27,104 @@ class FullAttention:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
-    def usable(self, sequence: int, n_held: int, n_common: int) -> int:
-        """How many of the first ``n_common`` tokens of a sequence that holds ``n_held`` another one can begin with."""
+    def usable(self, sequence: int, n_common: int) -> int:
+        """How many of the first ``n_common`` tokens of a sequence another one can begin with."""
         return n_common
 
+    def stops(self, n_held: int, n_common: int, n_prompt: int) -> list[int]:
+        """Where to take checkpoints while a prompt is read, in order.
 
-class SlidingWindow(FullAttention):
+        Args:
+            n_held: how much of it is there already.
+            n_common: how much of it some earlier request had, too.
+        """
+        return []
+
+    def checkpoint(self, sequence: int, n_held: int) -> None:
+        """Keeps what a sequence of ``n_held`` tokens holds."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Lets the empty sequence ``target`` begin like ``source``."""
+        self._decoder.copy(source, target)
+
+    def cut(self, sequence: int, n: int) -> bool:
+        """Forgets all but the first ``n`` tokens, which are usable; False when the memory could not."""
+        return self._decoder.cut(sequence, n)
+
+    def forget(self, sequence: int) -> None:
+        """Empties a sequence."""
+        self._decoder.forget(sequence)
+
+
+class Checkpointed(FullAttention):
+    """A sequence can be cut only where it is ``intact``, or where a checkpoint was taken."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__(decoder)
+        # by sequence and number of tokens; the least recently used first
+        self._checkpoints: collections.OrderedDict[tuple[int, int], np.ndarray] = collections.OrderedDict()
+
+    def intact(self, sequence: int, n: int) -> bool:
+        """Whether the first ``n`` tokens can be continued as the sequence is now."""
+        raise NotImplementedError
+
+    def usable(self, sequence: int, n_common: int) -> int:
+        """As in :class:`FullAttention`."""
+        if self.intact(sequence, n_common):
+            return n_common
+        return max((n for owner, n in self._checkpoints if owner == sequence and n <= n_common), default=0)
+
+    def stops(self, n_held: int, n_common: int, n_prompt: int) -> list[int]:
+        """As in :class:`FullAttention`: where requests parted, others will, and before a prompt's end."""
+        return sorted(n for n in {n_common, n_prompt - BEFORE_THE_END} if n_held < n < n_prompt)
+
+    def checkpoint(self, sequence: int, n_held: int) -> None:
+        """As in :class:`FullAttention`."""
+        state = self._decoder.save(sequence, partial=True)
+        if 0 < len(state) <= CHECKPOINT_BYTES:
+            self._checkpoints[sequence, n_held] = state
+        while sum(map(len, self._checkpoints.values())) > CHECKPOINT_BYTES:
+            self._checkpoints.popitem(last=False)
+
+    def copy(self, source: int, target: int) -> None:
+        """As in :class:`FullAttention`."""
+        super().copy(source, target)
+        shared = {(target, n): state for (owner, n), state in self._checkpoints.items() if owner == source}
+        self._checkpoints.update(shared)
+
+    def cut(self, sequence: int, n: int) -> bool:
+        """As in :class:`FullAttention`."""
+        if not self.intact(sequence, n):
+            self._checkpoints.move_to_end((sequence, n))
+            if not self._decoder.restore(sequence, self._checkpoints[sequence, n], partial=True):
+                return False
+        self._drop_after(sequence, n)
+        return super().cut(sequence, n)
+
+    def forget(self, sequence: int) -> None:
+        """As in :class:`FullAttention`."""
+        self._drop_after(sequence, 0)
+        super().forget(sequence)
+
+    def _drop_after(self, sequence: int, n_held: int) -> None:
+        for key in [(owner, n) for owner, n in self._checkpoints if owner == sequence and n > n_held]:
+            del self._checkpoints[key]
+
+
+class SlidingWindow(Checkpointed):
     """Some layers only keep the last tokens: the token after a cut must find all that it looks back at."""
 
-    def usable(self, sequence: int, n_held: int, n_common: int) -> int:
-        """As in :class:`FullAttention`."""
-        oldest = self._decoder.oldest(sequence)
-        return n_common if oldest <= max(0, n_common - self._decoder.n_window) else 0
+    def intact(self, sequence: int, n: int) -> bool:
+        """As in :class:`Checkpointed`."""
+        return 0 <= self._decoder.oldest(sequence) <= max(0, n - self._decoder.n_window + 1)
 
 
-class Recurrent(FullAttention):
-    """A state that every token changed (recurrent and hybrid models): only the whole of a sequence can be continued."""
+class Recurrent(Checkpointed):
+    """A state that every token changed (recurrent and hybrid models): it can be continued, and not taken back."""
 
-    def usable(self, sequence: int, n_held: int, n_common: int) -> int:
-        """As in :class:`FullAttention`."""
-        return n_held if n_common == n_held else 0
+    def intact(self, sequence: int, n: int) -> bool:
+        """As in :class:`Checkpointed`."""
+        return self._decoder.newest(sequence) == n - 1
 
 
 def kind_of(decoder: Decoder) -> FullAttention:

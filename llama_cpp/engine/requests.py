@@ -6,7 +6,7 @@ import os
 import queue
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Hashable, Iterator, Sequence
 
 from ..capi.handle import refuse_fork
 from ..errors import InvalidArgumentError
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: What to do when a request has filled its context.
 CONTEXT_FULL = ("truncate", "error", "shift")
+
+#: LoRA adapters (``llama_adapter_lora *``), each with its scale.
+Adapters = tuple[tuple[int, float], ...]
 
 LogitsProcessor = Callable[["np.ndarray", "np.ndarray"], "np.ndarray"]
 
@@ -64,6 +67,8 @@ class Request:
 
     Attributes:
         tokens: the prompt and what was generated; a shift of the context removes some.
+        adapters: LoRA adapters it is computed with, each with its scale.
+        key: only requests with an equal one can share what they have computed.
         n_left: how many may still be generated; negative for as many as come.
         outbox: where tokens go.
     """
@@ -77,7 +82,7 @@ class Request:
         context_full: str = "truncate",
         n_logprobs: int | None = None,
         processors: Sequence[LogitsProcessor] = (),
-        key: object = None,
+        adapters: Adapters = (),
     ) -> None:
         if context_full not in CONTEXT_FULL:
             raise InvalidArgumentError(
@@ -89,7 +94,8 @@ class Request:
         self.context_full = context_full
         self.n_logprobs = n_logprobs
         self.processors = processors
-        self.key = key
+        self.adapters = adapters
+        self.key: Hashable = adapters
         self.generation = Generation(n_prompt=len(prompt))
         self.cancelled = False
         self.error: BaseException | None = None

@@ -32,7 +32,7 @@ from ..errors import (
     ModelClosedError,
 )
 from ..models.model import Model
-from .batches import EqualBatches, MixedBatches, Part, Running, write
+from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
 from .decoder import Decoder, logprobs_of, pick_from
 from .requests import Request, put_all
 from .memory import pays_per_sequence
@@ -92,11 +92,15 @@ class BatchingEngine:
         unified = params["kv_unified"]
         n_kept = max(n_parallel, 8) if n_kept is None else n_kept
         in_place = not unified or pays_per_sequence(model)
-        self._decoder = Decoder(model, {**params, "n_seq_max": n_parallel + (0 if in_place else n_kept)}, n_parallel)
+        # each of those that generate must find its place in a batch
+        at_least = {name: max(params[name], n_parallel) for name in ("n_batch", "n_ubatch") if name in params}
+        n_sequences = n_parallel + (0 if in_place else n_kept)
+        self._decoder = Decoder(model, {**params, **at_least, "n_seq_max": n_sequences}, n_parallel)
         self._sequences = InPlace(self._decoder, n_parallel) if in_place else Shelved(self._decoder, n_parallel, n_kept)
         self._batches: MixedBatches | EqualBatches = MixedBatches(self._decoder)
         if not unified and self._decoder.unlimited_cut:
-            self._batches = EqualBatches(self._decoder, self._sequences)
+            self._batches = EqualBatches(self._decoder)
+        self._turns = Turns(self._decoder)
         # the engine rounds up to what its cache is made of
         self.n_ctx = min(self._decoder.n_ctx, -(-n_ctx // _CELLS) * _CELLS or self._decoder.n_ctx)
         self.statistics = Statistics()
@@ -224,7 +228,7 @@ class BatchingEngine:
             taken = self._sequences.take(request.tokens, request.key)
             if taken is None:
                 return
-            one = Running(request, *taken, n_shared=taken[1])
+            one = Running(request, *taken, n_shared=taken.n_held)
             if not self._fits(one):
                 self._sequences.give_back(one.sequence, [], None)
                 self._blocked = True
@@ -243,7 +247,7 @@ class BatchingEngine:
 
     def _step(self) -> bool:
         """Computes a batch and picks what follows; False when there was nothing to compute."""
-        parts = self._batches.choose(self._running)
+        parts = self._batches.choose(self._turns.choose(self._running))
         if not parts:
             return False
         n_tokens = write(self._decoder, parts)
@@ -264,11 +268,18 @@ class BatchingEngine:
             if part.running is None:
                 self._decoder.cut(part.sequence, part.start)
             else:
-                part.running.n_held += len(part.tokens)
+                self._count(part.running, len(part.tokens))
         self._pick([(part.running, part.row) for part in parts if part.running and part.row >= 0])
         if not self._decoder.on_device:
             self._hand_out()
         return True
+
+    def _count(self, one: Running, n: int) -> None:
+        """Notes that a request's sequence holds ``n`` tokens more."""
+        one.n_held += n
+        if one.stops and one.n_held == one.stops[0]:
+            del one.stops[0]
+            self._sequences.checkpoint(one.sequence, one.n_held)
 
     def _pick(self, outputs: Sequence[tuple[Running, int]]) -> None:
         """Picks a token for each output and gives it to its request.

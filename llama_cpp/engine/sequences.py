@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Hashable, Sequence
+from typing import Hashable, NamedTuple, Sequence
 
 from .decoder import Decoder
 from .memory import kind_of
 from .prefix_tree import PrefixTree
+
+
+class Place(NamedTuple):
+    """Where a request runs.
+
+    Attributes:
+        sequence: which it is given.
+        n_held: how many of the request's tokens that holds already.
+        stops: where checkpoints are to be taken while the rest of its prompt is read.
+    """
+
+    sequence: int
+    n_held: int
+    stops: list[int]
 
 
 class InPlace:
@@ -22,28 +36,34 @@ class InPlace:
         self._held: dict[int, int] = {}  # how many tokens a sequence in the tree holds
         self._tree = PrefixTree()
 
-    def take(self, tokens: Sequence[int], key: Hashable) -> tuple[int, int] | None:
-        """A sequence for a request, and how many of its tokens that holds already; None when all are taken.
+    def take(self, tokens: Sequence[int], key: Hashable) -> Place | None:
+        """A sequence for a request; None when all are taken.
 
         Its last token is always left to be computed, for its logits.
         """
         if not self._free:
             return None
-        source, n = self._best(tokens, key)
-        if n and source in self._free:
+        source, n, n_common = self._best(tokens, key)
+        if n and self._is_best_continued(source, n):
             sequence = source
         else:
             sequence = self._least_useful()
+            if sequence == source:
+                n = 0
             self._drop(sequence)
             if n:
-                self._decoder.copy(source, sequence)
+                self._kind.copy(source, sequence)
         del self._free[sequence]
         # also when all that is noted serves: a sequence that is in use has grown since
-        if n and not self._decoder.cut(sequence, n):
-            self._decoder.forget(sequence)
+        if n and not self._kind.cut(sequence, n):
+            self._kind.forget(sequence)
             n = 0
         self._forget_note(sequence)
-        return sequence, n
+        return Place(sequence, n, self._kind.stops(n, n_common, len(tokens)))
+
+    def checkpoint(self, sequence: int, n_held: int) -> None:
+        """Takes a checkpoint of a sequence in use that holds so many tokens."""
+        self._kind.checkpoint(sequence, n_held)
 
     def note(self, sequence: int, tokens: Sequence[int], key: Hashable) -> None:
         """Lets others begin like a sequence that holds these tokens."""
@@ -71,25 +91,31 @@ class InPlace:
         while self.evict():
             pass
 
-    def n_held(self, sequence: int) -> int:
-        """How many tokens are kept in a free sequence."""
-        return self._held.get(sequence, 0)
-
     @property
     def n_kept(self) -> int:
         """Sequences that are kept for later requests."""
         return sum(sequence in self._held for sequence in self._free)
 
-    def _best(self, tokens: Sequence[int], key: Hashable) -> tuple[int, int]:
-        """The sequence that serves a request best, and how much of it; a free one needs no copy."""
-        best, n_best = -1, 0
+    def _best(self, tokens: Sequence[int], key: Hashable) -> tuple[int, int, int]:
+        """The sequence that serves a request best, how much of it, and how much any has in common with it.
+
+        A free one needs no copy.
+        """
+        best, n_best, n_most = -1, 0, 0
         for sequence, n_common in self._tree.matches(tokens[:-1], key):
+            n_most = max(n_most, n_common)
             if n_common < n_best:
                 break
-            n = self._kind.usable(sequence, self._held[sequence], n_common)
+            n = self._kind.usable(sequence, n_common)
             if n and (n, sequence in self._free) > (n_best, best in self._free):
                 best, n_best = sequence, n
-        return best, n_best
+        return best, n_best, n_most
+
+    def _is_best_continued(self, source: int, n: int) -> bool:
+        """Whether to go on in a sequence itself: a copy would keep all of it, which pays where much would be lost."""
+        if source not in self._free:
+            return False
+        return 2 * n >= self._held[source] or all(sequence in self._held for sequence in self._free)
 
     def _least_useful(self) -> int:
         """An empty sequence, the lowest, so that those in use lie side by side; or the least recently used one."""
@@ -98,7 +124,7 @@ class InPlace:
 
     def _drop(self, sequence: int) -> None:
         self._forget_note(sequence)
-        self._decoder.forget(sequence)
+        self._kind.forget(sequence)
 
     def _forget_note(self, sequence: int) -> None:
         self._tree.remove(sequence)
@@ -119,18 +145,18 @@ class Shelved(InPlace):
         self._shelf = list(range(n_active, n_active + n_kept))
         self._kept: dict[int, None] = {}  # the least recently used first
 
-    def take(self, tokens: Sequence[int], key: Hashable) -> tuple[int, int] | None:
+    def take(self, tokens: Sequence[int], key: Hashable) -> Place | None:
         """As in :class:`InPlace`."""
         if not self._free:
             return None
         sequence = min(self._free)
         del self._free[sequence]
-        source, n = self._best(tokens, key)
+        source, n, _ = self._best(tokens, key)
         if n:
             self._decoder.copy(source, sequence, n)
         if source in self._kept:
             self._kept[source] = self._kept.pop(source)
-        return sequence, n
+        return Place(sequence, n, [])
 
     def give_back(self, sequence: int, tokens: Sequence[int], key: Hashable) -> None:
         """As in :class:`InPlace`."""

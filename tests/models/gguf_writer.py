@@ -38,7 +38,7 @@ class GGUFBuilder:
     """Metadata and tensors in the order they will be written.
 
     ``kv`` maps a key to (type, value), where an :class:`Array` is the value of type ARR; ``tensors`` maps a name
-    to (shape, (type id, block size, block bytes)). What a broken file needs is set through ``overrides``:
+    to (shape, (type id, block size, block bytes)); ``weights`` maps a name to bytes, in place of random ones. What a broken file needs is set through ``overrides``:
     ``magic``, ``version``, ``n_tensors``, ``n_kv``, ``raw_kv`` (bytes after the last key), ``offset:NAME``,
     ``type:NAME``, ``dims:NAME``.
     """
@@ -48,6 +48,7 @@ class GGUFBuilder:
     alignment: int = 32
     seed: int = 1
     overrides: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, bytes] = field(default_factory=dict)
     fields: list[Field] = field(default_factory=list)
     data_offset: int = 0
 
@@ -79,8 +80,9 @@ class GGUFBuilder:
         self.data_offset = len(out) + (-len(out) % self.alignment if sizes else 0)
         out += bytes(self.data_offset - len(out))
         rng = random.Random(self.seed)
-        for shape_type, size in sizes:
-            out += _weights(rng, shape_type, size) + bytes(-size % self.alignment)
+        for name, (kind, size) in zip(self.tensors, sizes):
+            out += self.weights.get(name) or _weights(rng, kind, size)
+            out += bytes(-size % self.alignment)
         return bytes(out)
 
     def _number(self, out: bytearray, type_: int, value: Any, kind: str) -> None:

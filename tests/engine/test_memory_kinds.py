@@ -1,0 +1,108 @@
+"""Each kind of memory: what is computed together with others, or begins with what was cached, is what it is alone."""
+
+import concurrent.futures
+import random
+
+import pytest
+import tiny_models
+
+from llama_cpp import Llama
+from llama_cpp.engine import memory
+from llama_cpp.errors import ContextCreationError
+
+GENERATIVE = sorted(set(tiny_models.KINDS) - {"encoder"})
+CHECKPOINTED = ["window, short", "state", "rwkv", "hybrid", "short convolution"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kinds")
+    return {kind: tiny_models.write(kind, folder / f"{number}.gguf") for number, kind in enumerate(tiny_models.KINDS)}
+
+
+def load(models, kind, **arguments):
+    kind, short, _ = kind.partition(", short")
+    arguments = {"n_ctx": 512, "n_batch": 64, "n_parallel": 3, "n_threads": 1, "n_threads_batch": 1, **arguments}
+    return Llama(models[kind], swa_full=not short, batch_invariant=True, **arguments)
+
+
+def answer(llm, prompt, n=16, **arguments):
+    """The answer's tokens."""
+    found = []
+
+    def note(tokens, logits):
+        found[:] = tokens[len(prompt) :]
+        return logits
+
+    bias = {llm.token_eos(): -1e9}
+    # a last token more, so that the processor sees all of them
+    llm.create_completion(prompt, max_tokens=n + 1, temperature=0, logit_bias=bias, logits_processor=note, **arguments)
+    return list(map(int, found))
+
+
+def cached(llm, prompt, **arguments):
+    """How many tokens of a prompt were in the cache."""
+    return llm.create_completion(prompt, max_tokens=1, **arguments)["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def prompts(seed, n=12):
+    """Prompts that part in different places, and one that goes on after each answer is for the test to make."""
+    numbers = random.Random(seed)
+    text = [numbers.randrange(3, 270) for _ in range(300)]
+    return [text[: numbers.randrange(0, 250)] + numbers.choices(range(3, 270), k=numbers.randrange(1, 60)) for _ in range(n)]
+
+
+@pytest.mark.parametrize("kind", [*GENERATIVE, "window, short"])
+def test_together_and_cached_is_as_alone(models, kind):
+    asked = prompts(seed=1)
+    with load(models, kind, n_parallel=1) as llm:
+        alone = [(llm.reset(), answer(llm, prompt))[1] for prompt in asked]
+        turns = [(llm.reset(), answer(llm, [*p, *a, 5, 6, 7]))[1] for p, a in zip(asked, alone)]
+    assert len({tuple(tokens) for tokens in alone}) > len(asked) // 2
+
+    with load(models, kind) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert [answer(llm, prompt) for prompt in asked] == alone, "one after the other"
+        assert list(pool.map(lambda p: answer(llm, p), asked)) == alone, "together"
+        assert list(pool.map(lambda pa: answer(llm, [*pa[0], *pa[1], 5, 6, 7]), zip(asked, alone))) == turns, "second turns"
+        for prompt, expected in zip(asked, alone):
+            answer(llm, prompt[:-20] or [9], 4)
+            assert answer(llm, prompt) == expected, "after another one that begins so"
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTED)
+def test_a_memory_that_cannot_be_cut_serves_again(models, kind):
+    with load(models, kind) as llm:
+        prompt = prompts(seed=2)[0][:1] + [11 + i % 200 for i in range(399)]
+        assert cached(llm, prompt) == 0
+        assert cached(llm, prompt) >= 395, "the same again"
+        first = answer(llm, prompt)
+        assert cached(llm, [*prompt, *first, 7, 8]) >= 400, "the next turn"
+        assert cached(llm, [*prompt[:100], 5, 6]) == 0, "nobody knew that they would part here"
+        assert cached(llm, [*prompt[:100], 7, 8]) == 100
+        assert cached(llm, [*prompt[:100], 9]) == 100
+
+
+def test_checkpoints_have_a_limit(models, monkeypatch):
+    with load(models, "state") as llm:
+        cached(llm, [9] * 100)
+        kind = llm._open_engine._sequences._kind
+        size = next(iter(kind._checkpoints.values())).nbytes
+        monkeypatch.setattr(memory, "CHECKPOINT_BYTES", int(2.5 * size))
+        for i in range(6):
+            cached(llm, [20 + i] * 100)
+            assert len(kind._checkpoints) <= 2
+        monkeypatch.setattr(memory, "CHECKPOINT_BYTES", size - 1)
+        cached(llm, [40] * 100)
+        assert not kind._checkpoints
+
+
+def test_a_stale_checkpoint_would_be_seen(models, monkeypatch):
+    """The first test must fail when a sequence goes on from what another one left."""
+    monkeypatch.setattr(memory.Checkpointed, "_drop_after", lambda self, sequence, n: None)
+    with pytest.raises(AssertionError):
+        test_together_and_cached_is_as_alone(models, "state")
+
+
+def test_an_encoder_is_refused(models):
+    with pytest.raises(ContextCreationError, match="encoder"):
+        load(models, "encoder")
