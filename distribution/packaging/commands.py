@@ -22,6 +22,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     """Set up ``verify``."""
     _add_choice(parser)
     parser.add_argument("--rebuild", action="store_true", required=True, help="build again, from another folder, and compare")
+    parser.add_argument("--with-cache", action="store_true", help="let the compiler cache answer, instead of compiling all of it")
     parser.set_defaults(run=_verify)
 
 
@@ -71,6 +72,6 @@ def _build(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     variants = _variants(options)
     channels = options.channel or packages.dependencies(cuda=packages.CPU_ONLY not in variants)
-    for name, digest in verify.rebuild(variants, channels, options.only).items():
+    for name, digest in verify.rebuild(variants, channels, options.only, options.with_cache).items():
         print(f"{digest}  {name}")
     say("both builds gave the same bytes")

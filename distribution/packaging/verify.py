@@ -13,11 +13,12 @@ from . import inputs, packages
 from .normalise import members
 
 
-def rebuild(variants: Sequence[str], channels: Sequence[str], only: Sequence[str] = ()) -> dict[str, str]:
+def rebuild(variants: Sequence[str], channels: Sequence[str], only: Sequence[str] = (), with_cache: bool = False) -> dict[str, str]:
     """Build everything again and compare; return the packages' names with their SHA-256.
 
     What is in ``dist/packages`` from the same sources counts as the first build; where it is missing it is made. The
-    second starts from a copy of the checkout in another folder and compiles all of it: its compiler cache is empty at first.
+    second starts from a copy of the checkout in another folder and compiles all of it: its compiler cache is empty at first, unless
+    ``with_cache`` lets it have the user's answers.
 
     Raises:
         NotReproducibleError: a package came out otherwise the second time; names the first file that differs.
@@ -27,9 +28,10 @@ def rebuild(variants: Sequence[str], channels: Sequence[str], only: Sequence[str
         copy = Path(scratch, "elsewhere", "checkout")
         inputs.export(copy)
         first = packages.build(variants, channels, only=only)
+        cache = None if with_cache else Path(scratch, "ccache")
         # not without a cache: several packages come from one compile, which the build engine repeats for each
         second = packages.build(
-            variants, channels, Path(scratch, "second"), copy, test=False, only=only, compiler_cache=Path(scratch, "ccache")
+            variants, channels, Path(scratch, "second"), copy, test=False, only=only, compiler_cache=cache
         )
         for one, other in zip(first, second, strict=True):
             compare(one, other)
