@@ -43,6 +43,7 @@ struct llama_common_chat;         // the chat templates of one model; const afte
 struct llama_common_chat_parser;  // reads one answer; one thread at a time
 struct llama_common_top_k;        // the best tokens of each sequence of one context, found on the device
 struct llama_common_sampler;      // what one request samples with; one thread at a time
+struct llama_common_speculator;   // guesses what follows in the sequences of one context; one thread at a time
 struct llama_common_decoder;      // decodes the batches of one context; one thread at a time
 
 // What this library was built from. Static strings.
@@ -232,6 +233,65 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_logprobs(
         llama_token * top,
         float *       top_logprobs,
         char **       error);
+
+// What a model and a context with these parameters would take, in bytes, measured without loading weights or allocating.
+// `result`: {"devices": [{"name", "total", "free", "model", "context", "compute"}], "n_layer", "n_ctx_train"}; the last
+// device is the host. Not for several threads at once: the engine's log is redirected meanwhile.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_measure(
+        const char *                        path,
+        const struct llama_model_params *   model_params,
+        const struct llama_context_params * context_params,
+        char **                             result,
+        char **                             error);
+
+// Guesses what follows in each of `n_seq` sequences, so that the model can check several tokens at once. `params`:
+// {"types": [names as llama-server's --spec-type takes them], "n_max"?, "p_min"?, "ngram_size"?}. `draft` is the context
+// that guesses (NULL when the types need none), with as many sequences as `context`; what is removed from or copied in
+// the memory of `context` must be in its, too. The caller owns *speculator and must free it before the contexts.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_speculator_init(
+        const char *                      params,
+        struct llama_context *            context,
+        struct llama_context *            draft,
+        int32_t                           n_seq,
+        struct llama_common_speculator ** speculator,
+        char **                           error);
+
+LLAMA_COMMON_C_API void llama_common_speculator_free(struct llama_common_speculator * speculator);  // NULL is allowed
+
+// A sequence starts anew with these tokens, the last of which may not be computed yet.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_speculator_begin(
+        struct llama_common_speculator * speculator,
+        int32_t                          sequence,
+        const llama_token *              tokens,
+        int32_t                          n_tokens,
+        char **                          error);
+
+// It goes on with these. After a guess: the tokens of it that were right, and the one that came after them.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_speculator_accept(
+        struct llama_common_speculator * speculator,
+        int32_t                          sequence,
+        const llama_token *              tokens,
+        int32_t                          n_tokens,
+        char **                          error);
+
+// Guesses up to `n_max` tokens for each of `n` sequences: `tokens` has room for n * n_max, `n_tokens` for n.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_speculator_draft(
+        struct llama_common_speculator * speculator,
+        int32_t                          n,
+        const int32_t *                  sequences,
+        int32_t                          n_max,
+        llama_token *                    tokens,
+        int32_t *                        n_tokens,
+        char **                          error);
+
+// To be called with every batch that the context has computed; only some ways to guess need it.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_speculator_process(
+        struct llama_common_speculator * speculator,
+        int32_t                          n_tokens,
+        const llama_token *              tokens,
+        const llama_pos *                positions,
+        const llama_seq_id *             sequences,
+        char **                          error);
 
 #ifdef __cplusplus
 }

@@ -242,6 +242,48 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     llama_memory_clear(llama_get_memory(context), true);
 }
 
+static void guesses(struct llama_context * context) {
+    struct llama_common_speculator * speculator = NULL;
+    EXPECT(OK, llama_common_speculator_init("{\"types\":[\"ngram-simple\"],\"n_max\":4,\"ngram_size\":2}", context, NULL, 2, &speculator, &error));
+    struct llama_common_speculator * none = NULL;
+    EXPECT(BAD, llama_common_speculator_init("{\"types\":[\"nothing\"]}", context, NULL, 2, &none, &error));
+    EXPECT(BAD, llama_common_speculator_init("{}", context, NULL, 2, &none, &error));
+    EXPECT(BAD, llama_common_speculator_init("{\"types\":[\"draft-simple\"]}", context, NULL, 2, &none, &error));
+    EXPECT(BAD, llama_common_speculator_init("{\"types\":[\"ngram-simple\"]}", NULL, NULL, 2, &none, &error));
+
+    llama_token tokens[] = {5, 6, 7, 8, 9, 10, 11, 5, 6, 7}, drafted[8];
+    int32_t     sequences[] = {1, 0}, counts[2];
+    EXPECT(OK, llama_common_speculator_begin(speculator, 1, tokens, 10, &error));
+    EXPECT(OK, llama_common_speculator_begin(speculator, 0, tokens, 1, &error));
+    EXPECT(BAD, llama_common_speculator_begin(speculator, 2, tokens, 1, &error));
+    EXPECT(BAD, llama_common_speculator_begin(speculator, 0, NULL, 1, &error));
+    EXPECT(OK, llama_common_speculator_draft(speculator, 2, sequences, 4, drafted, counts, &error));
+    if (counts[0] != 4 || drafted[0] != 8 || counts[1] != 0) {
+        exit(1);
+    }
+    EXPECT(OK, llama_common_speculator_accept(speculator, 1, drafted, 3, &error));
+    EXPECT(OK, llama_common_speculator_accept(speculator, 1, drafted, 4, &error));
+    EXPECT(BAD, llama_common_speculator_accept(speculator, -1, drafted, 4, &error));
+    EXPECT(OK, llama_common_speculator_process(speculator, 1, tokens, tokens, sequences, &error));
+    EXPECT(BAD, llama_common_speculator_process(NULL, 1, tokens, tokens, sequences, &error));
+    EXPECT(BAD, llama_common_speculator_draft(NULL, 1, sequences, 4, drafted, counts, &error));
+    llama_common_speculator_free(speculator);
+    llama_common_speculator_free(NULL);
+}
+
+static void measuring(const char * path) {
+    struct llama_model_params   of_model   = llama_model_default_params();
+    struct llama_context_params of_context = llama_context_default_params();
+    char * text = NULL;
+    EXPECT(OK, llama_common_measure(path, &of_model, &of_context, &text, &error));
+    if (!strstr(text, "\"context\"")) {
+        exit(1);
+    }
+    llama_common_string_free(text);
+    EXPECT(LLAMA_COMMON_INTERNAL_ERROR, llama_common_measure("/nowhere.gguf", &of_model, &of_context, &text, &error));
+    EXPECT(BAD, llama_common_measure(path, NULL, &of_context, &text, &error));
+}
+
 int main(int argc, char ** argv) {
     (void) argc;
     llama_log_set(llama_common_log_discard, NULL);
@@ -275,6 +317,8 @@ int main(int argc, char ** argv) {
         parsers();
         schemas();
         sampling(model, context);
+        guesses(context);
+        measuring(argv[1]);
     }
     llama_common_log_set(NULL, NULL);
     llama_free(context);

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, NewType
 from .ggml import ggml_log_callback, ggml_log_level
 from .llama import (
     llama_context_p_ctypes,
+    llama_context_params,
     llama_model_p_ctypes,
+    llama_model_params,
     llama_pos,
     llama_sampler,
     llama_sampler_seq_config,
@@ -47,6 +49,9 @@ llama_common_top_k_p_ctypes = c_void_p
 
 llama_common_sampler_p = NewType("llama_common_sampler_p", int)
 llama_common_sampler_p_ctypes = c_void_p
+
+llama_common_speculator_p = NewType("llama_common_speculator_p", int)
+llama_common_speculator_p_ctypes = c_void_p
 
 llama_common_decoder_p = NewType("llama_common_decoder_p", int)
 llama_common_decoder_p_ctypes = c_void_p
@@ -462,6 +467,164 @@ def llama_common_logprobs(
     ...
 
 
+@bind(
+    "llama-common-c",
+    llama_common_status,
+    c_char_p,
+    POINTER(llama_model_params),
+    POINTER(llama_context_params),
+    POINTER(c_char_p),
+    POINTER(c_char_p),
+)
+def llama_common_measure(
+    path: bytes | None,
+    model_params: PointerLike[llama_model_params],
+    context_params: PointerLike[llama_context_params],
+    result: PointerLike[c_char_p],
+    error: PointerLike[c_char_p],
+    /,
+) -> int:
+    """enum llama_common_status llama_common_measure(
+        const char * path, const struct llama_model_params * model_params,
+        const struct llama_context_params * context_params, char ** result, char ** error
+    )"""
+    ...
+
+
+@bind(
+    "llama-common-c",
+    llama_common_status,
+    c_char_p,
+    llama_context_p_ctypes,
+    llama_context_p_ctypes,
+    c_int32,
+    POINTER(llama_common_speculator_p_ctypes),
+    POINTER(c_char_p),
+)
+def llama_common_speculator_init(
+    params: bytes | None,
+    context: llama_context_p | None,
+    draft: llama_context_p | None,
+    n_seq: int,
+    speculator: PointerLike[llama_common_speculator_p_ctypes],
+    error: PointerLike[c_char_p],
+    /,
+) -> int:
+    """enum llama_common_status llama_common_speculator_init(
+        const char * params, struct llama_context * context, struct llama_context * draft, int32_t n_seq,
+        struct llama_common_speculator ** speculator, char ** error
+    )"""
+    ...
+
+
+@bind("llama-common-c", None, llama_common_speculator_p_ctypes)
+def llama_common_speculator_free(speculator: llama_common_speculator_p | None, /) -> None:
+    """void llama_common_speculator_free(struct llama_common_speculator * speculator)"""
+    ...
+
+
+@bind(
+    "llama-common-c",
+    llama_common_status,
+    llama_common_speculator_p_ctypes,
+    c_int32,
+    POINTER(llama_token),
+    c_int32,
+    POINTER(c_char_p),
+)
+def llama_common_speculator_begin(
+    speculator: llama_common_speculator_p | None,
+    sequence: int,
+    tokens: PointerLike[llama_token],
+    n_tokens: int,
+    error: PointerLike[c_char_p],
+    /,
+) -> int:
+    """enum llama_common_status llama_common_speculator_begin(
+        struct llama_common_speculator * speculator, int32_t sequence, const llama_token * tokens, int32_t n_tokens,
+        char ** error
+    )"""
+    ...
+
+
+@bind(
+    "llama-common-c",
+    llama_common_status,
+    llama_common_speculator_p_ctypes,
+    c_int32,
+    POINTER(llama_token),
+    c_int32,
+    POINTER(c_char_p),
+)
+def llama_common_speculator_accept(
+    speculator: llama_common_speculator_p | None,
+    sequence: int,
+    tokens: PointerLike[llama_token],
+    n_tokens: int,
+    error: PointerLike[c_char_p],
+    /,
+) -> int:
+    """enum llama_common_status llama_common_speculator_accept(
+        struct llama_common_speculator * speculator, int32_t sequence, const llama_token * tokens, int32_t n_tokens,
+        char ** error
+    )"""
+    ...
+
+
+@bind(
+    "llama-common-c",
+    llama_common_status,
+    llama_common_speculator_p_ctypes,
+    c_int32,
+    POINTER(c_int32),
+    c_int32,
+    POINTER(llama_token),
+    POINTER(c_int32),
+    POINTER(c_char_p),
+)
+def llama_common_speculator_draft(
+    speculator: llama_common_speculator_p | None,
+    n: int,
+    sequences: PointerLike[c_int32],
+    n_max: int,
+    tokens: PointerLike[llama_token],
+    n_tokens: PointerLike[c_int32],
+    error: PointerLike[c_char_p],
+    /,
+) -> int:
+    """enum llama_common_status llama_common_speculator_draft(
+        struct llama_common_speculator * speculator, int32_t n, const int32_t * sequences, int32_t n_max,
+        llama_token * tokens, int32_t * n_tokens, char ** error
+    )"""
+    ...
+
+
+@bind(
+    "llama-common-c",
+    llama_common_status,
+    llama_common_speculator_p_ctypes,
+    c_int32,
+    POINTER(llama_token),
+    POINTER(llama_pos),
+    POINTER(llama_seq_id),
+    POINTER(c_char_p),
+)
+def llama_common_speculator_process(
+    speculator: llama_common_speculator_p | None,
+    n_tokens: int,
+    tokens: PointerLike[llama_token],
+    positions: PointerLike[llama_pos],
+    sequences: PointerLike[llama_seq_id],
+    error: PointerLike[c_char_p],
+    /,
+) -> int:
+    """enum llama_common_status llama_common_speculator_process(
+        struct llama_common_speculator * speculator, int32_t n_tokens, const llama_token * tokens,
+        const llama_pos * positions, const llama_seq_id * sequences, char ** error
+    )"""
+    ...
+
+
 __all__ = [
     "LLAMA_COMMON_GRAMMAR_ERROR", "LLAMA_COMMON_INTERNAL_ERROR", "LLAMA_COMMON_INVALID_ARGUMENT",
     "LLAMA_COMMON_NEEDS_ALL", "LLAMA_COMMON_OK", "LLAMA_COMMON_OUT_OF_MEMORY", "LLAMA_COMMON_PARSE_ERROR",
@@ -472,8 +635,11 @@ __all__ = [
     "llama_common_decoder_free", "llama_common_decoder_init", "llama_common_decoder_on_device",
     "llama_common_decoder_p", "llama_common_decoder_p_ctypes", "llama_common_get_logits", "llama_common_grammar_init",
     "llama_common_headers_sha256", "llama_common_json_schema_to_grammar", "llama_common_log_discard",
-    "llama_common_log_set", "llama_common_logprobs", "llama_common_pick", "llama_common_pick_from",
-    "llama_common_sampler_accept", "llama_common_sampler_free", "llama_common_sampler_init", "llama_common_sampler_p",
-    "llama_common_sampler_p_ctypes", "llama_common_status", "llama_common_string_free", "llama_common_top_k_configs",
+    "llama_common_log_set", "llama_common_logprobs", "llama_common_measure", "llama_common_pick",
+    "llama_common_pick_from", "llama_common_sampler_accept", "llama_common_sampler_free", "llama_common_sampler_init",
+    "llama_common_sampler_p", "llama_common_sampler_p_ctypes", "llama_common_speculator_accept",
+    "llama_common_speculator_begin", "llama_common_speculator_draft", "llama_common_speculator_free",
+    "llama_common_speculator_init", "llama_common_speculator_p", "llama_common_speculator_p_ctypes",
+    "llama_common_speculator_process", "llama_common_status", "llama_common_string_free", "llama_common_top_k_configs",
     "llama_common_top_k_free", "llama_common_top_k_init", "llama_common_top_k_p", "llama_common_top_k_p_ctypes",
 ]  # fmt: skip
