@@ -111,6 +111,10 @@ class AdapterLoadError(LlamaCppError, RuntimeError):
     """The engine refused a LoRA adapter: most often it was made for another model."""
 
 
+class CacheError(LlamaCppError, OSError):
+    """A folder cannot be used as a cache."""
+
+
 class ModelDownloadError(LlamaCppError, OSError):
     """A model could not be fetched, or what arrived has another hash."""
 
@@ -161,16 +165,17 @@ class ContextLengthError(LlamaCppError, ValueError):
 
 
 class ContextFullError(LlamaCppError, ValueError):
-    """A request with ``context_full="error"`` has filled its context.
+    """A request has filled its context, and asked for an error then, or for what its memory cannot do.
 
     Attributes:
         n_ctx: tokens the context can hold.
     """
 
-    def __init__(self, n_ctx: int) -> None:
+    def __init__(self, n_ctx: int, *, can_shift: bool = True) -> None:
         super().__init__(
-            f"The context of {n_ctx} tokens is full.",
-            remedy='Raise n_ctx, or let the answer be cut (context_full="truncate") or its beginning forgotten ("shift").',
+            f"The context of {n_ctx} tokens is full" + ("." if can_shift else ", and this model's memory cannot be shifted."),
+            remedy='Raise n_ctx, or let the answer be cut (context_full="truncate")'
+            + (' or its beginning forgotten ("shift").' if can_shift else "."),
         )
         self.n_ctx = n_ctx
 
