@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .asynchronous import AsyncLlama as AsyncLlama
+    from .engine.caches import BaseLlamaCache as BaseLlamaCache
+    from .engine.caches import LlamaCache as LlamaCache
+    from .engine.caches import LlamaDiskCache as LlamaDiskCache
+    from .engine.caches import LlamaRAMCache as LlamaRAMCache
     from .llama import Llama as Llama
 
 __version__ = "0.4.0"
 
-_HOME = {"Llama": ".llama", "AsyncLlama": ".asynchronous"}
+_HOME = {
+    "Llama": ".llama",
+    "AsyncLlama": ".asynchronous",
+    **dict.fromkeys(("BaseLlamaCache", "LlamaCache", "LlamaRAMCache", "LlamaDiskCache"), ".engine.caches"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,111 @@
+"""The second tier of the prefix cache: what sequences held when they had to make room, outside of the context."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from ..capi.llama_common_c import llama_common_commit
+from ..models.gguf import read_gguf
+from ..models.model import Model
+from .caches import BaseLlamaCache
+from .prefix_tree import PrefixTree
+
+#: Fields of ``llama_context_params`` that do not change what a sequence's memory holds.
+_IRRELEVANT = {"n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "no_perf", "n_seq_max", "op_offload"}
+
+#: Shorter beginnings are computed sooner than they are fetched.
+N_LEAST = 64
+
+_HEAD = struct.Struct("<8sQ32s")  # magic, number of tokens, SHA-256 of tokens and state
+_MAGIC = b"llamasq1"
+
+
+def fingerprint_of(model: Model, params: Mapping[str, Any]) -> bytes:
+    """What must be equal for a state to mean the same: the engine, the model file, and the context's parameters."""
+    header = read_gguf(model.path)
+    with model.path.open("rb") as file:
+        digest = hashlib.sha256(file.read(header.data_offset)).hexdigest()
+    found = model.path.stat()
+    relevant = sorted((name, value) for name, value in params.items() if name not in _IRRELEVANT)
+    return repr((llama_common_commit(), digest, found.st_size, found.st_mtime_ns, relevant)).encode()
+
+
+class SavedStates:
+    """States of sequences in a cache, found by the tokens they begin with.
+
+    A name is the fingerprint's hash and the tokens (int32), so that looking for one reads no state.
+
+    Args:
+        fingerprint: of the model and of all that changes what its memory holds; states of others are not seen.
+    """
+
+    def __init__(self, cache: BaseLlamaCache, fingerprint: bytes) -> None:
+        self._cache = cache
+        self._fingerprint = hashlib.sha256(fingerprint).digest()
+        self._tree = PrefixTree()
+        self._n_entries = 0
+        self._names: dict[int, tuple[bytes, int]] = {}
+        self._known: set[bytes] = set()
+        for name in cache.names():
+            if name.startswith(self._fingerprint):
+                self._note(name)
+
+    def save(self, tokens: Sequence[int], state: np.ndarray) -> None:
+        """Keeps the state of a sequence that holds these tokens."""
+        name = self._name(tokens)
+        if len(tokens) < N_LEAST or name in self._known or not len(state):
+            return
+        data = np.asarray(tokens, np.int32).tobytes() + state.tobytes()
+        self._cache.put(name, _HEAD.pack(_MAGIC, len(tokens), hashlib.sha256(data).digest()) + data)
+        self._note(name)
+        if len(self._names) % 64 == 0:
+            self._forget_gone()
+
+    @property
+    def persistent(self) -> bool:
+        """Whether what is kept outlives the process."""
+        return bool(getattr(self._cache, "persistent", False))
+
+    def best(self, tokens: Sequence[int], whole: bool) -> tuple[int, int]:
+        """The entry that serves these tokens best, and how many of them; ``whole``: it must not hold any others."""
+        for entry, n_common in self._tree.matches(tokens):
+            if n_common >= N_LEAST and not (whole and n_common < self._names[entry][1]):
+                return entry, n_common
+        return -1, 0
+
+    def load(self, entry: int) -> np.ndarray | None:
+        """The state of an entry (uint8); None when it is gone or damaged."""
+        name, n_tokens = self._names[entry]
+        value = self._cache.get(name)
+        if value is not None and len(value) > _HEAD.size:
+            magic, n, digest = _HEAD.unpack_from(value)
+            data = memoryview(value)[_HEAD.size :]
+            if (magic, n) == (_MAGIC, n_tokens) and hashlib.sha256(data).digest() == digest:
+                return np.frombuffer(data[4 * n :], np.uint8)
+        self._forget(entry)
+        return None
+
+    def _forget(self, entry: int) -> None:
+        self._tree.remove(entry)
+        name, _ = self._names.pop(entry)
+        self._known.discard(name)
+
+    def _forget_gone(self) -> None:
+        """Forgets entries that had to make room in the cache."""
+        there = set(self._cache.names())
+        for entry in [entry for entry, (name, _) in self._names.items() if name not in there]:
+            self._forget(entry)
+
+    def _name(self, tokens: Sequence[int]) -> bytes:
+        return self._fingerprint + np.asarray(tokens, np.int32).tobytes()
+
+    def _note(self, name: bytes) -> None:
+        tokens = np.frombuffer(name[len(self._fingerprint) :], np.int32)
+        entry = self._n_entries = self._n_entries + 1
+        self._names[entry] = name, len(tokens)
+        self._known.add(name)
+        self._tree.insert(entry, tokens)

@@ -1,0 +1,151 @@
+"""The second tier: what has to leave the context comes back from memory or from disk."""
+
+import os
+import random
+
+import diskcache
+import pytest
+import tiny_models
+from test_memory_kinds import GENERATIVE, answer, cached, load
+
+from llama_cpp import LlamaDiskCache, LlamaRAMCache
+from llama_cpp.errors import CacheError, InvalidArgumentError
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    return {kind: tiny_models.write(kind, folder / f"{number}.gguf") for number, kind in enumerate(tiny_models.KINDS)}
+
+
+def texts(n, length=200):
+    numbers = random.Random(5)
+    return [numbers.choices(range(3, 270), k=length) for _ in range(n)]
+
+
+@pytest.mark.parametrize("kind", [*GENERATIVE, "window, short"])
+def test_what_had_to_leave_comes_back(models, kind):
+    prompts = texts(4)
+    with load(models, kind, n_parallel=1) as llm:
+        expected = [answer(llm, prompt) for prompt in prompts]
+        assert [cached(llm, prompt) for prompt in prompts] == [0] * 4
+    with load(models, kind, n_parallel=1) as llm:
+        llm.set_cache(LlamaRAMCache())
+        assert [answer(llm, prompt) for prompt in prompts] == expected
+        for prompt, following in zip(prompts, expected):
+            # what was generated last is not computed yet
+            assert cached(llm, [*prompt, *following[:16], 5, 6]) >= 200
+            assert answer(llm, prompt) == expected[prompts.index(prompt)]
+
+
+def test_it_is_as_large_as_it_may_be(models):
+    with load(models, "dense", n_parallel=1) as llm:
+        cache = LlamaRAMCache(capacity_bytes=500_000)
+        llm.set_cache(cache)
+        for prompt in texts(6):
+            answer(llm, prompt)
+        assert 0 < cache.cache_size <= 500_000
+        assert cached(llm, texts(6)[0]) == 0, "the first had to make room"
+        assert cached(llm, texts(6)[4]) == 199
+        llm.set_cache(None)
+        n = len(list(cache.names()))
+        answer(llm, [9] * 300)
+        assert len(list(cache.names())) == n
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(InvalidArgumentError):
+            LlamaRAMCache(capacity_bytes=wrong)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_restart_keeps_a_system_prompt(models, tmp_path, unified):
+    prompt = texts(1)[0]
+    arguments = {"batch_invariant": False, "kv_unified": unified, "flash_attn": True}
+    with load(models, "dense", **arguments) as llm:
+        llm.set_cache(LlamaDiskCache(tmp_path / "cache"))
+        expected = answer(llm, prompt)
+    with load(models, "dense", **arguments) as llm:
+        llm.set_cache(LlamaDiskCache(tmp_path / "cache"))
+        assert cached(llm, [*prompt, 5, 6, 7]) == 200
+        assert answer(llm, prompt) == expected
+        llm.reset()
+        assert cached(llm, prompt) == 199, "what is saved is not forgotten with what is in the context"
+    with load(models, "dense", type_k=8, type_v=8, **arguments) as llm:  # GGML_TYPE_Q8_0
+        llm.set_cache(LlamaDiskCache(tmp_path / "cache"))
+        assert cached(llm, prompt) == 0, "other types, another memory"
+    with load(models, "latent") as llm:
+        llm.set_cache(LlamaDiskCache(tmp_path / "cache"))
+        assert cached(llm, prompt) == 0, "another model"
+
+
+def test_what_is_damaged_is_computed_anew(models, tmp_path):
+    prompt = texts(1)[0]
+    with load(models, "dense") as llm:
+        llm.set_cache(LlamaDiskCache(tmp_path))
+        expected = answer(llm, prompt)
+    for damage in (
+        lambda data: data[:-1],
+        lambda data: data[:1000] + bytes([data[1000] ^ 1]) + data[1001:],
+        lambda data: b"",
+        lambda data: data[:20],
+        None,
+    ):
+        files = list(tmp_path.rglob("*.val"))
+        assert files
+        for file in files:
+            file.unlink() if damage is None else file.write_bytes(damage(file.read_bytes()))
+        with load(models, "dense") as llm:
+            llm.set_cache(LlamaDiskCache(tmp_path))
+            assert cached(llm, prompt) == 0
+            assert answer(llm, prompt) == expected
+        with load(models, "dense") as llm:
+            llm.set_cache(LlamaDiskCache(tmp_path))
+            assert cached(llm, prompt) == 199, "saved anew"
+
+
+def test_a_folder_others_can_write_to_is_refused(tmp_path):
+    folder = tmp_path / "cache"
+    LlamaDiskCache(folder).close()
+    assert folder.stat().st_mode & 0o077 == 0
+    folder.chmod(0o770)
+    with pytest.raises(CacheError, match="others may write"):
+        LlamaDiskCache(folder)
+    folder.chmod(0o755)
+    (folder / "cache.db").chmod(0o666)
+    with pytest.raises(CacheError, match="cache.db"):
+        LlamaDiskCache(folder)
+    folder.chmod(0o700)
+    LlamaDiskCache(folder).close()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="another folder"):
+        LlamaDiskCache(tmp_path / "file")
+
+
+class Bomb:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = str(trace)
+
+    def __reduce__(self):
+        return os.mkdir, (self.trace,)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    trace = tmp_path / "trace"
+    with diskcache.Cache(str(tmp_path / "cache")) as cache:
+        cache[b"value"] = Bomb(trace)
+        cache[Bomb(trace)] = b"name"
+        cache[b"text"] = "text"
+    (tmp_path / "cache").chmod(0o700)
+    cache = LlamaDiskCache(tmp_path / "cache")
+    assert cache.get(b"value") is None and cache.get(b"text") is None
+    list(cache.names())
+    cache.put(b"mine", b"bytes")
+    assert cache.get(b"mine") == b"bytes"
+    with pytest.raises(TypeError, match="only bytes"):
+        cache.put(b"mine", "text")
+    assert not trace.exists()
+    with diskcache.Cache(str(tmp_path / "cache")) as plain:
+        assert plain[b"text"] == "text"
+        plain[b"value"]
+    assert trace.exists(), "the bomb was one"
