@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ _IGNORED = {
 
 #: Parts of llama-cpp-python's interface that this version does not have yet.
 _LATER = {
-    "Llama": {"embedding", "chat_handler", "draft_model", "tokenizer", "spm_infill", "numa"},
+    "Llama": {"embedding", "chat_handler", "tokenizer", "spm_infill", "numa"},
     "create_completion": {"suffix", "stopping_criteria"},
     "create_chat_completion": {"functions", "function_call"},
 }
@@ -78,6 +79,7 @@ _RANGES = {
     "n_kv": (1, _INT32_MAX),
     "n_batch": (1, _INT32_MAX),
     "n_ubatch": (1, _INT32_MAX),
+    "n_draft": (1, 64),
     "n_gpu_layers": (-1, _INT32_MAX),
     "n_threads": (1, ggml.GGML_MAX_N_THREADS),
     "n_threads_batch": (1, ggml.GGML_MAX_N_THREADS),
@@ -134,6 +136,10 @@ def check_creation(**values: Any) -> None:
         raise InvalidArgumentError("batch_invariant needs flash attention and kv_unified=False.")
     if values["flash_attn"] not in (None, True, False):
         raise InvalidArgumentError(f"flash_attn={values['flash_attn']!r} must be True, False or None.")
+    if not isinstance(values["draft_model"], (str, os.PathLike, type(None))):
+        raise InvalidArgumentError(
+            f"draft_model={values['draft_model']!r} must be a path, \"prompt-lookup\" or \"mtp\".",
+        )
     if not isinstance(values["chat_format"], (str, type(None))):
         raise InvalidArgumentError(f"chat_format={values['chat_format']!r} must be a str.")
     if values["chat_format"] not in (None, "chatml") and "{" not in values["chat_format"]:

@@ -24,16 +24,18 @@ from .arguments import (
 from .capi import llama as capi
 from .chat.session import ChatReader, ChatRequest
 from .chat.templates import ChatTemplates
-from .engine.params import SamplingParams
+from .engine.params import OWN_HEADS, SamplingParams
 from .engine.requests import Handle, LogitsProcessor, Request
 from .engine.sampler import Sampler
 from .engine.text import TextStream
-from .errors import InvalidArgumentError
+from .errors import ContextCreationError, InvalidArgumentError, ModelLoadError
+from .fit.measurement import check_host_memory, explained
 from .fit.threads import default_batch_threads, default_threads
 from .models.adapter import AdapterSet
 from .models.model import Model
 
 if TYPE_CHECKING:
+    from .engine.caches import BaseLlamaCache
     from .engine.scheduler import BatchingEngine
 
 logger = logging.getLogger("llama_cpp")
@@ -78,6 +80,10 @@ class Llama:
             what else is asked; long prompts are read more slowly. It needs flash attention, gives each request its own
             part of the KV cache, and holds for every model of the process from then on.
         last_n_tokens_size: how many tokens back the penalties look.
+        draft_model: what guesses tokens for the model to check several at once, which changes speed and no answer: the path
+            of a smaller model with the same vocabulary, "prompt-lookup" (what followed the last tokens before), or "mtp"
+            (the model's own heads for that). It is used while it pays.
+        n_draft: tokens guessed at once at most.
         lora_path, lora_scale: a LoRA adapter that every request has unless it chooses others; its name is the file's.
         lora_adapters: more of them by name, for requests to choose from.
         chat_format: "chatml" or another Jinja template's source, instead of the model's own template.
@@ -134,6 +140,8 @@ class Llama:
         no_perf: bool = True,
         batch_invariant: bool = False,
         last_n_tokens_size: int = 64,
+        draft_model: str | os.PathLike[str] | None = None,
+        n_draft: int = 8,
         lora_path: str | os.PathLike[str] | None = None,
         lora_scale: float = 1.0,
         lora_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
@@ -153,6 +161,7 @@ class Llama:
             split_mode=split_mode, rope_scaling_type=rope_scaling_type, pooling_type=pooling_type,
             attention_type=attention_type, flash_attn=flash_attn, type_k=type_k, type_v=type_v, chat_format=chat_format,
             n_parallel=n_parallel, n_kv=n_kv, kv_unified=kv_unified, batch_invariant=batch_invariant,
+            draft_model=draft_model, n_draft=n_draft,
         )  # fmt: skip
         if verbose:
             _log_to_stderr()
@@ -163,18 +172,18 @@ class Llama:
         self._chat_template = chat_format
 
         adapters = read_adapters(lora_path, lora_scale, lora_adapters)
-        self._model = Model(
-            model_path,
-            params={
-                "n_gpu_layers": n_gpu_layers,
-                "split_mode": split_mode,
-                "main_gpu": main_gpu,
-                "vocab_only": vocab_only,
-                "load_mode": load_mode(use_mmap, use_mlock),
-            },
-            kv_overrides=kv_overrides,
-            tensor_split=tensor_split,
-        )
+        model_params = {
+            "n_gpu_layers": n_gpu_layers,
+            "split_mode": split_mode,
+            "main_gpu": main_gpu,
+            "vocab_only": vocab_only,
+            "load_mode": load_mode(use_mmap, use_mlock),
+            "load_mtp": draft_model == OWN_HEADS,
+        }
+        try:
+            self._model = Model(model_path, params=model_params, kv_overrides=kv_overrides, tensor_split=tensor_split)
+        except ModelLoadError as error:
+            raise explained(error, self.model_path, model_params, {}) from error
         if vocab_only:
             return
         context_params = {
@@ -212,10 +221,15 @@ class Llama:
                 ggml_cpu_set_batch_invariant(True)
             n_slots = n_parallel or (2 if pays_per_sequence(self._model) else 8)
             sizes = context_sizes(n_ctx or self._model.n_ctx_train, n_slots, bool(n_parallel), n_kv, kv_unified)
-            context_params = {**context_params, **sizes}
+            context_params = {k: v for k, v in {**context_params, **sizes}.items() if v is not None}
+            check_host_memory(self._model, model_params, context_params)
             self._engine = BatchingEngine(
-                self._model, {k: v for k, v in context_params.items() if v is not None}, n_slots, n_ctx
-            )
+                self._model, context_params, n_slots, n_ctx,
+                guess_from=draft_model, n_guesses=n_draft, n_gpu_layers=n_gpu_layers,
+            )  # fmt: skip
+        except ContextCreationError as error:
+            self.close()  # what would fit is a question of what is free without it
+            raise explained(error, self.model_path, model_params, context_params) from error
         except BaseException:
             self.close()
             raise
@@ -322,6 +336,13 @@ class Llama:
         """Forgets what the cache holds."""
         self._open_engine.reset()
 
+    def set_cache(self, cache: BaseLlamaCache | None) -> None:
+        """Keeps what requests have computed in ``cache`` when the context has no room for it any more.
+
+        With a :class:`~llama_cpp.engine.caches.LlamaDiskCache` a long system prompt is there at the next start, too.
+        """
+        self._open_engine.keep_in(cache)
+
     def set_seed(self, seed: int | None) -> None:
         """The seed of requests that bring none."""
         self._seed = seed
@@ -356,6 +377,7 @@ class Llama:
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         context_full: str = "truncate",
         lora: Mapping[str, float] | None = None,
+        speculate: bool = True,
         **samplers: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Continues a text.
@@ -374,6 +396,7 @@ class Llama:
             context_full: what to do when the answer fills n_ctx: "truncate" it, raise an "error", or "shift", which
                 forgets the older half of what was said.
             lora: scales of LoRA adapters by name, in place of lora_path's; ``{}`` is the model without any.
+            speculate: whether a model loaded with draft_model may guess for this request.
             The sampling parameters are those of :class:`~llama_cpp.engine.params.SamplingParams`; those that
             llama-cpp-python does not have (top_n_sigma, xtc_*, dynatemp_*, dry_*, adaptive_*) are taken, too.
 
@@ -396,7 +419,7 @@ class Llama:
         )  # fmt: skip
         request, stream_text = self._request(
             tokens, params, max_tokens, read_stop(stop), n_logprobs=read_logprobs(logprobs, self.n_vocab()),
-            processors=read_processors(logits_processor), context_full=context_full, lora=lora,
+            processors=read_processors(logits_processor), context_full=context_full, lora=lora, speculate=speculate,
         )  # fmt: skip
         head = (responses.new_id("cmpl"), responses.now(), model or self.model_path)
         answer = TextAnswer(
@@ -440,6 +463,7 @@ class Llama:
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         context_full: str = "truncate",
         lora: Mapping[str, float] | None = None,
+        speculate: bool = True,
         **samplers: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Answers a conversation, with the model's own chat template.
@@ -483,7 +507,7 @@ class Llama:
         stops = (*read_stop(stop), *prompt.stop)
         generated, text = self._request(
             tokens, params, max_tokens, stops, prompt.preserved, n_logprobs=read_logprobs(n_logprobs, self.n_vocab()),
-            processors=read_processors(logits_processor), context_full=context_full, lora=lora,
+            processors=read_processors(logits_processor), context_full=context_full, lora=lora, speculate=speculate,
         )  # fmt: skip
         head = (responses.new_id("chatcmpl"), responses.now(), model or self.model_path)
         answer = ChatAnswer(

@@ -6,7 +6,7 @@ same here; only a sequence whose last token is in the batch has an output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Iterable, Sequence
 
 from .decoder import Decoder
@@ -20,7 +20,8 @@ CHUNK = 128
 class Running:
     """A request in a sequence, which holds the first ``n_held`` of its tokens, ``n_shared`` of them in others' cells.
 
-    While its prompt is read, batches end at each of the ``stops``.
+    While its prompt is read, batches end at each of the ``stops``. While it generates, its next token can be followed by
+    a ``guess``; what was computed of that (``n_ahead`` tokens) is held once it turned out to be right.
     """
 
     request: Request
@@ -28,6 +29,8 @@ class Running:
     n_held: int
     stops: list[int]
     n_shared: int = 0
+    guess: list[int] = field(default_factory=list)
+    n_ahead: int = 0
 
     @property
     def n_pending(self) -> int:
@@ -46,15 +49,15 @@ class Part:
 
     Attributes:
         running: whose tokens they are; None for what only fills a gap, and is forgotten again.
-        output: whether the last of them has an output.
-        row: which of the batch's outputs that is; -1 for none.
+        n_outputs: how many of the last ones have an output.
+        row: which of the batch's outputs is the first of theirs; -1 for none.
     """
 
     sequence: int
     start: int
     tokens: list[int]
     running: Running | None = None
-    output: bool = False
+    n_outputs: int = 0
     row: int = -1
 
     @classmethod
@@ -62,15 +65,20 @@ class Part:
         """The next n tokens of a request."""
         start = running.n_held
         tokens = running.request.tokens[start : start + n]
-        return cls(running.sequence, start, tokens, running, output=running.n_pending == n)
+        return cls(running.sequence, start, tokens, running, n_outputs=int(running.n_pending == n))
 
     @classmethod
-    def in_place_of(cls, running: Running) -> Part:
-        """Keeps the place of a request whose next token is still being picked.
+    def next_of(cls, running: Running, n_guesses: int | None = None) -> Part:
+        """The next token of a request that generates, and its guess, made ``n_guesses`` long if that is told.
 
-        A batch of the same shape as the last one needs no new graph, which on a GPU costs more than the token.
+        While the next token is still being picked, any other keeps its place: a batch of the same shape as the last one
+        needs no new graph, which on a GPU costs more than the token.
         """
-        return cls(running.sequence, running.n_held, [0], output=True)
+        n = len(running.guess) if n_guesses is None else n_guesses
+        if not running.n_pending:
+            return cls(running.sequence, running.n_held, [0] * (1 + n), n_outputs=1 + n)
+        tokens = [running.request.tokens[-1], *running.guess[:n]]
+        return cls(running.sequence, running.n_held, tokens + [0] * (1 + n - len(tokens)), running, n_outputs=1 + n)
 
 
 class MixedBatches:
@@ -85,8 +93,8 @@ class MixedBatches:
         if any(one.n_pending == 1 for one in running):
             least = 0 if self._decoder.on_device else 1
             chosen = [one for one in running if least <= one.n_pending <= 1]
-            parts = [Part.of(one, 1) if one.n_pending else Part.in_place_of(one) for one in chosen]
-        room = self._decoder.n_batch - len(parts)
+            parts = [Part.next_of(one) for one in chosen]
+        room = self._decoder.n_batch - sum(len(part.tokens) for part in parts)
         if parts:
             room = min(room, CHUNK)
         for one in running:
@@ -129,11 +137,17 @@ class EqualBatches:
 
     So prompts and generating take turns, and while generating, one token of what lies between keeps the neighbours
     together: of a prompt that is being read, or any, which is then forgotten again.
+
+    Args:
+        fill: False for recurrent states with guesses: those of all others would have to be taken back, too, so only one run
+            of neighbours is computed at a time. (More than one at once, and the engine takes back the wrong states.)
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, fill: bool = True) -> None:
         self._decoder = decoder
+        self._fill = fill
         self._read_last = False
+        self._last = -1
 
     def choose(self, running: Sequence[Running]) -> list[Part]:
         """What to compute next."""
@@ -145,8 +159,26 @@ class EqualBatches:
         if not generating:
             return []
         by_sequence = {one.sequence: one for one in running}
-        places = [*generating, *(one.sequence for one in running if not one.n_pending)]
-        return [self._part(sequence, by_sequence.get(sequence)) for sequence in range(min(places), max(places) + 1)]
+        if not self._fill:
+            span: Sequence[int] = self._next_run(sorted(generating))
+        else:
+            places = [*generating, *(one.sequence for one in running if not one.n_pending)]
+            span = range(min(places), max(places) + 1)
+        n_guesses = 0 if reading else max(len(one.guess) for one in running)
+        if n_guesses:
+            # nobody may run over the end for the sake of others
+            n_longest = max(self._decoder.newest(sequence) for sequence in span) + 1
+            n_guesses = max(0, min(n_guesses, self._decoder.n_ctx - 1 - n_longest))
+        return [self._part(sequence, by_sequence.get(sequence), n_guesses) for sequence in span]
+
+    def _next_run(self, sequences: Sequence[int]) -> Sequence[int]:
+        """The neighbours that follow those that were computed last."""
+        start = next((sequence for sequence in sequences if sequence > self._last), sequences[0])
+        end = start + 1
+        while end in sequences:
+            end += 1
+        self._last = end - 1
+        return range(start, end)
 
     def _read(self, reading: Sequence[Running], n_most: int) -> list[Part]:
         first, room = reading[0], self._decoder.n_batch
@@ -157,14 +189,16 @@ class EqualBatches:
             parts.append(Part.of(follower, n))
         return parts
 
-    def _part(self, sequence: int, running: Running | None) -> Part:
+    def _part(self, sequence: int, running: Running | None, n_guesses: int) -> Part:
+        if running is not None and running.n_pending <= 1:
+            return Part.next_of(running, n_guesses)
         if running is not None:
-            return Part.of(running, 1) if running.n_pending else Part.in_place_of(running)
+            return Part.of(running, 1)
         start = self._decoder.newest(sequence) + 1
         if start >= self._decoder.n_ctx:
             start = self._decoder.n_ctx - 1
             self._decoder.cut(sequence, start)
-        return Part(sequence, start, [0])
+        return Part(sequence, start, [0] * (1 + n_guesses))
 
 
 def write(decoder: Decoder, parts: Iterable[Part]) -> int:
@@ -180,8 +214,8 @@ def write(decoder: Decoder, parts: Iterable[Part]) -> int:
             decoder.positions[at:end] = range(part.start, part.start + n)
         decoder.sequences[at:end] = part.sequence
         decoder.outputs[at:end] = False
-        if part.output:
-            decoder.outputs[end - 1] = True
-            part.row, n_rows = n_rows, n_rows + 1
+        if part.n_outputs:
+            decoder.outputs[end - part.n_outputs : end] = True
+            part.row, n_rows = n_rows, n_rows + part.n_outputs
         at = end
     return at

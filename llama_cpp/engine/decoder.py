@@ -27,7 +27,7 @@ _STATE_FLAGS = {True: llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, False: llama.LLA
 
 @bind_plugin("CPU", None, ctypes.c_bool)
 def ggml_cpu_set_batch_invariant(value: bool, /) -> None:
-    """void ggml_cpu_set_batch_invariant(bool value), of vendor/llama.cpp/patches/0004-batch-invariant-attention.patch"""
+    """void ggml_cpu_set_batch_invariant(bool value), of vendor/llama.cpp/patches/0004-batch-invariant-cpu.patch"""
     ...
 
 
@@ -37,10 +37,11 @@ class Decoder:
     Args:
         params: fields of ``llama_context_params`` by name; the others keep the engine's defaults.
         n_active: sequences 0 to n_active - 1 may have outputs; the others only keep what they hold.
+        n_guesses: how many outputs more than one a sequence may have in a batch.
 
     Attributes:
         n_ctx: tokens that one sequence can hold.
-        n_batch: tokens of a batch at most; it is computed at once.
+        n_batch: tokens of a batch at most; it is computed at once. n_outputs: outputs of a batch at most.
         tokens, positions, sequences, outputs: a batch, to be written before :meth:`decode`. Arrays of n_batch.
         samplers: addresses of ``llama_common_sampler``, one for each output to be picked from; an array of n_active.
         rows: which output each of them looks at. picked, results: what :meth:`pick` found.
@@ -50,15 +51,17 @@ class Decoder:
         ContextCreationError: most often for lack of memory.
     """
 
-    def __init__(self, model: Model, params: Mapping[str, Any], n_active: int) -> None:
+    def __init__(self, model: Model, params: Mapping[str, Any], n_active: int, n_guesses: int = 0) -> None:
         self.model = model
         self._native = native.llama_common_decoder_p_ctypes()
         self._top_k = native.llama_common_top_k_p_ctypes()
         self._thread_pools: list[Any] = []
         wanted = llama.llama_context_default_params()
         set_fields(wanted, params)
-        wanted.n_outputs_max = max(n_active, wanted.n_seq_max)  # the engine asserts that it is no less
-        wanted.n_outputs_max_per_seq = 1
+        # the engine asserts that it is no less; a few can have all their guesses, many are quicker without
+        self.n_outputs = wanted.n_outputs_max = max(n_active, wanted.n_seq_max) + min(n_active, 4) * n_guesses
+        wanted.n_outputs_max_per_seq = 1 + n_guesses
+        self._repeated: Any = None
         try:
             with model.in_use() as model_pointer, DeferredInterrupts():
                 self.unlimited_cut = not (
@@ -92,6 +95,8 @@ class Decoder:
             )
         self.on_device: bool = native.llama_common_decoder_on_device(self._native)
         self._make_buffers(n_active)
+        if has_gpu():
+            self._warm_up()
 
     def _read_properties(self, pointer: int, model_pointer: int) -> None:
         self._memory = llama.llama_get_memory(pointer)
@@ -130,6 +135,19 @@ class Decoder:
         self.samplers, self._samplers = _array(n_active, np.uint64, kind)
         self._status = ctypes.c_int32()
         self._status_pointer = ctypes.byref(self._status)
+
+    def _warm_up(self) -> None:
+        """Computes a batch as large as any, once.
+
+        A GPU's backend sets memory aside when it computes, and ends the process where there is none: now, then, and not
+        in the middle of somebody's request. It also compiles and loads what it needs.
+        """
+        n = min(self.n_batch, self.n_ctx)
+        self.tokens[:n], self.positions[:n], self.sequences[:n], self.outputs[:n] = 0, range(n), 0, False
+        self.outputs[n - 1] = True
+        if self.decode(n) == 0:
+            llama.llama_synchronize(self.pointer)
+        self.clear()
 
     def _free(self, context: Any) -> None:
         native.llama_common_decoder_free(self._native)
@@ -189,22 +207,35 @@ class Decoder:
 
     # --- memory ---
 
+    def repeat_in(self, memory: Any) -> None:
+        """Does in a draft's memory, too, what is done from here on; None ends that."""
+        self._repeated = memory
+
+    @property
+    def _memories(self) -> list[Any]:
+        return [self._memory, self._repeated] if self._repeated else [self._memory]
+
     def cut(self, sequence: int, start: int) -> bool:
         """Forgets a sequence from a position on; False when the memory cannot do that."""
+        if self._repeated:
+            llama.llama_memory_seq_rm(self._repeated, sequence, start, -1)
         return llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
     def forget(self, sequence: int) -> None:
         """Empties a sequence."""
-        llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        for memory in self._memories:
+            llama.llama_memory_seq_rm(memory, sequence, -1, -1)
 
     def copy(self, source: int, target: int, end: int = -1) -> None:
         """Lets the empty sequence ``target`` begin like ``source``; a copy between streams is always of the whole."""
-        llama.llama_memory_seq_cp(self._memory, source, target, -1, end)
+        for memory in self._memories:
+            llama.llama_memory_seq_cp(memory, source, target, -1, end)
 
     def shift(self, sequence: int, start: int, n: int) -> None:
         """Removes ``n`` tokens of a sequence from ``start`` on and moves up what follows."""
-        llama.llama_memory_seq_rm(self._memory, sequence, start, start + n)
-        llama.llama_memory_seq_add(self._memory, sequence, start + n, -1, -n)
+        for memory in self._memories:
+            llama.llama_memory_seq_rm(memory, sequence, start, start + n)
+            llama.llama_memory_seq_add(memory, sequence, start + n, -1, -n)
 
     def oldest(self, sequence: int) -> int:
         """The first position a sequence still holds; a sliding window forgets."""
@@ -236,7 +267,8 @@ class Decoder:
 
     def clear(self) -> None:
         """Empties everything."""
-        llama.llama_memory_clear(self._memory, True)
+        for memory in self._memories:
+            llama.llama_memory_clear(memory, True)
 
 
 def _array(n: int, dtype: Any, pointer: Any) -> tuple[np.ndarray, Any]:

@@ -22,7 +22,13 @@ BEFORE_THE_END = 4
 
 
 class FullAttention:
-    """Every token's keys and values are there and stand for themselves: a sequence can be cut anywhere."""
+    """Every token's keys and values are there and stand for themselves: a sequence can be cut anywhere.
+
+    Attributes:
+        whole: a copy of it serves only as a whole.
+    """
+
+    whole = False
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -51,6 +57,10 @@ class FullAttention:
         """Forgets all but the first ``n`` tokens, which are usable; False when the memory could not."""
         return self._decoder.cut(sequence, n)
 
+    def take_back(self, sequence: int, n: int) -> bool:
+        """Forgets the last few tokens of a sequence, all but ``n``; False when that left nothing that can be used."""
+        return self._decoder.cut(sequence, n)
+
     def forget(self, sequence: int) -> None:
         """Empties a sequence."""
         self._decoder.forget(sequence)
@@ -58,6 +68,8 @@ class FullAttention:
 
 class Checkpointed(FullAttention):
     """A sequence can be cut only where it is ``intact``, or where a checkpoint was taken."""
+
+    whole = True
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__(decoder)
@@ -101,6 +113,13 @@ class Checkpointed(FullAttention):
         self._drop_after(sequence, n)
         return super().cut(sequence, n)
 
+    def take_back(self, sequence: int, n: int) -> bool:
+        """As in :class:`FullAttention`."""
+        if self._decoder.cut(sequence, n) and self.intact(sequence, n):
+            return True
+        self.forget(sequence)
+        return False
+
     def forget(self, sequence: int) -> None:
         """As in :class:`FullAttention`."""
         self._drop_after(sequence, 0)
@@ -120,11 +139,31 @@ class SlidingWindow(Checkpointed):
 
 
 class Recurrent(Checkpointed):
-    """A state that every token changed (recurrent and hybrid models): it can be continued, and not taken back."""
+    """A state that every token changed (recurrent and hybrid models): it can be continued, and not taken back.
+
+    Only after guesses that were wrong the engine goes back a few tokens, and then the sequence itself must go on: a copy
+    would be of the state that was left.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__(decoder)
+        self._taken_back: dict[int, int] = {}  # of a sequence: to how many tokens
 
     def intact(self, sequence: int, n: int) -> bool:
         """As in :class:`Checkpointed`."""
-        return self._decoder.newest(sequence) == n - 1
+        return self._decoder.newest(sequence) == n - 1 and self._taken_back.get(sequence) != n
+
+    def take_back(self, sequence: int, n: int) -> bool:
+        """As in :class:`FullAttention`."""
+        self._taken_back.pop(sequence, None)
+        done = super().take_back(sequence, n)
+        if done:
+            self._taken_back[sequence] = n
+        return done
+
+    def _drop_after(self, sequence: int, n_held: int) -> None:
+        super()._drop_after(sequence, n_held)
+        self._taken_back.pop(sequence, None)
 
 
 def kind_of(decoder: Decoder) -> FullAttention:
@@ -134,11 +173,13 @@ def kind_of(decoder: Decoder) -> FullAttention:
     return SlidingWindow(decoder) if decoder.n_window else FullAttention(decoder)
 
 
+def can_be_cut(model: Model) -> bool:
+    """Whether a model's memory can be cut anywhere: that of recurrent and hybrid ones can not."""
+    with model.in_use() as pointer:
+        return not (llama.llama_model_is_recurrent(pointer) or llama.llama_model_is_hybrid(pointer))
+
+
 def pays_per_sequence(model: Model) -> bool:
     """Whether memory is set aside for each possible sequence, used or not: for windows and states it is."""
     with model.in_use() as pointer:
-        return bool(
-            llama.llama_model_is_recurrent(pointer)
-            or llama.llama_model_is_hybrid(pointer)
-            or llama.llama_model_n_swa(pointer)
-        )
+        return not can_be_cut(model) or llama.llama_model_n_swa(pointer) > 0

@@ -8,6 +8,10 @@ from typing import Any, Mapping, Sequence
 
 from ..errors import InvalidArgumentError
 
+#: Ways to guess what follows that need no other model: to look for the last tokens in what came before (Saxena 2023), and
+#: the model's own extra heads.
+PROMPT_LOOKUP, OWN_HEADS = "prompt-lookup", "mtp"
+
 
 @dataclass(frozen=True)
 class SamplingParams:

@@ -68,6 +68,7 @@ class Request:
     Attributes:
         tokens: the prompt and what was generated; a shift of the context removes some.
         adapters: LoRA adapters it is computed with, each with its scale.
+        speculate: whether what follows may be guessed; guess_rate: how often a guess was right of late; None before the first.
         key: only requests with an equal one can share what they have computed.
         n_left: how many may still be generated; negative for as many as come.
         outbox: where tokens go.
@@ -83,6 +84,7 @@ class Request:
         n_logprobs: int | None = None,
         processors: Sequence[LogitsProcessor] = (),
         adapters: Adapters = (),
+        speculate: bool = True,
     ) -> None:
         if context_full not in CONTEXT_FULL:
             raise InvalidArgumentError(
@@ -96,6 +98,8 @@ class Request:
         self.processors = processors
         self.adapters = adapters
         self.key: Hashable = adapters
+        self.speculate = speculate
+        self.guess_rate: float | None = None
         self.generation = Generation(n_prompt=len(prompt))
         self.cancelled = False
         self.error: BaseException | None = None

@@ -33,10 +33,13 @@ from ..errors import (
 )
 from ..models.model import Model
 from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
+from .caches import BaseLlamaCache
 from .decoder import Decoder, logprobs_of, pick_from
 from .requests import Request, put_all
-from .memory import pays_per_sequence
+from .memory import can_be_cut, pays_per_sequence
+from .saved import SavedStates, fingerprint_of
 from .sequences import InPlace, Shelved
+from .speculation import Speculator
 
 logger = logging.getLogger("llama_cpp")
 
@@ -50,12 +53,15 @@ class Statistics:
 
     Attributes:
         n_steps, n_tokens, n_outputs: batches, tokens in them, and tokens picked from them.
+        n_guessed, n_right: tokens that were guessed, and how many of them were right.
         seconds, native_seconds: time of the engine's thread with requests to work on, and of that in the C library.
     """
 
     n_steps: int = 0
     n_tokens: int = 0
     n_outputs: int = 0
+    n_guessed: int = 0
+    n_right: int = 0
     seconds: float = 0.0
     native_seconds: float = 0.0
 
@@ -69,6 +75,8 @@ class BatchingEngine:
         n_ctx: tokens of one request at most; 0 is what a sequence can hold.
         n_kept: how many earlier requests' tokens are kept for those that begin alike; None is n_parallel, at least 8.
         max_waiting: how many requests may wait.
+        guess_from: where guesses of following tokens come from, as :class:`~.speculation.Speculator` takes it.
+        n_guesses: how many tokens are guessed at most.
 
     Attributes:
         n_ctx: tokens of one request at most.
@@ -86,6 +94,9 @@ class BatchingEngine:
         n_ctx: int = 0,
         n_kept: int | None = None,
         max_waiting: int = 4096,
+        guess_from: str | os.PathLike[str] | None = None,
+        n_guesses: int = 0,
+        n_gpu_layers: int = -1,
     ) -> None:
         self._model = model
         self._max_waiting = max_waiting
@@ -95,17 +106,32 @@ class BatchingEngine:
         # each of those that generate must find its place in a batch
         at_least = {name: max(params[name], n_parallel) for name in ("n_batch", "n_ubatch") if name in params}
         n_sequences = n_parallel + (0 if in_place else n_kept)
-        self._decoder = Decoder(model, {**params, **at_least, "n_seq_max": n_sequences}, n_parallel)
+        params = {**params, **at_least, "n_seq_max": n_sequences}
+        n_guesses = n_guesses if guess_from else 0
+        if n_guesses and not can_be_cut(model):
+            params["n_rs_seq"] = n_guesses  # states to go back to
+        self._decoder = Decoder(model, params, n_parallel, n_guesses)
         self._sequences = InPlace(self._decoder, n_parallel) if in_place else Shelved(self._decoder, n_parallel, n_kept)
         self._batches: MixedBatches | EqualBatches = MixedBatches(self._decoder)
         if not unified and self._decoder.unlimited_cut:
             self._batches = EqualBatches(self._decoder)
+        elif n_guesses and not self._decoder.unlimited_cut:
+            self._batches = EqualBatches(self._decoder, fill=False)
+        self._params = params
         self._turns = Turns(self._decoder)
+        self._speculator: Speculator | None = None
+        if guess_from and n_guesses:
+            try:
+                self._speculator = Speculator(self._decoder, params, guess_from, n_guesses, n_gpu_layers)
+            except BaseException:
+                self._decoder.close()
+                raise
         # the engine rounds up to what its cache is made of
         self.n_ctx = min(self._decoder.n_ctx, -(-n_ctx // _CELLS) * _CELLS or self._decoder.n_ctx)
         self.statistics = Statistics()
         self._is_end = _EndTokens(model)
         self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
+        self._without_guesses = False  # there was no room for them
         self._blocked = False  # who waits does so for room, until somebody ends
         self._waiting: collections.deque[Request] = collections.deque()
         self._running: list[Running] = []
@@ -165,9 +191,21 @@ class BatchingEngine:
         while not done.wait(0.1) and self._thread.is_alive():
             pass
 
+    def keep_in(self, cache: BaseLlamaCache | None) -> None:
+        """Keeps in ``cache`` what has to make room, and finds there what was kept; None ends that."""
+        self._decoder.pointer
+        saved = None if cache is None else SavedStates(cache, fingerprint_of(self._model, self._params))
+
+        def change() -> None:
+            self._sequences.saved = saved
+
+        self._post(change)
+
     def close(self) -> None:
         """Ends every request with a ModelClosedError and frees the context. In a forked child it only forgets."""
         self.stop()
+        if self._speculator is not None:
+            self._speculator.close()
         self._decoder.close()
 
     def stop(self) -> None:
@@ -206,6 +244,7 @@ class BatchingEngine:
             self._end_all(error)
         finally:
             self._end_all(ModelClosedError("The model is closed.", remedy="Create a new Llama."))
+            self._sequences.save_all()
 
     def _take_in(self, wait: bool) -> None:
         """Does what was asked of the engine; waits for something to be asked when there is nothing else to do."""
@@ -216,6 +255,9 @@ class BatchingEngine:
             self._inbox.get()()
         for one in [one for one in self._running if one.request.cancelled]:
             self._end(one)
+        if self.statistics.n_steps % 16 == 0 and any(request.cancelled for request in self._waiting):
+            self._outgoing += [(request, None) for request in self._waiting if request.cancelled]
+            self._waiting = collections.deque(request for request in self._waiting if not request.cancelled)
 
     def _admit(self) -> None:
         """Gives free sequences to those that wait and fit in, first come, first served."""
@@ -247,20 +289,29 @@ class BatchingEngine:
 
     def _step(self) -> bool:
         """Computes a batch and picks what follows; False when there was nothing to compute."""
-        parts = self._batches.choose(self._turns.choose(self._running))
+        running = self._turns.choose(self._running)
+        started = time.perf_counter()
+        self._guess(running)
+        parts = self._batches.choose(running)
         if not parts:
             return False
         n_tokens = write(self._decoder, parts)
-        started = time.perf_counter()
+        decoding = time.perf_counter()
         status = self._decoder.decode(n_tokens)
-        self.statistics.native_seconds += time.perf_counter() - started
+        self.statistics.native_seconds += time.perf_counter() - decoding
         self.statistics.n_steps += 1
         self.statistics.n_tokens += n_tokens
         if status == _NO_ROOM:
-            self._make_room()
+            self._without_guesses = any(one.guess for one in running)
+            for one in running:
+                one.guess = []
+            if not self._without_guesses:
+                self._make_room()
             return True
         if self._decoder.on_device:
             self._hand_out()
+        if status == 0 and self._speculator is not None:
+            self._speculator.process(n_tokens)
         if status != 0:
             self._fail(parts, status)
             return True
@@ -268,11 +319,63 @@ class BatchingEngine:
             if part.running is None:
                 self._decoder.cut(part.sequence, part.start)
             else:
-                self._count(part.running, len(part.tokens))
-        self._pick([(part.running, part.row) for part in parts if part.running and part.row >= 0])
+                part.running.n_ahead = max(part.n_outputs - 1, 0)
+                self._count(part.running, len(part.tokens) - part.running.n_ahead)
+        outputs = [(part.running, part.row) for part in parts if part.running and part.row >= 0]
+        n_guesses = max(part.n_outputs for part in parts) - 1
+        if n_guesses > 0:
+            self._check_guesses(outputs)
+        else:
+            self._pick(outputs)
+        if self._speculator is not None and n_tokens == len(outputs) * (1 + n_guesses):
+            self._speculator.took(len(outputs), n_guesses, time.perf_counter() - started)
         if not self._decoder.on_device:
             self._hand_out()
         return True
+
+    def _guess(self, running: Sequence[Running]) -> None:
+        """Lets what follows the next tokens be guessed, as far as there is room for it in a batch."""
+        if self._speculator is None or self._speculator.resting() or self._without_guesses:
+            self._without_guesses = False
+            return
+        n_sequences = max((one.sequence for one in running), default=0) + 1
+        n_most = min(self._decoder.n_outputs, self._decoder.n_batch) // n_sequences - 1
+        n_most = min([n_most, *(self.n_ctx - 2 - one.n_held for one in running)])
+        # a single one is not worth a batch of another shape, for which a GPU needs a new plan
+        if n_most > 1:
+            self._speculator.guess(running, n_most)
+
+    def _check_guesses(self, outputs: Sequence[tuple[Running, int]]) -> None:
+        """Picks tokens, and goes on in what was guessed for as long as that is what was picked."""
+        assert self._speculator is not None
+        guesses = {one: len(one.guess) for one, _ in outputs if one.guess}
+        n_right = dict.fromkeys(guesses, 0)
+        left = list(outputs)
+        while left:
+            self._pick(left)
+            left = [(one, row + 1) for one, row in left if self._is_as_guessed(one)]
+            for one, _ in left:
+                n_right[one] += 1
+        for one, n in guesses.items():
+            self._speculator.learn(one, n, n_right[one])
+            self.statistics.n_guessed += n
+            self.statistics.n_right += n_right[one]
+
+    def _is_as_guessed(self, one: Running) -> bool:
+        """Whether the token picked last is the one guessed, so that what follows it is computed already."""
+        if one.n_ahead and one.guess and one.n_pending == 1 and one.request.tokens[-1] == one.guess[0]:
+            del one.guess[0]
+            one.n_held += 1
+            one.n_ahead -= 1
+            return True
+        self._forget_ahead(one)
+        return False
+
+    def _forget_ahead(self, one: Running) -> None:
+        """Removes from a sequence what was computed of a guess and is not its own."""
+        if one.n_ahead and not self._sequences.take_back(one.sequence, one.n_held):
+            one.n_held = 0  # to be computed once more
+        one.guess, one.n_ahead = [], 0
 
     def _count(self, one: Running, n: int) -> None:
         """Notes that a request's sequence holds ``n`` tokens more."""
@@ -309,6 +412,7 @@ class BatchingEngine:
             else:
                 self._end(one, _picking_error(result))
         for one, row in slow:
+            self._forget_ahead(one)
             self._helpers.submit(self._pick_aside, one, decoder.logits(row))
 
     def _pick_aside(self, one: Running, logits: np.ndarray) -> None:
@@ -356,10 +460,13 @@ class BatchingEngine:
 
     def _fill_up(self, one: Running) -> None:
         """Does what a request wants when its context is full."""
+        self._forget_ahead(one)
         request = one.request
         if request.context_full == "error":
             self._end(one, ContextFullError(self.n_ctx))
-        elif request.context_full == "shift" and self._decoder.can_shift:
+        elif request.context_full == "shift" and not self._decoder.can_shift:
+            self._end(one, ContextFullError(self.n_ctx, can_shift=False))
+        elif request.context_full == "shift":
             n_kept = 1  # the first token takes up much of the attention (Xiao et al. 2023, "attention sinks")
             n = (one.n_held - n_kept) // 2
             self._decoder.shift(one.sequence, n_kept, n)
@@ -375,6 +482,7 @@ class BatchingEngine:
     def _end(self, one: Running, error: BaseException | None = None) -> None:
         """Ends a request and frees its sequence; what it holds is kept for others."""
         self._blocked = False
+        self._forget_ahead(one)
         self._running.remove(one)
         self._sequences.give_back(one.sequence, one.request.tokens[: one.n_held], one.request.key)
         one.request.error = error

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Hashable, NamedTuple, Sequence
 
+import numpy as np
+
 from .decoder import Decoder
 from .memory import kind_of
 from .prefix_tree import PrefixTree
+from .saved import N_LEAST, SavedStates
+
+#: The key of requests that states are saved of: an adapter has no name that would be the same at the next start.
+NO_ADAPTERS = ()
 
 
 class Place(NamedTuple):
@@ -27,6 +33,9 @@ class InPlace:
     """What a request leaves stays where it is, until its sequence is given to another one.
 
     For caches where each sequence has memory of its own. Requests run in sequences 0 to n_active - 1.
+
+    Attributes:
+        saved: where what has to make room is kept; None for nowhere.
     """
 
     def __init__(self, decoder: Decoder, n_active: int) -> None:
@@ -34,6 +43,8 @@ class InPlace:
         self._kind = kind_of(decoder)
         self._free: dict[int, None] = dict.fromkeys(range(n_active))  # the least recently used first
         self._held: dict[int, int] = {}  # how many tokens a sequence in the tree holds
+        self._texts: dict[int, tuple[Hashable, Sequence[int]]] = {}  # key and tokens of the same
+        self.saved: SavedStates | None = None
         self._tree = PrefixTree()
 
     def take(self, tokens: Sequence[int], key: Hashable) -> Place | None:
@@ -44,6 +55,12 @@ class InPlace:
         if not self._free:
             return None
         source, n, n_common = self._best(tokens, key)
+        if (state := self._find_saved(tokens, key, n)) is not None:
+            sequence = self._least_useful()
+            self._drop(sequence)
+            del self._free[sequence]
+            n = self._restore(sequence, *state)
+            return Place(sequence, n, self._kind.stops(n, n_common, len(tokens)))
         if n and self._is_best_continued(source, n):
             sequence = source
         else:
@@ -65,9 +82,17 @@ class InPlace:
         """Takes a checkpoint of a sequence in use that holds so many tokens."""
         self._kind.checkpoint(sequence, n_held)
 
+    def take_back(self, sequence: int, n: int) -> bool:
+        """Forgets what a sequence in use holds after its first ``n`` tokens; False when it holds nothing any more."""
+        done = self._kind.take_back(sequence, n)
+        if not done:
+            self._forget_note(sequence)
+        return done
+
     def note(self, sequence: int, tokens: Sequence[int], key: Hashable) -> None:
         """Lets others begin like a sequence that holds these tokens."""
         self._held[sequence] = len(tokens)
+        self._texts[sequence] = key, tokens
         self._tree.insert(sequence, tokens, key)
 
     def give_back(self, sequence: int, tokens: Sequence[int], key: Hashable) -> None:
@@ -78,6 +103,12 @@ class InPlace:
             self._drop(sequence)
         self._free[sequence] = None
 
+    def save_all(self) -> None:
+        """Saves what is kept for later requests, if that outlives the process."""
+        if self.saved is not None and self.saved.persistent:
+            for sequence in list(self._texts):
+                self._save(sequence)
+
     def evict(self) -> bool:
         """Gives up what was not used for the longest time; False when nothing is left to give up."""
         kept = next((sequence for sequence in self._free if sequence in self._held), None)
@@ -87,9 +118,11 @@ class InPlace:
         return True
 
     def clear(self) -> None:
-        """Gives up all that nobody uses."""
+        """Gives up all that nobody uses, for good."""
+        saved, self.saved = self.saved, None
         while self.evict():
             pass
+        self.saved = saved
 
     @property
     def n_kept(self) -> int:
@@ -122,13 +155,38 @@ class InPlace:
         empty = [sequence for sequence in self._free if sequence not in self._held]
         return min(empty) if empty else next(iter(self._free))
 
+    def _find_saved(self, tokens: Sequence[int], key: Hashable, n: int) -> tuple[np.ndarray, int] | None:
+        """A saved state that serves a request much better than ``n`` tokens, and how many it serves."""
+        if self.saved is None or key != NO_ADAPTERS:
+            return None
+        entry, n_saved = self.saved.best(tokens[:-1], whole=self._kind.whole)
+        if n_saved < n + N_LEAST:
+            return None
+        state = self.saved.load(entry)
+        return None if state is None else (state, n_saved)
+
+    def _restore(self, sequence: int, state: np.ndarray, n: int) -> int:
+        """Gives an empty sequence the first ``n`` tokens of what was saved; returns how many it holds then."""
+        if self._decoder.restore(sequence, state) and self._decoder.cut(sequence, n):
+            return n
+        self._kind.forget(sequence)
+        return 0
+
+    def _save(self, sequence: int) -> None:
+        key, tokens = self._texts.get(sequence, (None, ()))
+        # not while a request goes on in it
+        if self.saved is not None and tokens and key == NO_ADAPTERS and self._decoder.newest(sequence) == len(tokens) - 1:
+            self.saved.save(tokens, self._decoder.save(sequence))
+
     def _drop(self, sequence: int) -> None:
+        self._save(sequence)
         self._forget_note(sequence)
         self._kind.forget(sequence)
 
     def _forget_note(self, sequence: int) -> None:
         self._tree.remove(sequence)
         self._held.pop(sequence, None)
+        self._texts.pop(sequence, None)
 
 
 class Shelved(InPlace):
@@ -152,6 +210,8 @@ class Shelved(InPlace):
         sequence = min(self._free)
         del self._free[sequence]
         source, n, _ = self._best(tokens, key)
+        if (state := self._find_saved(tokens, key, n)) is not None:
+            return Place(sequence, self._restore(sequence, *state), [])
         if n:
             self._decoder.copy(source, sequence, n)
         if source in self._kept:
@@ -186,6 +246,7 @@ class Shelved(InPlace):
         """Drops what is only a beginning of these tokens."""
         for sequence, n_common in list(self._tree.matches(tokens, key)):
             if sequence in self._kept and n_common == self._held[sequence]:
+                self._texts.pop(sequence)  # what holds more will be saved
                 self._take_off(sequence)
 
     def _take_off(self, sequence: int) -> None:

@@ -8,7 +8,6 @@ import tiny_models
 from test_memory_kinds import answer, cached
 
 from llama_cpp import Llama
-from llama_cpp.capi.ggml import GGML_TYPE_F32
 from llama_cpp.errors import AdapterLoadError, InvalidArgumentError, InvalidGGUFError, ModelNotFoundError
 
 
@@ -19,6 +18,7 @@ def files(tmp_path_factory):
         "model": tiny_models.write("dense", folder / "model.gguf", seed=3),
         "a": tiny_models.write_adapter(folder / "a.gguf"),
         "b": tiny_models.write_adapter(folder / "b.gguf", seed=1),
+        "exact": tiny_models.write("dense", folder / "exact.gguf", seed=3, merged=0.0),
         "merged": tiny_models.write("dense", folder / "merged.gguf", seed=3, merged=0.5),
     }
 
@@ -41,8 +41,7 @@ def logits(llm, prompt, **arguments):
 
 
 def test_an_adapter_is_what_it_adds_to_the_weights(files):
-    exact = {"type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32}
-    with load(files, "merged", **exact) as merged, load(files, lora_path=files["a"], lora_scale=0.5, **exact) as llm:
+    with load(files, "merged") as merged, load(files, "exact", lora_path=files["a"], lora_scale=0.5) as llm:
         for prompt in prompts(8):
             expected = logits(merged, prompt)
             assert abs(logits(llm, prompt) - expected).max() < 0.01

@@ -207,7 +207,7 @@ def test_attention_can_be_told_to_compute_a_token_in_one_way(smollm2):
     for sequence, size in enumerate((200, 70, 7)):
         for start in range(0, len(tokens), size):
             part = tokens[start : start + size]
-            decode = batches.Part(sequence, start, part, output=start + size >= len(tokens))
+            decode = batches.Part(sequence, start, part, n_outputs=int(start + size >= len(tokens)))
             assert decoder.decode(batches.write(decoder, [decode])) == 0
         logits.append(decoder.logits(0))
     decoder.close()
@@ -364,6 +364,22 @@ def test_too_many_waiting_requests_are_refused(smollm2):
         refused = [result for result in results if isinstance(result, ModelBusyError)]
         assert len(refused) + sum(isinstance(result, str) for result in results) == 12
         assert len(refused) >= 8
+
+
+def test_a_request_that_waits_can_be_cancelled(smollm2):
+    with Llama(smollm2, n_ctx=512, n_parallel=1) as llm:
+        engine, bias = llm._open_engine, {llm.token_eos(): -1e9}
+        stream = llm.create_completion("Once", stream=True, max_tokens=400, logit_bias=bias)
+        next(stream)
+        waiting = [Request([400], Sampler(llm._open_model, SamplingParams(), 512), 10) for _ in range(3)]
+        handles = [Handle(request) for request in waiting]
+        for request in waiting:
+            engine.submit(request)
+        handles[1].cancel()
+        assert list(handles[1]) == []
+        assert len(engine._waiting) == 2, "it made room for others while the first one still runs"
+        stream.close()
+        assert [len(list(handle)) for handle in (handles[0], handles[2])] == [10, 10]
 
 
 def test_what_happens_when_the_context_is_full(small):

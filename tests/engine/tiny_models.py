@@ -18,7 +18,7 @@ from llama_cpp.capi import ggml, gguf, llama
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
-from gguf_writer import ARR, F32, STR, T_F32, U32, Array, GGUFBuilder, add_vocabulary
+from gguf_writer import ARR, F32, STR, T_F32, T_Q8_0, U32, Array, GGUFBuilder, add_vocabulary
 
 N_EMBD, N_HEAD, N_LAYER = 64, 2, 4
 
@@ -41,19 +41,23 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "window": ("gemma3", {**_ATTENTION, "attention.sliding_window": 32, "block_count": 6}),
     "latent": ("deepseek2", {**_ATTENTION, **_LATENT, **_EXPERTS, "attention.head_count_kv": 1}),
     "state": ("mamba2", _STATE),
-    "rwkv": ("rwkv7", {"wkv.head_size": 32, "attention.decay_lora_rank": 16, "attention.iclr_lora_rank": 16,
+    "rwkv": ("rwkv7", {"wkv.head_size": 64, "attention.decay_lora_rank": 16, "attention.iclr_lora_rank": 16,
                        "attention.value_residual_mix_lora_rank": 16, "attention.gate_lora_rank": 16, "token_shift_count": 2}),
     "hybrid": ("granitehybrid", {**_STATE, "attention.head_count": N_HEAD, "attention.head_count_kv": _PER_LAYER}),
     "short convolution": ("lfm2", {"attention.head_count": N_HEAD, "attention.head_count_kv": _PER_LAYER, "shortconv.l_cache": 3}),
+    "own heads": ("qwen35", {**_STATE, **_ATTENTION, "attention.key_length": 32, "attention.value_length": 32, "ssm.state_size": 32,
+                             "ssm.inner_size": 128, "ssm.group_count": 2, "rope.dimension_sections": [4, 4, 4, 4],
+                             "full_attention_interval": 2, "nextn_predict_layers": 1, "block_count": 5}),
     "encoder": ("bert", _ATTENTION),
 }  # fmt: skip
 
 
-def write(kind: str, path: Path, seed: int = 0, merged: float = 0.0) -> Path:
+def write(kind: str, path: Path, seed: int = 0, merged: float | None = None) -> Path:
     """Writes a model of one of the KINDS; returns the path.
 
     Args:
-        merged: add the adapter of :func:`write_adapter` with the seed 0 to the weights, at this scale.
+        merged: add the adapter of :func:`write_adapter` with the seed 0 to the weights, at this scale, and store them in
+            single precision.
     """
     file = _metadata(*KINDS[kind])
     shapes: dict[str, tuple[int, ...]] = {}
@@ -65,22 +69,39 @@ def write(kind: str, path: Path, seed: int = 0, merged: float = 0.0) -> Path:
 
     data = file.build()
     metadata = gguf.gguf_init_from_buffer(data, len(data), gguf.gguf_init_params(no_alloc=True, ctx=None))
-    model = llama.llama_model_init_from_user(metadata, note, None, llama.llama_model_default_params())
+    params = llama.llama_model_default_params()
+    params.load_mtp = True
+    model = llama.llama_model_init_from_user(metadata, note, None, params)
     assert model, kind
     llama.llama_model_free(model)
     gguf.gguf_free(metadata)
     for name, shape in shapes.items():
         if name.endswith("scale"):
             continue  # of quantized weights
-        file.tensors[name] = (shape, T_F32)
         values = _weights(name, shape, seed)
         if merged and name in _ADAPTED:
             low, high = (_weights(name + part, shape, 0) for part, shape in _pair(shape))
             values = values + merged * ALPHA / RANK * (high.reshape(-1, RANK) @ low.reshape(RANK, -1)).ravel()
-        file.weights[name] = values.tobytes()
+        file.tensors[name], file.weights[name] = (shape, T_F32), values.tobytes()
+        if merged is None:
+            file.tensors[name], file.weights[name] = _stored(name, shape, values)
     path.write_bytes(file.build())
     return path
 
+
+def _stored(name: str, shape: tuple[int, ...], values: np.ndarray) -> tuple[tuple[tuple[int, ...], Any], bytes]:
+    """A tensor's entry and its bytes: matrices in Q8_0, whose products the engine computes alike in batches of any size."""
+    if len(shape) == 1 or shape[0] % 32 or any(part in name for part in _NEVER_QUANTIZED):
+        return (shape, T_F32), values.tobytes()
+    blocks = values.reshape(-1, 32)
+    scales = (np.abs(blocks).max(axis=1, keepdims=True) / 127).astype(np.float16)
+    numbers = np.rint(blocks / np.maximum(scales.astype(np.float32), 1e-9)).astype(np.int8)
+    return (shape, T_Q8_0), np.concatenate([scales.view(np.int8), numbers], axis=1).tobytes()
+
+
+#: Operations on these want single precision.
+_NEVER_QUANTIZED = ("conv", "gate_inp", "lerp", "time_mix_w", "time_mix_a", "time_mix_v1", "time_mix_v2", "time_mix_g", "ssm_a",
+                    "ssm_d", "position_embd", "token_types", "r_k")  # fmt: skip
 
 #: Of adapters: they are for dense models.
 RANK, ALPHA = 4, 8.0

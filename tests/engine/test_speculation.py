@@ -1,0 +1,194 @@
+"""Guesses change how fast an answer comes, and nothing in it."""
+
+import concurrent.futures
+import random
+
+import pytest
+import tiny_models
+from test_memory_kinds import GENERATIVE, answer, load, prompts
+
+from llama_cpp.engine import scheduler
+from llama_cpp.engine.speculation import Pace
+from llama_cpp.errors import ContextFullError, DecodeError, InvalidArgumentError, ModelNotFoundError
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guessing")
+    return {kind: tiny_models.write(kind, folder / f"{number}.gguf") for number, kind in enumerate(tiny_models.KINDS)}
+
+
+@pytest.fixture(autouse=True)
+def any_number_of_guesses(monkeypatch):
+    """Where the clock would decide, chance does."""
+    numbers = random.Random(0)
+    monkeypatch.setattr(Pace, "best", lambda self, n_sequences, rate, n_most: max(0, min(numbers.randrange(7), n_most)))
+
+
+#: The models' answers are random texts; of three letters, so that some of it comes again.
+FEW_TOKENS = {token: 30.0 for token in (3 + ord("x"), 3 + ord("y"), 3 + ord("z"))}
+
+
+def repetitive(seed):
+    """Prompts in which what came before comes again."""
+    numbers = random.Random(seed)
+    phrases = [numbers.choices(range(3, 270), k=8) for _ in range(3)]
+    return [sum(numbers.choices(phrases, k=6), []) + numbers.choices(range(3, 270), k=i % 3) for i in range(8)]
+
+
+def statistics(llm):
+    return llm._open_engine.statistics
+
+
+#: States that the engine cannot take back.
+WITHOUT = ["state", "rwkv", "hybrid"]
+
+CASES = [
+    *((kind, source) for kind in [*GENERATIVE, "window, short"] if kind not in WITHOUT for source in ("itself", "prompt-lookup")),
+    ("dense", "another"),
+    ("own heads", "mtp"),
+]
+
+
+@pytest.mark.parametrize("kind, source", CASES)
+def test_the_answers_are_the_same(models, kind, source, tmp_path):
+    check(models, kind, source, tmp_path)
+
+
+def check(models, kind, source, tmp_path):
+    asked = [*repetitive(1), *prompts(seed=3, n=4)]
+    with load(models, kind) as llm:
+        alone = [answer(llm, prompt, n=24, logit_bias=FEW_TOKENS) for prompt in asked]
+    path = models[kind.partition(",")[0]]
+    draft = {"itself": path, "another": tmp_path / "draft.gguf"}.get(source, source)
+    if source == "another":
+        tiny_models.write(kind, draft, seed=1)
+
+    with load(models, kind, draft_model=draft) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
+
+        def continued(prompt):
+            found = llm.create_completion(prompt, max_tokens=24, temperature=0, logit_bias=FEW_TOKENS)
+            return found["choices"][0]["text"]
+
+        texts = [llm.detokenize(tokens).decode() for tokens in alone]
+        assert list(map(continued, asked)) == texts, "one after the other"
+        assert list(pool.map(continued, asked)) == texts, "together, with what the first ones left"
+        found = statistics(llm)
+        assert source == "prompt-lookup" or found.n_guessed > 20
+        assert found.n_right <= found.n_guessed
+
+
+def test_a_model_guesses_itself(models):
+    with load(models, "dense", draft_model=models["dense"]) as llm:
+        for prompt in prompts(seed=4):
+            llm.create_completion(prompt, max_tokens=24, temperature=0)
+        assert statistics(llm).n_right == statistics(llm).n_guessed > 100
+
+
+def test_what_came_before_is_a_guess(models):
+    """A model that can only repeat itself."""
+    with load(models, "dense", draft_model="prompt-lookup") as llm:
+        llm.create_completion([9, 8, 7] * 30, max_tokens=200, grammar='root ::= "abcabc" root')
+        assert statistics(llm).n_right > 20
+
+
+def test_a_guess_taken_unchecked_would_be_seen(models, monkeypatch, tmp_path):
+    def believe(self, one):
+        if one.n_ahead and one.guess and one.n_pending == 1:
+            one.request.tokens[-1] = one.request.generation.tokens[-1] = one.guess.pop(0)
+            one.n_held += 1
+            one.n_ahead -= 1
+            return True
+        self._forget_ahead(one)
+        return False
+
+    monkeypatch.setattr(scheduler.BatchingEngine, "_is_as_guessed", believe)
+    with pytest.raises(AssertionError):
+        check(models, "dense", "another", tmp_path)
+
+
+def test_what_was_guessed_wrong_and_stays_would_be_seen(models, monkeypatch, tmp_path):
+    monkeypatch.setattr("llama_cpp.engine.sequences.InPlace.take_back", lambda self, sequence, n: True)
+    with pytest.raises((AssertionError, DecodeError)):
+        check(models, "dense", "another", tmp_path)
+
+
+def test_samplers_grammars_and_the_like_go_on(llm, smollm2, run_python):
+    """The same requests to the same model, without and with guesses by itself."""
+    from llama_cpp import Llama
+
+    text = "one two three, one two three, one two"
+    requests = [
+        {"temperature": 1.2, "seed": 7, "repeat_penalty": 1.1},
+        {"temperature": 0, "grammar": 'root ::= " "? ("three" | "two")+ [0-9]*', "max_tokens": 12},
+        {"temperature": 0, "logprobs": 2},
+        {"temperature": 0, "stop": ["two"]},
+        {"temperature": 0.9, "seed": 3, "mirostat_mode": 2},
+        {"temperature": 0, "logits_processor": lambda tokens, logits: logits},
+        {"temperature": 0, "speculate": False},
+    ]
+
+    def run(model, arguments):
+        return model.create_completion(text, **{"max_tokens": 24, **arguments})["choices"][0]
+
+    expected = [run(llm, arguments) for arguments in requests]
+    with Llama(smollm2, n_ctx=512, n_parallel=4, batch_invariant=True, draft_model=smollm2) as guessing:
+        assert [run(guessing, arguments) for arguments in requests] == expected
+        with concurrent.futures.ThreadPoolExecutor(7) as pool:
+            assert list(pool.map(lambda arguments: run(guessing, arguments), requests)) == expected
+        assert statistics(guessing).n_right > 20
+
+
+def test_a_request_can_do_without(models):
+    with load(models, "dense", draft_model="prompt-lookup") as llm:
+        for prompt in repetitive(2):
+            llm.create_completion(prompt, max_tokens=20, temperature=0, speculate=False)
+        assert statistics(llm).n_guessed == 0
+
+
+def test_guesses_end_with_the_context(models):
+    bias = {"logit_bias": {2: -1e9}, "temperature": 0, "max_tokens": None}
+    prompt = [9, 10, 11, 12] * 100
+    with load(models, "dense", draft_model=models["dense"]) as llm:
+        cut = llm.create_completion(prompt, **bias)
+        assert cut["usage"]["total_tokens"] == 512
+        with pytest.raises(ContextFullError):
+            llm.create_completion(prompt, context_full="error", **bias)
+        shifted = llm.create_completion(prompt, context_full="shift", **{**bias, "max_tokens": 300})
+        assert shifted["usage"]["completion_tokens"] == 300
+        some = llm.create_completion(prompt[:50], **{**bias, "max_tokens": 5})
+        assert some["usage"]["completion_tokens"] == 5
+
+
+def test_what_cannot_guess_is_refused(models, tmp_path):
+    with pytest.raises(ModelNotFoundError):
+        load(models, "dense", draft_model=tmp_path / "missing.gguf")
+    with pytest.raises(InvalidArgumentError, match="no heads"):
+        load(models, "dense", draft_model="mtp")
+    for kind in WITHOUT:
+        with pytest.raises(InvalidArgumentError, match="taken back"):
+            load(models, kind, draft_model="prompt-lookup")
+    with pytest.raises(InvalidArgumentError, match="cannot guess"):
+        load(models, "dense", draft_model=models["encoder"])
+    with pytest.raises(InvalidArgumentError, match="draft_model"):
+        load(models, "dense", draft_model=object())
+    for n in (0, 65, True):
+        with pytest.raises(InvalidArgumentError, match="n_draft"):
+            load(models, "dense", draft_model="prompt-lookup", n_draft=n)
+
+
+def test_only_what_pays_is_guessed(monkeypatch):
+    monkeypatch.undo()
+    pace = Pace()
+
+    def run(seconds, rate, n=200):
+        chosen = []
+        for _ in range(n):
+            chosen.append(pace.best(1, rate, 8))
+            pace.note(1, chosen[-1], seconds(chosen[-1]))
+        return chosen[-100:]
+
+    assert set(run(lambda n: 1.0 + 0.01 * n, rate=0.9)) == {8}, "guesses cost little"
+    slow = run(lambda n: 1.0 + n, rate=0.5)
+    assert slow.count(0) > 90 and set(slow) <= {0, 2}, "they cost more than they bring; now and then it looks again"
+    assert run(lambda n: 1.0 + 0.01 * n, rate=0.9, n=5000).count(0) < 50, "and finds that it has changed"
