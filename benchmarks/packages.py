@@ -3,7 +3,8 @@
 Usage: python benchmarks/packages.py [--arch cpu] [--build] [--rounds 5] [--json FILE]
 
 Without ``--build`` it measures the packages that are in dist/packages; with it, it builds them first, once with an
-empty compiler cache (cold) and once more with what is in it then (warm). Every time is of the wall clock, in seconds; of several rounds the median.
+empty compiler cache (cold) and once more with what is in it then (warm). Every time is of the wall clock, in seconds; of
+several rounds the median.
 """
 
 from __future__ import annotations
