@@ -31,6 +31,12 @@ def ggml_cpu_set_batch_invariant(value: bool, /) -> None:
     ...
 
 
+def can_be_cut(model: Model) -> bool:
+    """Whether a model's memory can be cut anywhere: that of recurrent and hybrid ones can not."""
+    with model.in_use() as pointer:
+        return not (llama.llama_model_is_recurrent(pointer) or llama.llama_model_is_hybrid(pointer))
+
+
 class Decoder:
     """Owns a ``llama_context`` and the buffers of a batch. For one thread at a time.
 
@@ -64,9 +70,7 @@ class Decoder:
         self._repeated: Any = None
         try:
             with model.in_use() as model_pointer, DeferredInterrupts():
-                self.unlimited_cut = not (
-                    llama.llama_model_is_recurrent(model_pointer) or llama.llama_model_is_hybrid(model_pointer)
-                )
+                self.unlimited_cut = can_be_cut(model)
                 if self.unlimited_cut and has_gpu() and params.get("split_mode") != llama.LLAMA_SPLIT_MODE_TENSOR:
                     call(native.llama_common_top_k_init, n_active, ctypes.byref(self._top_k))
                     wanted.samplers = native.llama_common_top_k_configs(self._top_k)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..capi import llama
 from ..models.model import Model
-from .decoder import Decoder
+from .decoder import Decoder, can_be_cut
 
 #: What all checkpoints of a context may take, in bytes of host memory.
 CHECKPOINT_BYTES = 1 << 30
@@ -171,12 +171,6 @@ def kind_of(decoder: Decoder) -> FullAttention:
     if not decoder.unlimited_cut:
         return Recurrent(decoder)
     return SlidingWindow(decoder) if decoder.n_window else FullAttention(decoder)
-
-
-def can_be_cut(model: Model) -> bool:
-    """Whether a model's memory can be cut anywhere: that of recurrent and hybrid ones can not."""
-    with model.in_use() as pointer:
-        return not (llama.llama_model_is_recurrent(pointer) or llama.llama_model_is_hybrid(pointer))
 
 
 def pays_per_sequence(model: Model) -> bool:

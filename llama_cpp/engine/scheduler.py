@@ -34,9 +34,9 @@ from ..errors import (
 from ..models.model import Model
 from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
 from .caches import BaseLlamaCache
-from .decoder import Decoder, logprobs_of, pick_from
+from .decoder import Decoder, can_be_cut, logprobs_of, pick_from
 from .requests import Request, put_all
-from .memory import can_be_cut, pays_per_sequence
+from .memory import pays_per_sequence
 from .saved import SavedStates, fingerprint_of
 from .sequences import InPlace, Shelved
 from .speculation import Speculator

@@ -42,8 +42,7 @@ class InPlace:
         self._decoder = decoder
         self._kind = kind_of(decoder)
         self._free: dict[int, None] = dict.fromkeys(range(n_active))  # the least recently used first
-        self._held: dict[int, int] = {}  # how many tokens a sequence in the tree holds
-        self._texts: dict[int, tuple[Hashable, Sequence[int]]] = {}  # key and tokens of the same
+        self._texts: dict[int, tuple[Hashable, Sequence[int]]] = {}  # key and tokens of a sequence in the tree
         self.saved: SavedStates | None = None
         self._tree = PrefixTree()
 
@@ -91,7 +90,6 @@ class InPlace:
 
     def note(self, sequence: int, tokens: Sequence[int], key: Hashable) -> None:
         """Lets others begin like a sequence that holds these tokens."""
-        self._held[sequence] = len(tokens)
         self._texts[sequence] = key, tokens
         self._tree.insert(sequence, tokens, key)
 
@@ -111,7 +109,7 @@ class InPlace:
 
     def evict(self) -> bool:
         """Gives up what was not used for the longest time; False when nothing is left to give up."""
-        kept = next((sequence for sequence in self._free if sequence in self._held), None)
+        kept = next((sequence for sequence in self._free if sequence in self._texts), None)
         if kept is None:
             return False
         self._drop(kept)
@@ -127,7 +125,7 @@ class InPlace:
     @property
     def n_kept(self) -> int:
         """Sequences that are kept for later requests."""
-        return sum(sequence in self._held for sequence in self._free)
+        return sum(sequence in self._texts for sequence in self._free)
 
     def _best(self, tokens: Sequence[int], key: Hashable) -> tuple[int, int, int]:
         """The sequence that serves a request best, how much of it, and how much any has in common with it.
@@ -148,11 +146,11 @@ class InPlace:
         """Whether to go on in a sequence itself: a copy would keep all of it, which pays where much would be lost."""
         if source not in self._free:
             return False
-        return 2 * n >= self._held[source] or all(sequence in self._held for sequence in self._free)
+        return 2 * n >= len(self._texts[source][1]) or all(sequence in self._texts for sequence in self._free)
 
     def _least_useful(self) -> int:
         """An empty sequence, the lowest, so that those in use lie side by side; or the least recently used one."""
-        empty = [sequence for sequence in self._free if sequence not in self._held]
+        empty = [sequence for sequence in self._free if sequence not in self._texts]
         return min(empty) if empty else next(iter(self._free))
 
     def _find_saved(self, tokens: Sequence[int], key: Hashable, n: int) -> tuple[np.ndarray, int] | None:
@@ -185,7 +183,6 @@ class InPlace:
 
     def _forget_note(self, sequence: int) -> None:
         self._tree.remove(sequence)
-        self._held.pop(sequence, None)
         self._texts.pop(sequence, None)
 
 
@@ -245,7 +242,7 @@ class Shelved(InPlace):
     def _drop_beginnings(self, tokens: Sequence[int], key: Hashable) -> None:
         """Drops what is only a beginning of these tokens."""
         for sequence, n_common in list(self._tree.matches(tokens, key)):
-            if sequence in self._kept and n_common == self._held[sequence]:
+            if sequence in self._kept and n_common == len(self._texts[sequence][1]):
                 self._texts.pop(sequence)  # what holds more will be saved
                 self._take_off(sequence)
 
