@@ -10,29 +10,17 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
 from . import responses
 from .answers import Answer, ChatAnswer, TextAnswer
-from .arguments import (
-    check_creation,
-    check_unknown,
-    context_sizes,
-    load_mode,
-    read_adapters,
-    read_logprobs,
-    read_processors,
-    read_stop,
-    usage_wanted,
-)
+from .arguments import check_creation, check_unknown, read_logprobs, read_processors, read_stop, usage_wanted
 from .capi import llama as capi
 from .chat.session import ChatReader, ChatRequest
 from .chat.templates import ChatTemplates
-from .engine.params import OWN_HEADS, SamplingParams
+from .engine.params import SamplingParams
 from .engine.requests import Handle, LogitsProcessor, Request
 from .engine.sampler import Sampler
 from .engine.text import TextStream
-from .errors import ContextCreationError, InvalidArgumentError, ModelLoadError
-from .fit.measurement import check_host_memory, explained
-from .fit.threads import default_batch_threads, default_threads
-from .models.adapter import AdapterSet
+from .errors import InvalidArgumentError
 from .models.model import Model
+from .opening import open_model
 
 if TYPE_CHECKING:
     from .engine.caches import BaseLlamaCache
@@ -42,12 +30,6 @@ logger = logging.getLogger("llama_cpp")
 
 #: What a request's keywords beyond a signature can be: samplers that llama-cpp-python does not have.
 _SAMPLING = {field.name for field in dataclasses.fields(SamplingParams)}
-
-_FLASH_ATTENTION = {
-    None: capi.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    True: capi.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-    False: capi.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-}
 
 
 class Llama:
@@ -151,18 +133,12 @@ class Llama:
         verbose: bool | None = None,
         **unknown: Any,
     ) -> None:
+        options = {name: value for name, value in locals().items() if name not in ("self", "unknown")}
+        self._templates: ChatTemplates | None = None
         self._model: Model | None = None
         self._engine: BatchingEngine | None = None
-        self._templates: ChatTemplates | None = None
         check_unknown(Llama.__init__, "Llama", unknown)
-        check_creation(
-            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers, n_threads=n_threads,
-            n_threads_batch=n_threads_batch, last_n_tokens_size=last_n_tokens_size, main_gpu=main_gpu, seed=seed,
-            split_mode=split_mode, rope_scaling_type=rope_scaling_type, pooling_type=pooling_type,
-            attention_type=attention_type, flash_attn=flash_attn, type_k=type_k, type_v=type_v, chat_format=chat_format,
-            n_parallel=n_parallel, n_kv=n_kv, kv_unified=kv_unified, batch_invariant=batch_invariant,
-            draft_model=draft_model, n_draft=n_draft,
-        )  # fmt: skip
+        check_creation(**options)
         if verbose:
             _log_to_stderr()
         self.model_path = os.fspath(model_path)
@@ -170,69 +146,7 @@ class Llama:
         self._seed = seed
         self._last_n_tokens_size = last_n_tokens_size
         self._chat_template = chat_format
-
-        adapters = read_adapters(lora_path, lora_scale, lora_adapters)
-        model_params = {
-            "n_gpu_layers": n_gpu_layers,
-            "split_mode": split_mode,
-            "main_gpu": main_gpu,
-            "vocab_only": vocab_only,
-            "load_mode": load_mode(use_mmap, use_mlock),
-            "load_mtp": draft_model == OWN_HEADS,
-        }
-        try:
-            self._model = Model(model_path, params=model_params, kv_overrides=kv_overrides, tensor_split=tensor_split)
-        except ModelLoadError as error:
-            raise explained(error, self.model_path, model_params, {}) from error
-        if vocab_only:
-            return
-        context_params = {
-            "n_batch": n_batch,
-            "n_ubatch": min(n_ubatch, n_batch),
-            "n_threads": n_threads or default_threads(),
-            "n_threads_batch": n_threads_batch or default_batch_threads(),
-            "rope_scaling_type": rope_scaling_type,
-            "pooling_type": pooling_type,
-            "attention_type": attention_type,
-            "rope_freq_base": rope_freq_base,
-            "rope_freq_scale": rope_freq_scale,
-            "yarn_ext_factor": yarn_ext_factor,
-            "yarn_attn_factor": yarn_attn_factor,
-            "yarn_beta_fast": yarn_beta_fast,
-            "yarn_beta_slow": yarn_beta_slow,
-            "yarn_orig_ctx": yarn_orig_ctx,
-            "offload_kqv": offload_kqv,
-            "flash_attn_type": _FLASH_ATTENTION[flash_attn],
-            "op_offload": op_offload,
-            "swa_full": swa_full,
-            "no_perf": no_perf,
-            "type_k": type_k,
-            "type_v": type_v,
-        }
-        # these need numpy, which takes longer to import than all the rest
-        from .engine.decoder import ggml_cpu_set_batch_invariant
-        from .engine.memory import pays_per_sequence
-        from .engine.scheduler import BatchingEngine
-
-        try:
-            self._adapters = AdapterSet(self._model, *adapters)
-            if batch_invariant:
-                context_params["flash_attn_type"], kv_unified = _FLASH_ATTENTION[True], False
-                ggml_cpu_set_batch_invariant(True)
-            n_slots = n_parallel or (2 if pays_per_sequence(self._model) else 8)
-            sizes = context_sizes(n_ctx or self._model.n_ctx_train, n_slots, bool(n_parallel), n_kv, kv_unified)
-            context_params = {k: v for k, v in {**context_params, **sizes}.items() if v is not None}
-            check_host_memory(self._model, model_params, context_params)
-            self._engine = BatchingEngine(
-                self._model, context_params, n_slots, n_ctx,
-                guess_from=draft_model, n_guesses=n_draft, n_gpu_layers=n_gpu_layers,
-            )  # fmt: skip
-        except ContextCreationError as error:
-            self.close()  # what would fit is a question of what is free without it
-            raise explained(error, self.model_path, model_params, context_params) from error
-        except BaseException:
-            self.close()
-            raise
+        self._model, self._adapters, self._engine = open_model(options)
 
     # --- lifetime ---
 

@@ -1,0 +1,107 @@
+"""From what ``Llama()`` was asked for to an open model and the engine that generates with it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Mapping, NamedTuple
+
+from .arguments import context_sizes, load_mode, read_adapters
+from .capi import llama as capi
+from .engine.params import OWN_HEADS
+from .errors import ContextCreationError, ModelLoadError
+from .fit.measurement import check_host_memory, explained
+from .fit.threads import default_batch_threads, default_threads
+from .models.adapter import AdapterSet
+from .models.model import Model
+
+if TYPE_CHECKING:
+    from .engine.scheduler import BatchingEngine
+
+_FLASH_ATTENTION = {
+    None: capi.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    True: capi.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    False: capi.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+#: Arguments that are fields of the same name in the engine's parameters.
+_MODEL_FIELDS = ("n_gpu_layers", "split_mode", "main_gpu", "vocab_only")
+_CONTEXT_FIELDS = (
+    "n_batch", "rope_scaling_type", "pooling_type", "attention_type", "rope_freq_base", "rope_freq_scale",
+    "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx", "offload_kqv", "op_offload",
+    "swa_full", "no_perf", "type_k", "type_v",
+)  # fmt: skip
+
+
+class Opened(NamedTuple):
+    """What a ``Llama`` is made of; of a vocabulary alone there is only the model."""
+
+    model: Model
+    adapters: AdapterSet | None
+    engine: BatchingEngine | None
+
+
+def open_model(options: Mapping[str, Any]) -> Opened:
+    """Loads a model and makes its context.
+
+    Args:
+        options: the arguments of :class:`~llama_cpp.Llama` by name, checked.
+
+    Raises:
+        ModelFileError, ModelLoadError, ContextCreationError, InvalidArgumentError, MetadataOverrideError,
+        ForkedProcessError: as :class:`~llama_cpp.Llama` does.
+    """
+    path = os.fspath(options["model_path"])
+    adapters = read_adapters(options["lora_path"], options["lora_scale"], options["lora_adapters"])
+    model_params = {
+        **{name: options[name] for name in _MODEL_FIELDS},
+        "load_mode": load_mode(options["use_mmap"], options["use_mlock"]),
+        "load_mtp": options["draft_model"] == OWN_HEADS,
+    }
+    try:
+        model = Model(
+            path, params=model_params, kv_overrides=options["kv_overrides"], tensor_split=options["tensor_split"]
+        )
+    except ModelLoadError as error:
+        raise explained(error, path, model_params, {}) from error
+    context_params: dict[str, Any] = {}
+    try:
+        if options["vocab_only"]:
+            return Opened(model, None, None)
+        adapter_set = AdapterSet(model, *adapters)
+        context_params, n_slots = _context(model, options)
+        check_host_memory(model, model_params, context_params)
+        from .engine.scheduler import BatchingEngine  # numpy takes longer to import than all the rest
+
+        engine = BatchingEngine(
+            model, context_params, n_slots, options["n_ctx"],
+            guess_from=options["draft_model"], n_guesses=options["n_draft"], n_gpu_layers=options["n_gpu_layers"],
+        )  # fmt: skip
+        return Opened(model, adapter_set, engine)
+    except ContextCreationError as error:
+        model.close()  # what would fit is a question of what is free without it
+        raise explained(error, path, model_params, context_params) from error
+    except BaseException:
+        model.close()
+        raise
+
+
+def _context(model: Model, options: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """The fields of ``llama_context_params`` that are not left to the engine, and how many requests run at once."""
+    from .engine.decoder import ggml_cpu_set_batch_invariant
+    from .engine.memory import pays_per_sequence
+
+    flash_attn, kv_unified = options["flash_attn"], options["kv_unified"]
+    if options["batch_invariant"]:
+        flash_attn, kv_unified = True, False
+        ggml_cpu_set_batch_invariant(True)
+    n_parallel = options["n_parallel"]
+    n_slots = n_parallel or (2 if pays_per_sequence(model) else 8)
+    params = {
+        **{name: options[name] for name in _CONTEXT_FIELDS},
+        "n_ubatch": min(options["n_ubatch"], options["n_batch"]),
+        "n_threads": options["n_threads"] or default_threads(),
+        "n_threads_batch": options["n_threads_batch"] or default_batch_threads(),
+        "flash_attn_type": _FLASH_ATTENTION[flash_attn],
+        **context_sizes(options["n_ctx"] or model.n_ctx_train, n_slots, bool(n_parallel), options["n_kv"], kv_unified),
+    }
+    return {name: value for name, value in params.items() if value is not None}, n_slots
