@@ -208,6 +208,7 @@ class Shelved(InPlace):
         del self._free[sequence]
         source, n, _ = self._best(tokens, key)
         if (state := self._find_saved(tokens, key, n)) is not None:
+            self._make_room_for(len(tokens))
             return Place(sequence, self._restore(sequence, *state), [])
         if n:
             self._decoder.copy(source, sequence, n)
@@ -238,6 +239,11 @@ class Shelved(InPlace):
     def n_kept(self) -> int:
         """As in :class:`InPlace`."""
         return len(self._kept)
+
+    def _make_room_for(self, n: int) -> None:
+        """Gives up what is kept until n more tokens have room, even if nothing of what is held is shared."""
+        while n + sum(len(tokens) for _, tokens in self._texts.values()) > self._decoder.n_ctx and self.evict():
+            pass
 
     def _drop_beginnings(self, tokens: Sequence[int], key: Hashable) -> None:
         """Drops what is only a beginning of these tokens."""

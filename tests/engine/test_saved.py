@@ -77,6 +77,17 @@ def test_a_restart_keeps_a_system_prompt(models, tmp_path, unified):
         assert cached(llm, prompt) == 0, "another model"
 
 
+def test_what_comes_back_to_a_shared_cache_finds_room(models):
+    first, second, third = texts(3, length=220)
+    with load(models, "dense", n_parallel=1, kv_unified=True, batch_invariant=False) as llm:
+        llm.set_cache(LlamaRAMCache())
+        expected = answer(llm, first)
+        answer(llm, second)
+        answer(llm, third)  # 512 tokens in all: the first had to leave, and there is no room for it beside the others
+        assert cached(llm, [*first, 5, 6]) == 220
+        assert answer(llm, first) == expected
+
+
 def test_what_is_damaged_is_computed_anew(models, tmp_path):
     prompt = texts(1)[0]
     with load(models, "dense") as llm:
