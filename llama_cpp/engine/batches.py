@@ -6,6 +6,7 @@ same here; only a sequence whose last token is in the batch has an output.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Iterable, Sequence
 
@@ -36,6 +37,15 @@ class Running:
     def n_pending(self) -> int:
         """Tokens that are not computed yet; none while the next one is being picked."""
         return len(self.request.tokens) - self.n_held
+
+    def is_as_guessed(self) -> bool:
+        """Whether the token picked last was guessed, so that what follows it is computed already; goes on there then."""
+        if not (self.n_ahead and self.guess and self.n_pending == 1 and self.request.tokens[-1] == self.guess[0]):
+            return False
+        del self.guess[0]
+        self.n_held += 1
+        self.n_ahead -= 1
+        return True
 
     def n_next(self, n_most: int) -> int:
         """How many tokens to compute next, of ``n_most`` at most."""
@@ -81,24 +91,65 @@ class Part:
         return cls(running.sequence, running.n_held, tokens + [0] * (1 + n - len(tokens)), running, n_outputs=1 + n)
 
 
+class Burst:
+    """Many prompts at once, which are read before anybody goes on generating.
+
+    Taking turns would take longer for all: what is computed of the few that generate costs nearly as much as of many, and a
+    GPU needs a new plan for every other number of them. So when more requests wait to be read than generate, and all of
+    them are read within half a second, reading goes first. How fast that is, is measured while it goes.
+    """
+
+    SECONDS = 0.5
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+        # of late, and since the last batch that was waited for
+        self._tokens = self._seconds = self._tokens_since = self._seconds_since = 0.0
+
+    def goes_first(self, reading: Sequence[Running], n_generating: int) -> bool:
+        """Whether those who generate wait for those whose prompts are read."""
+        now = time.perf_counter()
+        if self._until is None:
+            if not len(reading) > n_generating > 0:
+                return False
+            self._until = now + self.SECONDS
+        n_tokens = sum(one.n_pending for one in reading)
+        return 0 < n_tokens * self._seconds <= (self._until - now) * self._tokens
+
+    def note(self, parts: Sequence[Part], seconds: float, waited: bool) -> None:
+        """A batch took so long; a GPU goes on with one that was not ``waited`` for."""
+        self._tokens_since += sum(len(part.tokens) - part.n_outputs for part in parts if part.running is not None)
+        self._seconds_since += seconds
+        if waited:
+            if self._tokens_since:
+                self._tokens = 0.9 * self._tokens + self._tokens_since
+                self._seconds = 0.9 * self._seconds + self._seconds_since
+            self._tokens_since = self._seconds_since = 0.0
+        if any(len(part.tokens) == part.n_outputs for part in parts):
+            self._until = None  # those who generate had their turn
+
+
 class MixedBatches:
     """Where sequences of different lengths are computed together: who generates comes first, then prompts."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
+        self.burst = Burst()
 
     def choose(self, running: Sequence[Running]) -> list[Part]:
         """What to compute next."""
         parts = []
-        if any(one.n_pending == 1 for one in running):
+        n_generating = sum(one.n_pending == 1 for one in running)
+        reading = [one for one in running if one.n_pending > 1]
+        if n_generating and not self.burst.goes_first(reading, n_generating):
             least = 0 if self._decoder.on_device else 1
             chosen = [one for one in running if least <= one.n_pending <= 1]
             parts = [Part.next_of(one) for one in chosen]
         room = self._decoder.n_batch - sum(len(part.tokens) for part in parts)
         if parts:
             room = min(room, CHUNK)
-        for one in running:
-            if room > 0 and one.n_pending > 1:
+        for one in reading:
+            if room > 0:
                 parts.append(Part.of(one, one.n_next(room)))
                 room -= len(parts[-1].tokens)
         return parts
@@ -135,7 +186,7 @@ class Turns:
 class EqualBatches:
     """Where each sequence has a stream of its own, the engine computes neighbours with equally many tokens at once.
 
-    So prompts and generating take turns, and while generating, one token of what lies between keeps the neighbours
+    So prompts and generating take turns (or one goes first in a burst), and while generating, one token of what lies between keeps the neighbours
     together: of a prompt that is being read, or any, which is then forgotten again.
 
     Args:
@@ -148,14 +199,16 @@ class EqualBatches:
         self._fill = fill
         self._read_last = False
         self._last = -1
+        self.burst = Burst()
 
     def choose(self, running: Sequence[Running]) -> list[Part]:
         """What to compute next."""
         generating = [one.sequence for one in running if one.n_pending == 1]
         reading = [one for one in running if one.n_pending > 1]
-        self._read_last = bool(reading) and not (generating and self._read_last)
+        alone = not generating or self.burst.goes_first(reading, len(generating))
+        self._read_last = bool(reading) and (alone or not self._read_last)
         if self._read_last:
-            return self._read(reading, min(CHUNK, self._decoder.n_batch) if generating else self._decoder.n_batch)
+            return self._read(reading, self._decoder.n_batch if alone else min(CHUNK, self._decoder.n_batch))
         if not generating:
             return []
         by_sequence = {one.sequence: one for one in running}

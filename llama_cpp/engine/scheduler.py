@@ -327,23 +327,19 @@ class BatchingEngine:
             self._check_guesses(outputs)
         else:
             self._pick(outputs)
+        seconds = time.perf_counter() - started
+        self._batches.burst.note(parts, seconds, waited=bool(outputs) or not self._decoder.on_device)
         if self._speculator is not None and n_tokens == len(outputs) * (1 + n_guesses):
-            self._speculator.took(len(outputs), n_guesses, time.perf_counter() - started)
+            self._speculator.took(len(outputs), n_guesses, seconds)
         if not self._decoder.on_device:
             self._hand_out()
         return True
 
     def _guess(self, running: Sequence[Running]) -> None:
-        """Lets what follows the next tokens be guessed, as far as there is room for it in a batch."""
-        if self._speculator is None or self._speculator.resting() or self._without_guesses:
-            self._without_guesses = False
-            return
-        n_sequences = max((one.sequence for one in running), default=0) + 1
-        n_most = min(self._decoder.n_outputs, self._decoder.n_batch) // n_sequences - 1
-        n_most = min([n_most, *(self.n_ctx - 2 - one.n_held for one in running)])
-        # a single one is not worth a batch of another shape, for which a GPU needs a new plan
-        if n_most > 1:
-            self._speculator.guess(running, n_most)
+        """Lets what follows the next tokens be guessed."""
+        if self._speculator is not None and not self._without_guesses:
+            self._speculator.guess(running, self.n_ctx)
+        self._without_guesses = False
 
     def _check_guesses(self, outputs: Sequence[tuple[Running, int]]) -> None:
         """Picks tokens, and goes on in what was guessed for as long as that is what was picked."""
@@ -353,23 +349,18 @@ class BatchingEngine:
         left = list(outputs)
         while left:
             self._pick(left)
-            left = [(one, row + 1) for one, row in left if self._is_as_guessed(one)]
-            for one, _ in left:
-                n_right[one] += 1
+            following = []
+            for one, row in left:
+                if one.is_as_guessed():
+                    n_right[one] += 1
+                    following.append((one, row + 1))
+                else:
+                    self._forget_ahead(one)
+            left = following
         for one, n in guesses.items():
             self._speculator.learn(one, n, n_right[one])
             self.statistics.n_guessed += n
             self.statistics.n_right += n_right[one]
-
-    def _is_as_guessed(self, one: Running) -> bool:
-        """Whether the token picked last is the one guessed, so that what follows it is computed already."""
-        if one.n_ahead and one.guess and one.n_pending == 1 and one.request.tokens[-1] == one.guess[0]:
-            del one.guess[0]
-            one.n_held += 1
-            one.n_ahead -= 1
-            return True
-        self._forget_ahead(one)
-        return False
 
     def _forget_ahead(self, one: Running) -> None:
         """Removes from a sequence what was computed of a guess and is not its own."""

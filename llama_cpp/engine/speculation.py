@@ -110,14 +110,22 @@ class Speculator:
         if self._model is not None:
             self._model.close()
 
-    def resting(self) -> bool:
-        """Whether it is too early to ask again if guesses would pay, when they did not just now."""
-        return self._pace.resting()
+    def guess(self, running: Sequence[Running], n_ctx: int) -> None:
+        """Gives requests that want it guesses at what follows their next token, as many as pay and have room.
 
-    def guess(self, running: Sequence[Running], n_most: int) -> None:
-        """Gives requests that want it guesses at what follows their next token, up to ``n_most`` and as many as pay."""
+        Args:
+            n_ctx: tokens of one request at most.
+        """
         for one in running:
             one.guess = []
+        if self._pace.resting():
+            return
+        n_sequences = max((one.sequence for one in running), default=0) + 1
+        n_most = min(self._decoder.n_outputs, self._decoder.n_batch) // n_sequences - 1
+        n_most = min([n_most, *(n_ctx - 2 - one.n_held for one in running)])
+        # a single one is not worth a batch of another shape, for which a GPU needs a new plan
+        if n_most < 2:
+            return
         ready = [one for one in running if one.n_pending == 1]
         wanting = [one for one in ready if one.request.speculate and not one.request.processors and not one.stops]
         if not wanting:

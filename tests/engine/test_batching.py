@@ -314,6 +314,44 @@ def test_sixty_four_threads_of_all_kinds(llm):
     assert sorted(engine._sequences._free) == list(range(4))
 
 
+@pytest.mark.parametrize("unified", [True, False])
+@pytest.mark.parametrize(("seconds", "n_prompts", "in_between"), [(1e6, 5, False), (0.0, 5, True), (1e6, 1, True)])
+def test_many_prompts_go_first_and_a_long_one_takes_turns(
+    tiny, monkeypatch, unified, seconds, n_prompts, in_between
+):
+    monkeypatch.setattr(batches.Burst, "SECONDS", seconds)
+    kinds = []  # of the batches: "r" for reading, "g" for generating, "rg" for both
+
+    def counted(self, running, choose=None):
+        parts = choose(self, running)
+        own = [part for part in parts if part.running]
+        reads, generates = any(len(p.tokens) > 1 for p in own), any(p.n_outputs == len(p.tokens) for p in own)
+        kinds.append("r" * reads + "g" * generates)
+        return parts
+
+    for kind in (batches.MixedBatches, batches.EqualBatches):
+        monkeypatch.setattr(kind, "choose", lambda self, running, choose=kind.choose: counted(self, running, choose))
+    with Llama(tiny, n_ctx=512, n_parallel=6, n_batch=64, kv_unified=unified, n_kv=3072) as llm:
+        engine, go_on = llm._open_engine, threading.Event()
+        prompts = [random.Random(i).choices(range(3, 30), k=300 if n_prompts == 1 else 60) for i in range(n_prompts)]
+        stream = llm.create_completion([5, 6, 7], max_tokens=400, temperature=0, stream=True, logit_bias={2: -1e9})
+        next(stream)
+        engine._post(lambda: go_on.wait() and None)
+        threads = [threading.Thread(target=llm.create_completion, args=(prompt,), kwargs={"max_tokens": 1}) for prompt in prompts]
+        for thread in threads:
+            thread.start()
+        while engine._inbox.qsize() < n_prompts:
+            time.sleep(0.01)
+        kinds.clear()
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        stream.close()
+    reading = [at for at, kind in enumerate(kinds) if "r" in kind]
+    assert len(reading) >= 5
+    assert any("g" in kind for kind in kinds[reading[0] : reading[-1] + 1]) == in_between
+
+
 def test_an_abandoned_stream_gives_its_sequence_back(small):
     streams = [small.create_completion("Once", stream=True, max_tokens=400) for _ in range(4)]
     for stream in streams:

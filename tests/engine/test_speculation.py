@@ -7,7 +7,7 @@ import pytest
 import tiny_models
 from test_memory_kinds import GENERATIVE, answer, load, prompts
 
-from llama_cpp.engine import scheduler
+from llama_cpp.engine import batches
 from llama_cpp.engine.speculation import Pace
 from llama_cpp.errors import ContextFullError, DecodeError, InvalidArgumentError, ModelNotFoundError
 
@@ -93,16 +93,15 @@ def test_what_came_before_is_a_guess(models):
 
 
 def test_a_guess_taken_unchecked_would_be_seen(models, monkeypatch, tmp_path):
-    def believe(self, one):
-        if one.n_ahead and one.guess and one.n_pending == 1:
-            one.request.tokens[-1] = one.request.generation.tokens[-1] = one.guess.pop(0)
-            one.n_held += 1
-            one.n_ahead -= 1
-            return True
-        self._forget_ahead(one)
-        return False
+    def believe(one):
+        if not (one.n_ahead and one.guess and one.n_pending == 1):
+            return False
+        one.request.tokens[-1] = one.request.generation.tokens[-1] = one.guess.pop(0)
+        one.n_held += 1
+        one.n_ahead -= 1
+        return True
 
-    monkeypatch.setattr(scheduler.BatchingEngine, "_is_as_guessed", believe)
+    monkeypatch.setattr(batches.Running, "is_as_guessed", believe)
     with pytest.raises(AssertionError):
         check(models, "dense", "another", tmp_path)
 
