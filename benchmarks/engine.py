@@ -26,7 +26,7 @@ from typing import Any, Callable, Iterator
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from llama_cpp import Llama  # noqa: E402
+from llama_cpp import Llama, LlamaRAMCache  # noqa: E402
 
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 
@@ -57,15 +57,14 @@ class Tools:
         printed = self.run("llama-bench", "-p", "0", "-n", str(n), "-r", str(repeat), "-fa", "1", "-ngl", "99", "-o", "json")
         return max(json.loads(printed)[0]["samples_ts"]) if printed else None
 
-    def together(self, n_prompt: int, n: int, parallel: int, unified: bool) -> float | None:
+    def together(self, n_prompt: int, n: int, parallel: int, unified: bool, ubatch: int, repeat: int) -> float | None:
         """Tokens per second of llama-batched-bench, prompts and generation together."""
-        arguments = ["-c", str((n_prompt + n) * parallel), "-b", "2048", "-ub", "512", "-npp", str(n_prompt), "-ntg", str(n)]
-        arguments += ["-npl", str(parallel), "-fa", "on", "-ngl", "99", "--output-format", "jsonl"]
+        arguments = ["-c", str((n_prompt + n) * parallel), "-b", "2048", "-ub", str(ubatch), "-npp", str(n_prompt), "-ntg", str(n)]
+        arguments += ["-npl", ",".join([str(parallel)] * repeat), "-fa", "on", "-ngl", "99", "--output-format", "jsonl"]
         printed = self.run("llama-batched-bench", *arguments, *(["-kvu"] if unified else []))
         if printed is None:
             return None
-        lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
-        return lines[-1]["speed"]
+        return max(json.loads(line)["speed"] for line in printed.splitlines() if line.startswith("{"))
 
     @contextlib.contextmanager
     def server(self, parallel: int, n_ctx: int, *arguments: str) -> Iterator[int]:
@@ -201,6 +200,35 @@ def prefix(llm: Llama, n: int) -> tuple[float, float]:
     return first["timings"]["prompt_ms"] / 1e3, second["timings"]["prompt_ms"] / 1e3
 
 
+def saved(llm: Llama, n: int) -> tuple[float, float]:
+    """Seconds to read a prompt, and to get it back from the second tier after others took its place."""
+    text = prompts(1, n, llm.n_vocab())[0]
+    llm.set_cache(LlamaRAMCache(8 << 30))
+    seconds = []
+    for prompt in (text, [400] * 300, [600] * 300, text):
+        started = time.perf_counter()
+        llm.create_completion(prompt, max_tokens=1)
+        seconds.append(time.perf_counter() - started)
+    return seconds[0], seconds[-1]
+
+
+def guessing(model: str, source: str | None, n_requests: int, n: int, repeat: int, common: dict[str, Any]) -> tuple[float, str]:
+    """Tokens per second of requests at temperature 0, and how many guesses were right."""
+    best = 0.0
+    with Llama(model, n_ctx=n + 128, n_parallel=n_requests, draft_model=source, **common) as llm:
+        texts = prompts(n_requests, 64, llm.n_vocab())
+        ends = {token: -1e9 for token in range(llm.n_vocab()) if llm._open_model.is_end(token)}
+
+        def run(i: int) -> int:
+            return llm.create_completion(texts[i], max_tokens=n, temperature=0, logit_bias=ends)["usage"]["completion_tokens"]
+
+        for _ in range(repeat + 1):
+            seconds, n_tokens = staggered(n_requests, 0.0, run)
+            best = max(best, n_tokens / seconds)
+        done = llm._open_engine.statistics
+        return best, f"{done.n_right / done.n_guessed:.0%} of guesses right" if done.n_guessed else "no guesses"
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,8 +237,10 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=32)
     parser.add_argument("--n", type=int, default=256, help="tokens of a single stream")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--rows", default="stream,sampled,many,extra,server,prefix", help="which to measure")
+    parser.add_argument("--rows", default="stream,sampled,many,extra,server,prefix", help="which to measure; there are guess and saved, too")
+    parser.add_argument("--drafts", default="prompt-lookup", help="what guesses in the row guess, separated by commas")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--ubatch", type=int, default=512, help="prompt tokens computed at once, on both sides")
     parser.add_argument("--unified", action="store_true", help="one KV cache for all requests")
     parser.add_argument("--prefix", type=int, default=4000, help="tokens that two requests share")
     parser.add_argument("--json", type=Path)
@@ -236,8 +266,9 @@ def main() -> None:
                 note("one stream, top-k, top-p, temperature", speed, f"llama-bench tg{o.n}", ceiling)
     if {"many", "extra", "server"} & set(wanted):
         n = o.parallel
-        ceiling = tools.together(128, 128, n, o.unified)
-        with Llama(o.model, n_ctx=320, n_parallel=n + 2, kv_unified=o.unified, n_kv=320 * (n + 2), **common) as llm:
+        ceiling = tools.together(128, 128, n, o.unified, o.ubatch, o.repeat)
+        layout = {"n_parallel": n + 2, "kv_unified": o.unified, "n_kv": 320 * (n + 2), "n_batch": o.ubatch, "n_ubatch": o.ubatch}
+        with Llama(o.model, n_ctx=320, **layout, **common) as llm:
             many(llm, n, 128, 16, 1)
             speed, outside = many(llm, n, 128, 128, o.repeat)
             note(f"{n} requests, 128 in and 128 out", speed, "llama-batched-bench", ceiling)
@@ -248,11 +279,22 @@ def main() -> None:
         if "server" in wanted:
             with Llama(o.model, vocab_only=True) as llm:
                 for name, arguments in (("llama-server", ()), ("llama-server, device sampling", ("--backend-sampling",))):
+                    arguments += ("-ub", str(o.ubatch))
                     note(f"{n} requests, 128 in and 128 out", speed, name, server(tools, llm, n, 128, 128, o.repeat, *arguments))
     if "prefix" in wanted:
         with Llama(o.model, n_ctx=o.prefix + 64, **common) as llm:
             first, second = prefix(llm, o.prefix)
             note(f"second request that shares {o.prefix} tokens", second, "the first: seconds to the first token", first, "s")
+    if "saved" in wanted:
+        with Llama(o.model, n_ctx=o.prefix + 64, n_parallel=1, **common) as llm:
+            first, second = saved(llm, o.prefix)
+            note(f"{o.prefix} tokens from the second tier", second, "reading them", first, "s")
+    if "guess" in wanted:
+        for n_requests in (1, o.parallel):
+            without, _ = guessing(o.model, None, n_requests, 512, o.repeat, common)
+            for source in o.drafts.split(","):
+                speed, right = guessing(o.model, source, n_requests, 512, o.repeat, common)
+                note(f"{n_requests} requests, {Path(source).stem}, {right}", speed, "without guesses", without)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, {os.cpu_count()} processors")
     if o.json:
         o.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -3,6 +3,9 @@
 The vocabulary comes from a vocabulary-only GGUF of the engine's source; its header is copied and tensors are added.
 
 Usage: python benchmarks/random_model.py OUTPUT [--vocab GGUF] [--layers 32 --embd 4096 --ff 14336 --heads 32 --kv-heads 8]
+
+With ``--working 2`` only the first two layers have a say, at the price of all: a model written with ``--layers 2`` then guesses
+every token right, which shows what speculative decoding gains at best.
 """
 
 from __future__ import annotations
@@ -58,8 +61,8 @@ def patched_header(vocab: Path, values: dict[str, int], n_tensors: int) -> bytes
     return bytes(data)
 
 
-def write(output: Path, vocab: Path, layers: int, embd: int, ff: int, heads: int, kv_heads: int) -> None:
-    """Writes the model."""
+def write(output: Path, vocab: Path, layers: int, embd: int, ff: int, heads: int, kv_heads: int, working: int) -> None:
+    """Writes the model; layers after the first ``working`` ones add nothing to what goes through them."""
     header = vocab.read_bytes()
     key = b"llama.vocab_size"
     n_vocab = struct.unpack_from("<I", header, header.index(key) + len(key) + 4)[0]
@@ -70,7 +73,8 @@ def write(output: Path, vocab: Path, layers: int, embd: int, ff: int, heads: int
         "llama.rope.dimension_count": embd // heads,
     }  # fmt: skip
     rng = np.random.default_rng(0)
-    blocks = rng.integers(0, 256, (1 << 18, BLOCK_BYTES), dtype=np.uint8)
+    # repeated over and over, and prime, so that no two rows are alike and no two tokens equally probable
+    blocks = rng.integers(0, 256, ((1 << 18) - 5, BLOCK_BYTES), dtype=np.uint8)
     scales = rng.uniform(-0.01, 0.01, len(blocks)).astype("<f2")
     blocks[:, :2] = scales.view(np.uint8).reshape(-1, 2)
     noise = blocks.tobytes()
@@ -83,9 +87,13 @@ def write(output: Path, vocab: Path, layers: int, embd: int, ff: int, heads: int
             file.write(struct.pack("<IQ", F32 if len(shape) == 1 else Q4_0, offset))
             offset += -(-size_of(shape) // ALIGNMENT) * ALIGNMENT
         _pad(file)
-        for _, shape in shapes:
+        silent = {f"blk.{i}.{part}.weight" for i in range(working, layers) for part in ("attn_output", "ffn_down")}
+        for name, shape in shapes:
             size = size_of(shape)
-            if len(shape) == 1:
+            if name in silent:
+                file.seek(size - 1, os.SEEK_CUR)  # zeros: a scale of 0 in every block
+                file.write(b"\0")
+            elif len(shape) == 1:
                 file.write(np.ones(shape, "<f4").tobytes())
             else:
                 whole, rest = divmod(size, len(noise))
@@ -106,8 +114,9 @@ def main() -> None:
     parser.add_argument("--vocab", type=Path, default=VOCAB)
     for name, default in (("layers", 32), ("embd", 4096), ("ff", 14336), ("heads", 32), ("kv-heads", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--working", type=int, help="layers that have a say (default: all)")
     o = parser.parse_args()
-    write(o.output, o.vocab, o.layers, o.embd, o.ff, o.heads, o.kv_heads)
+    write(o.output, o.vocab, o.layers, o.embd, o.ff, o.heads, o.kv_heads, o.layers if o.working is None else o.working)
     print(f"{o.output}: {os.path.getsize(o.output) / 1e6:.0f} MB")
 
 
