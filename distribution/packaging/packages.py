@@ -17,6 +17,7 @@ from .. import vendor
 from ..console import megabytes, say
 from ..errors import BuildError
 from ..files import REPOSITORY, cache_dir, locked, remove_tree
+from ..install import find_ccache
 from ..pin import Pin
 from ..progress import Bar
 from . import inputs
@@ -47,8 +48,8 @@ def build(
         repository: the checkout to build.
         test: run the tests inside each package on what was built.
         rebuild: build also what is there.
-        only: names of packages; empty means all.
-        compiler_cache: where ccache, if it is installed, keeps its answers (default: where it always does).
+        only: names of packages; empty means all. What they depend on is taken from ``output``.
+        compiler_cache: where ccache keeps its answers (default: where it always does).
 
     Returns:
         The packages' files, in the order in which they depend on one another.
@@ -65,9 +66,11 @@ def build(
         built: list[Path] = []
         for one in rendered:
             name = one.recipe.package.name
-            if only and name not in only:
-                continue
             kept = output / _subdir(one) / f"{name}-{one.recipe.package.version}-{one.recipe.build.string}.conda"
+            if only and name not in only:
+                if kept.exists():
+                    _offer(kept, workspace)
+                continue
             if kept.exists() and not rebuild:
                 say(f"{kept.name}: built before from the same sources")
                 _offer(kept, workspace)
@@ -298,6 +301,7 @@ def _build_environment(compiler_cache: Path | None) -> Iterator[None]:
     """What the recipe reads from the environment, set for a while."""
     wanted = {
         "LLAMA_CPP_CACHE": str(cache_dir()),
+        "CCACHE": find_ccache() or "",
         "CCACHE_DIR": str(compiler_cache or os.environ.get("CCACHE_DIR") or Path.home() / ".cache" / "ccache"),
     }
     before = {key: os.environ.get(key) for key in wanted}

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..console import say
 from ..errors import NotReproducibleError
 from ..files import REPOSITORY, sha256_of
 from . import inputs, packages
@@ -29,12 +30,23 @@ def rebuild(variants: Sequence[str], channels: Sequence[str], only: Sequence[str
         inputs.export(copy)
         first = packages.build(variants, channels, only=only)
         cache = None if with_cache else Path(scratch, "ccache")
+        output = Path(scratch, "second")
+        if only:
+            shutil.copytree(packages.OUTPUT, output)  # what they depend on
         # not without a cache: several packages come from one compile, which the build engine repeats for each
         second = packages.build(
-            variants, channels, Path(scratch, "second"), copy, test=False, only=only, compiler_cache=cache
+            variants, channels, output, copy, test=False, rebuild=True, only=only, compiler_cache=cache
         )
+        differences = []
         for one, other in zip(first, second, strict=True):
-            compare(one, other)
+            try:
+                compare(one, other)
+            except NotReproducibleError as error:
+                differences.append(error)
+        for error in differences[1:]:
+            say(str(error))
+        if differences:
+            raise differences[0]
         return {path.name: sha256_of(path) for path in first}
 
 

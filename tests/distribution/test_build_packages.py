@@ -91,6 +91,29 @@ def test_the_order_of_dependencies_is_settled(tmp_path: Path) -> None:
     assert before == after, "what a person wrote keeps its order"
 
 
+def test_what_other_packages_of_the_recipe_are_called_is_taken_out(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe" / "recipe.yaml"
+    recipe.parent.mkdir()
+    outputs = "".join(
+        f"""
+  - package:
+      name: {name}
+    build:
+      script: mkdir -p $PREFIX/share && echo {text} > $PREFIX/share/{name}"""
+        for name, text in (("one", "same"), ("other", "${{ flavour }}"))
+    )
+    recipe.write_text(f"schema_version: 1\nrecipe:\n  name: both\n  version: '1'\noutputs:{outputs}\n")
+    made = []
+    for flavour in ("sweet", "salty"):
+        one, _ = engine.Stage0Recipe.from_file(recipe).render(engine.VariantConfig({"flavour": [flavour]}))
+        built = one.run_build(output_dir=tmp_path / "output", channels=[], no_build_id=True)
+        made.append(Path(shutil.move(built.packages[0], tmp_path / f"{flavour}.conda")))
+        normalise(made[-1], STAMP)
+    assert made[0].read_bytes() == made[1].read_bytes()
+    notes = yaml.safe_load(members(made[0])["info/recipe/rendered_recipe.yaml"][0])
+    assert list(notes["build_configuration"]["subpackages"]) == ["one"]
+
+
 def test_caches_of_this_machine_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "env:\n      CCACHE_DIR: /cache/of/somebody\n      KEPT: value\n    content:"
     monkeypatch.setitem(globals(), "RECIPE", RECIPE.replace("  script:", f"  script:\n    {script}"))
