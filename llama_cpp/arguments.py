@@ -16,7 +16,6 @@ from .errors import IgnoredArgumentWarning, InvalidArgumentError, UnknownArgumen
 #: Accepted by llama-cpp-python without effect, there or here.
 _IGNORED = {
     "Llama": {
-        "rpc_servers": "llama-cpp-python never passed it on either",
         "lora_base": "llama.cpp no longer applies an adapter to another base",
         "logits_all": "logits are copied for the tokens that need them only",
     },
@@ -167,6 +166,14 @@ def load_mode(use_mmap: bool, use_mlock: bool) -> int:
         (False, True): llama.LLAMA_LOAD_MODE_MLOCK,
         (False, False): llama.LLAMA_LOAD_MODE_NONE,
     }[bool(use_mmap), bool(use_mlock)]
+
+
+def read_servers(servers: str | Sequence[str] | None) -> tuple[str, ...]:
+    """RPC servers: several, or a text with commas between them."""
+    listed = servers.split(",") if isinstance(servers, str) else tuple(servers or ())
+    if not all(isinstance(server, str) for server in listed):
+        raise InvalidArgumentError(f"rpc_servers={servers!r} must be a string or a list of strings.")
+    return tuple(server.strip() for server in listed if server.strip())
 
 
 def read_adapters(

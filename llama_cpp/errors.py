@@ -111,6 +111,10 @@ class AdapterLoadError(LlamaCppError, RuntimeError):
     """The engine refused a LoRA adapter: most often it was made for another model."""
 
 
+class RemoteDeviceError(LlamaCppError, ConnectionError):
+    """An RPC server cannot be reached, is busy, or is of another version."""
+
+
 class CacheError(LlamaCppError, OSError):
     """A folder cannot be used as a cache."""
 

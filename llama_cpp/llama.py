@@ -41,7 +41,9 @@ class Llama:
     Args:
         model_path: the GGUF file (the first one of a split model).
         n_gpu_layers: layers to hold on the GPU; -1 is all of them (llama-cpp-python's 0 leaves the GPU idle).
-        split_mode, main_gpu, tensor_split: how to spread over several GPUs (``LLAMA_SPLIT_MODE_*``).
+        split_mode, main_gpu, tensor_split: how to spread over several GPUs (``LLAMA_SPLIT_MODE_*``; docs/devices.md).
+        rpc_servers: ``host:port`` of llama.cpp's RPC servers, whose devices come before this machine's GPUs. What goes there
+            is not encrypted, so only private addresses are taken, and a server that dies ends the process.
         vocab_only: load the vocabulary alone; it can tokenize and nothing else.
         use_mmap, use_mlock: map the file instead of reading it; keep it from being swapped out.
         kv_overrides: metadata to replace, by key.
@@ -77,6 +79,7 @@ class Llama:
         ModelFileError: a file that cannot be a model, one exception for each kind of damage.
         ModelLoadError, ContextCreationError: the engine could not load it, or had no memory for it.
         InvalidArgumentError, UnknownArgumentError: an argument's value or name. MetadataOverrideError: a kv_overrides entry.
+        RemoteDeviceError: an RPC server cannot be reached.
         ForkedProcessError: a process forked after a GPU backend had been loaded cannot use the GPU.
 
     Example:
@@ -92,6 +95,7 @@ class Llama:
         split_mode: int = capi.LLAMA_SPLIT_MODE_LAYER,
         main_gpu: int = 0,
         tensor_split: Sequence[float] | None = None,
+        rpc_servers: str | Sequence[str] | None = None,
         vocab_only: bool = False,
         use_mmap: bool = True,
         use_mlock: bool = False,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple
 
-from .arguments import context_sizes, load_mode, read_adapters
+from .arguments import context_sizes, load_mode, read_adapters, read_servers
 from .capi import llama as capi
 from .engine.params import OWN_HEADS
-from .errors import ContextCreationError, ModelLoadError
+from .errors import ContextCreationError, InvalidArgumentError, ModelLoadError
 from .fit.measurement import check_host_memory, explained
 from .fit.threads import default_batch_threads, default_threads
 from .models.adapter import AdapterSet
+from .models.devices import check_split_mode, note_user, remote_devices
 from .models.model import Model
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def open_model(options: Mapping[str, Any]) -> Opened:
 
     Raises:
         ModelFileError, ModelLoadError, ContextCreationError, InvalidArgumentError, MetadataOverrideError,
-        ForkedProcessError: as :class:`~llama_cpp.Llama` does.
+        RemoteDeviceError, ForkedProcessError: as :class:`~llama_cpp.Llama` does.
     """
     path = os.fspath(options["model_path"])
     adapters = read_adapters(options["lora_path"], options["lora_scale"], options["lora_adapters"])
@@ -57,12 +58,19 @@ def open_model(options: Mapping[str, Any]) -> Opened:
         "load_mode": load_mode(options["use_mmap"], options["use_mlock"]),
         "load_mtp": options["draft_model"] == OWN_HEADS,
     }
+    check_split_mode(options["split_mode"])
+    servers = read_servers(options["rpc_servers"])
+    if servers:
+        if options["draft_model"] == OWN_HEADS:
+            raise InvalidArgumentError("draft_model='mtp' needs a second context, which an RPC server cannot tell from the first.")
+        model_params["devices"] = remote_devices(servers)
     try:
         model = Model(
             path, params=model_params, kv_overrides=options["kv_overrides"], tensor_split=options["tensor_split"]
         )
     except ModelLoadError as error:
         raise explained(error, path, model_params, {}) from error
+    note_user(servers, model.in_use())
     context_params: dict[str, Any] = {}
     try:
         if options["vocab_only"]:
