@@ -78,13 +78,12 @@ class Part:
         return cls(running.sequence, start, tokens, running, n_outputs=int(running.n_pending == n))
 
     @classmethod
-    def next_of(cls, running: Running, n_guesses: int | None = None) -> Part:
-        """The next token of a request that generates, and its guess, made ``n_guesses`` long if that is told.
+    def next_of(cls, running: Running, n: int = 0) -> Part:
+        """The next token of a request that generates, and its guess, made ``n`` tokens long.
 
         While the next token is still being picked, any other keeps its place: a batch of the same shape as the last one
         needs no new graph, which on a GPU costs more than the token.
         """
-        n = len(running.guess) if n_guesses is None else n_guesses
         if not running.n_pending:
             return cls(running.sequence, running.n_held, [0] * (1 + n), n_outputs=1 + n)
         tokens = [running.request.tokens[-1], *running.guess[:n]]
@@ -136,15 +135,15 @@ class MixedBatches:
         self._decoder = decoder
         self.burst = Burst()
 
-    def choose(self, running: Sequence[Running]) -> list[Part]:
-        """What to compute next."""
+    def choose(self, running: Sequence[Running], n_places: int = 0) -> list[Part]:
+        """What to compute next, with places for so many guesses in each sequence that generates."""
         parts = []
         n_generating = sum(one.n_pending == 1 for one in running)
         reading = [one for one in running if one.n_pending > 1]
         if n_generating and not self.burst.goes_first(reading, n_generating):
             least = 0 if self._decoder.on_device else 1
             chosen = [one for one in running if least <= one.n_pending <= 1]
-            parts = [Part.next_of(one) for one in chosen]
+            parts = [Part.next_of(one, n_places if self._decoder.on_device else len(one.guess)) for one in chosen]
         room = self._decoder.n_batch - sum(len(part.tokens) for part in parts)
         if parts:
             room = min(room, CHUNK)
@@ -201,8 +200,8 @@ class EqualBatches:
         self._last = -1
         self.burst = Burst()
 
-    def choose(self, running: Sequence[Running]) -> list[Part]:
-        """What to compute next."""
+    def choose(self, running: Sequence[Running], n_places: int = 0) -> list[Part]:
+        """What to compute next, with places for so many guesses in each sequence that generates."""
         generating = [one.sequence for one in running if one.n_pending == 1]
         reading = [one for one in running if one.n_pending > 1]
         alone = not generating or self.burst.goes_first(reading, len(generating))
@@ -217,7 +216,7 @@ class EqualBatches:
         else:
             places = [*generating, *(one.sequence for one in running if not one.n_pending)]
             span = range(min(places), max(places) + 1)
-        n_guesses = 0 if reading else max(len(one.guess) for one in running)
+        n_guesses = 0 if reading else n_places
         if n_guesses:
             # nobody may run over the end for the sake of others
             n_longest = max(self._decoder.newest(sequence) for sequence in span) + 1

@@ -68,7 +68,7 @@ class Request:
     Attributes:
         tokens: the prompt and what was generated; a shift of the context removes some.
         adapters: LoRA adapters it is computed with, each with its scale.
-        speculate: whether what follows may be guessed; guess_rate: how often a guess was right of late; None before the first.
+        speculate: whether what follows may be guessed.
         key: only requests with an equal one can share what they have computed.
         n_left: how many may still be generated; negative for as many as come.
         outbox: where tokens go.
@@ -99,7 +99,6 @@ class Request:
         self.adapters = adapters
         self.key: Hashable = adapters
         self.speculate = speculate
-        self.guess_rate: float | None = None
         self.generation = Generation(n_prompt=len(prompt))
         self.cancelled = False
         self.error: BaseException | None = None

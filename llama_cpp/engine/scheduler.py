@@ -291,8 +291,8 @@ class BatchingEngine:
         """Computes a batch and picks what follows; False when there was nothing to compute."""
         running = self._turns.choose(self._running)
         started = time.perf_counter()
-        self._guess(running)
-        parts = self._batches.choose(running)
+        n_places = self._guess(running)
+        parts = self._batches.choose(running, n_places)
         if not parts:
             return False
         n_tokens = write(self._decoder, parts)
@@ -322,24 +322,26 @@ class BatchingEngine:
                 part.running.n_ahead = max(part.n_outputs - 1, 0)
                 self._count(part.running, len(part.tokens) - part.running.n_ahead)
         outputs = [(part.running, part.row) for part in parts if part.running and part.row >= 0]
-        n_guesses = max(part.n_outputs for part in parts) - 1
-        if n_guesses > 0:
+        n_before = self.statistics.n_outputs
+        if max(part.n_outputs for part in parts) > 1:
             self._check_guesses(outputs)
         else:
             self._pick(outputs)
         seconds = time.perf_counter() - started
         self._batches.burst.note(parts, seconds, waited=bool(outputs) or not self._decoder.on_device)
-        if self._speculator is not None and n_tokens == len(outputs) * (1 + n_guesses):
-            self._speculator.took(len(outputs), n_guesses, seconds)
+        if self._speculator is not None:
+            generated = sum(len(part.tokens) for part in parts) == sum(part.n_outputs for part in parts)
+            self._speculator.took(len(outputs) * generated, self.statistics.n_outputs - n_before, seconds)
         if not self._decoder.on_device:
             self._hand_out()
         return True
 
-    def _guess(self, running: Sequence[Running]) -> None:
-        """Lets what follows the next tokens be guessed."""
-        if self._speculator is not None and not self._without_guesses:
-            self._speculator.guess(running, self.n_ctx)
-        self._without_guesses = False
+    def _guess(self, running: Sequence[Running]) -> int:
+        """Lets what follows the next tokens be guessed; returns how many places for that each sequence has in a batch."""
+        without, self._without_guesses = self._without_guesses, False
+        if self._speculator is None or without:
+            return 0
+        return self._speculator.guess(running, self.n_ctx)
 
     def _check_guesses(self, outputs: Sequence[tuple[Running, int]]) -> None:
         """Picks tokens, and goes on in what was guessed for as long as that is what was picked."""

@@ -20,6 +20,7 @@ from ..errors import ContextCreationError, InvalidArgumentError, NativeError
 from ..models.model import Model, set_fields
 from .batches import Running
 from .decoder import Decoder
+from .pace import Pace
 from .params import OWN_HEADS, PROMPT_LOOKUP
 from .requests import Request
 
@@ -55,7 +56,9 @@ class Speculator:
         self._draft: Handle | None = None
         self._known: dict[int, tuple[Request, Hashable, int]] = {}  # of a sequence: whose, and how many tokens
         self._pace = Pace()
-        self._rate = 0.8
+        self._looks: list[tuple[Running, int, list[int]]] = []  # guesses, and where in a request's tokens they belong
+        self._n_without = 0  # batches in a row in which nothing was guessed
+        self._n_sequences_last = self._n_room = 0
         self.n_guessed = self.n_right = 0
         try:
             if not decoder.unlimited_cut and not llama.llama_n_rs_seq(decoder.pointer):
@@ -110,31 +113,41 @@ class Speculator:
         if self._model is not None:
             self._model.close()
 
-    def guess(self, running: Sequence[Running], n_ctx: int) -> None:
+    def guess(self, running: Sequence[Running], n_ctx: int) -> int:
         """Gives requests that want it guesses at what follows their next token, as many as pay and have room.
 
         Args:
             n_ctx: tokens of one request at most.
+
+        Returns:
+            For how many guesses each sequence shall have a place in the batch.
         """
         for one in running:
             one.guess = []
-        if self._pace.resting():
-            return
-        n_sequences = max((one.sequence for one in running), default=0) + 1
-        n_most = min(self._decoder.n_outputs, self._decoder.n_batch) // n_sequences - 1
-        n_most = min([n_most, *(n_ctx - 2 - one.n_held for one in running)])
-        # a single one is not worth a batch of another shape, for which a GPU needs a new plan
-        if n_most < 2:
-            return
+        self._compare(running)
         ready = [one for one in running if one.n_pending == 1]
         wanting = [one for one in ready if one.request.speculate and not one.request.processors and not one.stops]
-        if not wanting:
-            return
-        n_left = max(one.request.n_left if one.request.n_left > 0 else n_most + 1 for one in wanting) - 1
-        rate = sum(map(self._rate_of, wanting)) / len(wanting)
-        n = self._pace.best(len(ready), rate, min(self._n_most, n_most, n_left))
-        if n < 1:
-            return
+        if not wanting or any(one.n_pending > 1 for one in running):
+            return 0
+        n_sequences = max(one.sequence for one in running) + 1
+        n_left = max(one.request.n_left if one.request.n_left > 0 else self._n_most + 1 for one in wanting) - 1
+        self._n_room = min(self._decoder.n_outputs, self._decoder.n_batch) // n_sequences - 1
+        n_most = min([self._n_most, self._n_room, n_left, *(n_ctx - 2 - one.n_held for one in running)])
+        n = min(self._pace.number(len(ready)), n_most)
+        if n > 1:
+            for one, guess in zip(wanting, self._draft_for(wanting, n)):
+                one.guess = guess
+            self._n_without = 0 if any(one.guess for one in wanting) else self._n_without + 1
+            # on a GPU another shape costs more than tokens for nothing, for a while
+            padded = self._decoder.on_device and self._n_without < 4
+            return n if padded else max(len(one.guess) for one in wanting)
+        if n_most > 1 and self._pace.wants_look():
+            for one, guess in zip(wanting, self._draft_for(wanting, min(2, n_most))):
+                if guess:
+                    self._looks.append((one, len(one.request.tokens), guess))
+        return 0
+
+    def _draft_for(self, wanting: Sequence[Running], n: int) -> list[list[int]]:
         for i, one in enumerate(wanting):
             self._tell(one)
             self._sequences[i] = one.sequence
@@ -142,8 +155,16 @@ class Speculator:
             native.llama_common_speculator_draft, self._native, len(wanting), _pointer(self._sequences), n,
             _pointer(self._tokens), _pointer(self._numbers),
         )  # fmt: skip
-        for i, one in enumerate(wanting):
-            one.guess = self._tokens[i * n : i * n + int(self._numbers[i])].tolist()
+        return [self._tokens[i * n : i * n + int(self._numbers[i])].tolist() for i in range(len(wanting))]
+
+    def _compare(self, running: Sequence[Running]) -> None:
+        """Finds out how often what was guessed for a look was right."""
+        self._looks = [look for look in self._looks if look[0] in running]
+        if not self._looks or any(len(one.request.tokens) < at + len(guess) for one, at, guess in self._looks):
+            return
+        n_right = sum(_n_common(one.request.tokens[at:], guess) for one, at, guess in self._looks)
+        self._pace.looked(n_right / sum(len(guess) for _, _, guess in self._looks))
+        self._looks = []
 
     def process(self, n_tokens: int) -> None:
         """Shows the draft what the decoder has computed."""
@@ -159,17 +180,14 @@ class Speculator:
         self._tell(one)
         self.n_guessed += n_guessed
         self.n_right += n_right
-        rate = n_right / n_guessed
-        one.request.guess_rate = self._rate_of(one) + 0.1 * (rate - self._rate_of(one))
-        self._rate += 0.03 * (rate - self._rate)
 
-    def _rate_of(self, one: Running) -> float:
-        """How often guesses for a request are right; before the first one, what it was with others."""
-        return self._rate if one.request.guess_rate is None else one.request.guess_rate
-
-    def took(self, n_sequences: int, n_guesses: int, seconds: float) -> None:
-        """Notes how long a batch took in which so many sequences generated."""
-        self._pace.note(n_sequences, n_guesses, seconds)
+    def took(self, n_sequences: int, n_tokens: int, seconds: float) -> None:
+        """Notes how long a batch took in which so many sequences generated so many tokens; 0 when prompts were read in it."""
+        if n_sequences and n_sequences == self._n_sequences_last:
+            self._pace.note(n_sequences, n_tokens, seconds, min(self._n_most, self._n_room))
+        else:
+            self._pace.changed()
+        self._n_sequences_last = n_sequences
 
     def _tell(self, one: Running) -> None:
         """Tells the native part which tokens a sequence has."""
@@ -185,54 +203,8 @@ class Speculator:
         self._known[one.sequence] = one.request, one.request.key, len(tokens)
 
 
-class Pace:
-    """What a batch costs by the number of its guesses, measured while it goes, and which number is the fastest."""
-
-    #: After so many batches without guesses it tries a few again, and waits longer each time that this does not pay.
-    N_PATIENCE, N_MOST_PATIENCE = 32, 1024
-    #: For so many batches it does not even think of it.
-    N_REST = 8
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[int, int], float] = {}
-        self._seen: set[tuple[int, int]] = set()
-        self._n_without = 0
-        self._patience = self.N_PATIENCE
-        self._n_rest = 0
-
-    def resting(self) -> bool:
-        """Counts a batch while it rests; False when :meth:`best` is to be asked."""
-        self._n_rest -= 1
-        return self._n_rest >= 0
-
-    def note(self, n_sequences: int, n_guesses: int, seconds: float) -> None:
-        """A batch in which ``n_sequences`` generated, with ``n_guesses`` for each, took so long."""
-        key = n_sequences, n_guesses
-        if key not in self._seen:
-            self._seen.add(key)  # the first of a shape has its plan made, which the others share
-            return
-        before = self._seconds.get(key, seconds)
-        self._seconds[key] = before + 0.2 * (seconds - before)
-
-    def best(self, n_sequences: int, rate: float, n_most: int) -> int:
-        """How many tokens to guess for each sequence when a guess is right with probability ``rate``."""
-        numbers = [0, *(n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if n < n_most), n_most]
-        best = max(numbers, key=lambda n: sum(rate**i for i in range(n + 1)) / self._expected(n_sequences, n))
-        if best:
-            self._n_without, self._patience = 0, self.N_PATIENCE
-            return best
-        self._n_rest = self.N_REST
-        self._n_without += 1 + self.N_REST
-        if self._n_without <= self._patience:
-            return 0
-        self._n_rest = 0
-        self._n_without, self._patience = 0, min(2 * self._patience, self.N_MOST_PATIENCE)
-        return min(2, n_most)
-
-    def _expected(self, n_sequences: int, n_guesses: int) -> float:
-        """Seconds for a batch; what was never tried is taken for as quick as the next smaller one that was."""
-        tried = [n for n in range(n_guesses, -1, -1) if (n_sequences, n) in self._seconds]
-        return self._seconds[n_sequences, tried[0]] if tried else 1e-9 * (1 + n_guesses)
+def _n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 def _pointer(array: np.ndarray) -> Any:

@@ -8,7 +8,7 @@ import tiny_models
 from test_memory_kinds import GENERATIVE, answer, load, prompts
 
 from llama_cpp.engine import batches
-from llama_cpp.engine.speculation import Pace
+from llama_cpp.engine.pace import Pace
 from llama_cpp.errors import ContextFullError, DecodeError, InvalidArgumentError, ModelNotFoundError
 
 
@@ -22,7 +22,7 @@ def models(tmp_path_factory):
 def any_number_of_guesses(monkeypatch):
     """Where the clock would decide, chance does."""
     numbers = random.Random(0)
-    monkeypatch.setattr(Pace, "best", lambda self, n_sequences, rate, n_most: max(0, min(numbers.randrange(7), n_most)))
+    monkeypatch.setattr(Pace, "number", lambda self, n_sequences: numbers.randrange(7))
 
 
 #: The models' answers are random texts; of three letters, so that some of it comes again.
@@ -178,16 +178,31 @@ def test_what_cannot_guess_is_refused(models, tmp_path):
 
 def test_only_what_pays_is_guessed(monkeypatch):
     monkeypatch.undo()
-    pace = Pace()
 
-    def run(seconds, rate, n=200):
-        chosen = []
+    def run(pace, seconds, right, n):
+        """Batches on a clock of our own, with guesses of which each is right with a probability; how many were chosen."""
+        numbers, chosen = random.Random(0), []
         for _ in range(n):
-            chosen.append(pace.best(1, rate, 8))
-            pace.note(1, chosen[-1], seconds(chosen[-1]))
-        return chosen[-100:]
+            chosen.append(pace.number(1))
+            if pace.wants_look():
+                pace.looked(sum(numbers.random() < right for _ in range(2)) / 2)
+            n_right = 0
+            while n_right < chosen[-1] and numbers.random() < right:
+                n_right += 1
+            pace.note(1, 1 + n_right, seconds(chosen[-1]), 8)
+        return chosen
 
-    assert set(run(lambda n: 1.0 + 0.01 * n, rate=0.9)) == {8}, "guesses cost little"
-    slow = run(lambda n: 1.0 + n, rate=0.5)
-    assert slow.count(0) > 90 and set(slow) <= {0, 2}, "they cost more than they bring; now and then it looks again"
-    assert run(lambda n: 1.0 + 0.01 * n, rate=0.9, n=5000).count(0) < 50, "and finds that it has changed"
+    cheap, dear = (lambda n: 1.0 + 0.01 * n), (lambda n: 1.0 + n)
+    assert run(Pace(), cheap, 1.0, 300)[-100:] == [8] * 100, "guesses cost little and are right"
+    assert 2 <= run(Pace(), cheap, 0.5, 2000)[-1], "and where every other one is"
+    never = run(Pace(), cheap, 0.0, 2000)
+    assert never == [0] * 2000, "guesses that are never right are only looked at"
+    slow = run(Pace(), dear, 0.9, 2000)
+    assert 0 < 2000 - slow.count(0) < 200 and set(slow) == {0, 2}, "they cost more than they bring; now and then it tries"
+    pace = Pace()
+    run(pace, dear, 0.9, 1000)
+    assert run(pace, cheap, 0.9, 3000)[-1] == 8, "and finds that it has changed"
+    assert run(pace, cheap, 0.0, 1000)[-1] == 0, "back, too"
+    run(pace, cheap, 1.0, 3000)
+    assert pace.number(1) == 8
+    assert pace.number(32) == 0, "another load is another question"
