@@ -22,10 +22,10 @@ class BaseLlamaCache(Protocol):
     def names(self) -> Iterator[bytes]:
         """The names of all that is kept."""
 
-    def get(self, name: bytes) -> bytes | None:
+    def get(self, name: bytes) -> bytes | memoryview | None:
         """What is kept under a name."""
 
-    def put(self, name: bytes, value: bytes) -> None:
+    def put(self, name: bytes, value: bytes | memoryview) -> None:
         """Keeps bytes under a name; what was not used for the longest time makes room."""
 
 
@@ -38,7 +38,7 @@ class LlamaRAMCache:
 
     def __init__(self, capacity_bytes: int = 2 << 30) -> None:
         self.capacity_bytes = _checked(capacity_bytes)
-        self._values: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
+        self._values: collections.OrderedDict[bytes, bytes | memoryview] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -50,7 +50,7 @@ class LlamaRAMCache:
         """As in :class:`BaseLlamaCache`."""
         return iter(list(self._values))
 
-    def get(self, name: bytes) -> bytes | None:
+    def get(self, name: bytes) -> bytes | memoryview | None:
         """As in :class:`BaseLlamaCache`."""
         with self._lock:
             if name not in self._values:
@@ -58,7 +58,7 @@ class LlamaRAMCache:
             self._values.move_to_end(name)
             return self._values[name]
 
-    def put(self, name: bytes, value: bytes) -> None:
+    def put(self, name: bytes, value: bytes | memoryview) -> None:
         """As in :class:`BaseLlamaCache`."""
         if len(value) > self.capacity_bytes:
             return
@@ -121,12 +121,12 @@ class LlamaDiskCache:
             return None  # damaged, or gone meanwhile
         return value if isinstance(value, bytes) else None
 
-    def put(self, name: bytes, value: bytes) -> None:
+    def put(self, name: bytes, value: bytes | memoryview) -> None:
         """As in :class:`BaseLlamaCache`; a full disk keeps nothing."""
         if len(value) > self.capacity_bytes:
             return
         try:
-            self._cache.set(name, value)
+            self._cache.set(name, bytes(value) if isinstance(value, memoryview) else value)
         except self._failures:
             return
 

@@ -249,18 +249,19 @@ class Decoder:
         """The last position a sequence holds; -1 for none."""
         return llama.llama_memory_seq_pos_max(self._memory, sequence)
 
-    def save(self, sequence: int, partial: bool = False) -> np.ndarray:
+    def save(self, sequence: int, partial: bool = False, n_head: int = 0) -> np.ndarray:
         """What a sequence holds, as uint8, to be restored in a context like this one; empty when it could not be had.
 
         Args:
+            n_head: bytes in front of it that are the caller's.
             partial: leave out the keys and values of full attention, which can be cut anywhere.
         """
         size = llama.llama_state_seq_get_size_ext(self.pointer, sequence, _STATE_FLAGS[partial])
-        state = np.empty(size, np.uint8)
+        room = np.empty(n_head + size, np.uint8)
         n = llama.llama_state_seq_get_data_ext(
-            self.pointer, state.ctypes.data_as(_UINT8), size, sequence, _STATE_FLAGS[partial]
+            self.pointer, room[n_head:].ctypes.data_as(_UINT8), size, sequence, _STATE_FLAGS[partial]
         )
-        return state[: n if n == size else 0]
+        return room if n == size else room[:0]
 
     def restore(self, sequence: int, state: np.ndarray, partial: bool = False) -> bool:
         """Gives a sequence what was saved; False when there is no room, and then it holds nothing that counts."""

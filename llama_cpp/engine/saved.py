@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,8 +20,8 @@ _IRRELEVANT = {"n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "
 #: Shorter beginnings are computed sooner than they are fetched.
 N_LEAST = 64
 
-_HEAD = struct.Struct("<8sQ32s")  # magic, number of tokens, SHA-256 of tokens and state
-_MAGIC = b"llamasq1"
+_HEAD = struct.Struct("<8sQ32s")  # magic, number of tokens, SHA-256 of name and state where it could be damaged
+_MAGIC = b"llamasq2"
 
 
 def fingerprint_of(model: Model, params: Mapping[str, Any]) -> bytes:
@@ -54,16 +54,32 @@ class SavedStates:
             if name.startswith(self._fingerprint):
                 self._note(name)
 
-    def save(self, tokens: Sequence[int], state: np.ndarray) -> None:
-        """Keeps the state of a sequence that holds these tokens."""
+    def save(self, tokens: Sequence[int], save: Callable[[int], np.ndarray]) -> None:
+        """Keeps the state of a sequence that holds these tokens, unless it is there already.
+
+        Args:
+            save: returns the state (uint8) behind as many bytes as it is told; these become the entry's head. No copy is
+                made of what can be gigabytes.
+        """
         name = self._name(tokens)
-        if len(tokens) < N_LEAST or name in self._known or not len(state):
+        if len(tokens) < N_LEAST or name in self._known:
             return
-        data = np.asarray(tokens, np.int32).tobytes() + state.tobytes()
-        self._cache.put(name, _HEAD.pack(_MAGIC, len(tokens), hashlib.sha256(data).digest()) + data)
+        entry = save(_HEAD.size)
+        if len(entry) <= _HEAD.size:
+            return
+        _HEAD.pack_into(entry, 0, _MAGIC, len(tokens), self._digest(name, entry[_HEAD.size :]))
+        self._cache.put(name, memoryview(entry).toreadonly())
         self._note(name)
         if len(self._names) % 64 == 0:
             self._forget_gone()
+
+    def _digest(self, name: bytes, state: Any) -> bytes:
+        """What shows damage. Nothing happens to what is in this process's memory."""
+        if not self.persistent:
+            return bytes(32)
+        digest = hashlib.sha256(name)
+        digest.update(state)
+        return digest.digest()
 
     @property
     def persistent(self) -> bool:
@@ -82,10 +98,9 @@ class SavedStates:
         name, n_tokens = self._names[entry]
         value = self._cache.get(name)
         if value is not None and len(value) > _HEAD.size:
-            magic, n, digest = _HEAD.unpack_from(value)
-            data = memoryview(value)[_HEAD.size :]
-            if (magic, n) == (_MAGIC, n_tokens) and hashlib.sha256(data).digest() == digest:
-                return np.frombuffer(data[4 * n :], np.uint8)
+            state = memoryview(value)[_HEAD.size :]
+            if _HEAD.unpack_from(value) == (_MAGIC, n_tokens, self._digest(name, state)):
+                return np.frombuffer(state, np.uint8)
         self._forget(entry)
         return None
 

@@ -174,7 +174,7 @@ class InPlace:
         key, tokens = self._texts.get(sequence, (None, ()))
         # not while a request goes on in it
         if self.saved is not None and tokens and key == NO_ADAPTERS and self._decoder.newest(sequence) == len(tokens) - 1:
-            self.saved.save(tokens, self._decoder.save(sequence))
+            self.saved.save(tokens, lambda n_head: self._decoder.save(sequence, n_head=n_head))
 
     def _drop(self, sequence: int) -> None:
         self._save(sequence)
