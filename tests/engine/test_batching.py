@@ -322,15 +322,15 @@ def test_many_prompts_go_first_and_a_long_one_takes_turns(
     monkeypatch.setattr(batches.Burst, "SECONDS", seconds)
     kinds = []  # of the batches: "r" for reading, "g" for generating, "rg" for both
 
-    def counted(self, running, choose=None):
-        parts = choose(self, running)
+    def counted(choose, *arguments):
+        parts = choose(*arguments)
         own = [part for part in parts if part.running]
         reads, generates = any(len(p.tokens) > 1 for p in own), any(p.n_outputs == len(p.tokens) for p in own)
         kinds.append("r" * reads + "g" * generates)
         return parts
 
     for kind in (batches.MixedBatches, batches.EqualBatches):
-        monkeypatch.setattr(kind, "choose", lambda self, running, choose=kind.choose: counted(self, running, choose))
+        monkeypatch.setattr(kind, "choose", lambda *arguments, choose=kind.choose: counted(choose, *arguments))
     with Llama(tiny, n_ctx=512, n_parallel=6, n_batch=64, kv_unified=unified, n_kv=3072) as llm:
         engine, go_on = llm._open_engine, threading.Event()
         prompts = [random.Random(i).choices(range(3, 30), k=300 if n_prompts == 1 else 60) for i in range(n_prompts)]
