@@ -3,7 +3,8 @@
     python benchmarks/engine.py --model MODEL.gguf [--tools FOLDER] [--parallel 32] [--json FILE]
 
 `--tools` is where llama-bench, llama-batched-bench and llama-server of the same build are. A row whose tool is not there
-has no ratio. Every row is the best of `--repeat` runs; so is the other side.
+has no ratio. Every row is the best of `--repeat` runs; so is the other side. `--upstream` is an interpreter that has
+llama-cpp-python from the index (see benchmarks/upstream.py).
 """
 
 from __future__ import annotations
@@ -27,8 +28,13 @@ from typing import Any, Callable, Iterator
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from llama_cpp import Llama, LlamaRAMCache  # noqa: E402
+from llama_cpp.capi.loader import library_folder  # noqa: E402
 
-SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+STREAMS = {
+    "stream": {"temperature": 0},
+    "sampled": {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05},
+}
+LABELS = {"stream": "one stream, temperature 0", "sampled": "one stream, top-k, top-p, temperature"}
 
 
 class Tools:
@@ -87,6 +93,17 @@ class Tools:
         finally:
             process.terminate()
             process.wait()
+
+
+def upstream(python: str, task: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """llama-cpp-python's version, and its tokens per second by name, on the libraries that this process uses."""
+    environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(library_folder())}
+    script = Path(__file__).with_name("upstream.py")
+    done = subprocess.run([python, script], input=json.dumps(task), capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"{python} {script}: {done.stderr[-2000:]}")
+    answer = json.loads(done.stdout)
+    return answer["version"], answer["speeds"]
 
 
 def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -234,6 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--tools", help="folder of llama.cpp's programs (default: PATH)")
+    parser.add_argument("--upstream", metavar="PYTHON", help="an interpreter that has llama-cpp-python")
     parser.add_argument("--parallel", type=int, default=32)
     parser.add_argument("--n", type=int, default=256, help="tokens of a single stream")
     parser.add_argument("--repeat", type=int, default=3)
@@ -253,17 +271,19 @@ def main() -> None:
         rows.append({"row": name, "ours": ours, "unit": unit, "against": other, "theirs": theirs, "ratio": ratio})
         numbers = f"{ours:10.2f} {unit:6} {other:34} {theirs or 0:10.2f}  {ratio or 0:6.3f}"
         print(f"{name:44} {numbers}", flush=True)
+        if o.json:
+            o.json.write_text(json.dumps(rows, indent=2) + "\n")
 
     common = {"flash_attn": True, "n_threads": o.threads}
-    if {"stream", "sampled"} & set(wanted):
+    ours: dict[str, float] = {}  # what llama-cpp-python is asked, too
+    streams = {name: sampling for name, sampling in STREAMS.items() if name in wanted}
+    if streams:
         ceiling = tools.generating(o.n, o.repeat)
         with Llama(o.model, n_ctx=1024, **common) as llm:
             one_stream(llm, 32, 1, temperature=0)
-            if "stream" in wanted:
-                note("one stream, temperature 0", one_stream(llm, o.n, o.repeat, temperature=0), f"llama-bench tg{o.n}", ceiling)
-            if "sampled" in wanted:
-                speed = one_stream(llm, o.n, o.repeat, **SAMPLING)
-                note("one stream, top-k, top-p, temperature", speed, f"llama-bench tg{o.n}", ceiling)
+            for name, sampling in streams.items():
+                ours[name] = one_stream(llm, o.n, o.repeat, **sampling)
+                note(LABELS[name], ours[name], f"llama-bench tg{o.n}", ceiling)
     if {"many", "extra", "server"} & set(wanted):
         n = o.parallel
         ceiling = tools.together(128, 128, n, o.unified, o.ubatch, o.repeat)
@@ -271,6 +291,7 @@ def main() -> None:
         with Llama(o.model, n_ctx=320, **layout, **common) as llm:
             many(llm, n, 128, 16, 1)
             speed, outside = many(llm, n, 128, 128, o.repeat)
+            ours["many"] = speed
             note(f"{n} requests, 128 in and 128 out", speed, "llama-batched-bench", ceiling)
             note("engine's thread outside of the C library", outside * 1e6, "", None, "µs")
             if "extra" in wanted:
@@ -281,6 +302,18 @@ def main() -> None:
                 for name, arguments in (("llama-server", ()), ("llama-server, device sampling", ("--backend-sampling",))):
                     arguments += ("-ub", str(o.ubatch))
                     note(f"{n} requests, 128 in and 128 out", speed, name, server(tools, llm, n, 128, 128, o.repeat, *arguments))
+    if o.upstream and ours:
+        with Llama(o.model, vocab_only=True) as llm:
+            n_vocab = llm.n_vocab()
+        one_by_one = range(4 if "many" in ours else 0)  # a rate, however many
+        task = {
+            "model": o.model, "threads": o.threads, "repeat": o.repeat, "n": o.n, "prompt": prompts(1, 8, n_vocab)[0],
+            "streams": streams, "prompts": [prompts(o.parallel + 2, 128, n_vocab)[i] for i in one_by_one],
+            "settings": [settings(i) for i in one_by_one],
+        }  # fmt: skip
+        version, speeds = upstream(o.upstream, task)
+        for name, theirs in speeds.items():
+            note(LABELS.get(name, f"{o.parallel} requests, 128 in and 128 out"), ours[name], f"llama-cpp-python {version}", theirs)
     if "prefix" in wanted:
         with Llama(o.model, n_ctx=o.prefix + 64, **common) as llm:
             first, second = prefix(llm, o.prefix)
@@ -296,8 +329,6 @@ def main() -> None:
                 speed, right = guessing(o.model, source, n_requests, 512, o.repeat, common)
                 note(f"{n_requests} requests, {Path(source).stem}, {right}", speed, "without guesses", without)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, {os.cpu_count()} processors")
-    if o.json:
-        o.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
