@@ -34,6 +34,7 @@ STREAMS = {
     "stream": {"temperature": 0},
     "sampled": {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05},
 }
+SERVERS = {"server": ("llama-server", ()), "device-server": ("llama-server, device sampling", ("--backend-sampling",))}
 LABELS = {"stream": "one stream, temperature 0", "sampled": "one stream, top-k, top-p, temperature"}
 
 
@@ -255,7 +256,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=32)
     parser.add_argument("--n", type=int, default=256, help="tokens of a single stream")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--rows", default="stream,sampled,many,extra,server,prefix", help="which to measure; there are guess and saved, too")
+    parser.add_argument("--rows", default="stream,sampled,many,extra,server,device-server,prefix", help="which to measure; there are guess and saved, too")
     parser.add_argument("--drafts", default="prompt-lookup", help="what guesses in the row guess, separated by commas")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--ubatch", type=int, default=512, help="prompt tokens computed at once, on both sides")
@@ -284,7 +285,7 @@ def main() -> None:
             for name, sampling in streams.items():
                 ours[name] = one_stream(llm, o.n, o.repeat, **sampling)
                 note(LABELS[name], ours[name], f"llama-bench tg{o.n}", ceiling)
-    if {"many", "extra", "server"} & set(wanted):
+    if {"many", "extra", *SERVERS} & set(wanted):
         n = o.parallel
         ceiling = tools.together(128, 128, n, o.unified, o.ubatch, o.repeat)
         layout = {"n_parallel": n + 2, "kv_unified": o.unified, "n_kv": 320 * (n + 2), "n_batch": o.ubatch, "n_ubatch": o.ubatch}
@@ -297,11 +298,11 @@ def main() -> None:
             if "extra" in wanted:
                 more, _ = many(llm, n, 128, 128, o.repeat, extra=True)
                 note("the same beside one grammar and one logprobs", more, "without these", speed)
-        if "server" in wanted:
-            with Llama(o.model, vocab_only=True) as llm:
-                for name, arguments in (("llama-server", ()), ("llama-server, device sampling", ("--backend-sampling",))):
-                    arguments += ("-ub", str(o.ubatch))
-                    note(f"{n} requests, 128 in and 128 out", speed, name, server(tools, llm, n, 128, 128, o.repeat, *arguments))
+        for row, (name, arguments) in SERVERS.items():
+            if row in wanted:
+                with Llama(o.model, vocab_only=True) as llm:
+                    theirs = server(tools, llm, n, 128, 128, o.repeat, "-ub", str(o.ubatch), *arguments)
+                note(f"{n} requests, 128 in and 128 out", speed, name, theirs)
     if o.upstream and ours:
         with Llama(o.model, vocab_only=True) as llm:
             n_vocab = llm.n_vocab()
