@@ -409,7 +409,7 @@ def test_a_request_that_waits_can_be_cancelled(smollm2):
         engine, bias = llm._open_engine, {llm.token_eos(): -1e9}
         stream = llm.create_completion("Once", stream=True, max_tokens=400, logit_bias=bias)
         next(stream)
-        waiting = [Request([400], Sampler(llm._open_model, SamplingParams(), 512), 10) for _ in range(3)]
+        waiting = [Request([400], Sampler(llm._open_model, SamplingParams(temperature=0), 512), 10) for _ in range(3)]
         handles = [Handle(request) for request in waiting]
         for request in waiting:
             engine.submit(request)
