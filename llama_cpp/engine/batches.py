@@ -17,7 +17,7 @@ from .requests import Adapters, Request
 CHUNK = 128
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Running:
     """A request in a sequence, which holds the first ``n_held`` of its tokens, ``n_shared`` of them in others' cells.
 
@@ -53,7 +53,7 @@ class Running:
         return min(end - self.n_held, n_most)
 
 
-@dataclass
+@dataclass(slots=True)
 class Part:
     """Tokens of one sequence in a batch, from a position on.
 
@@ -84,10 +84,13 @@ class Part:
         While the next token is still being picked, any other keeps its place: a batch of the same shape as the last one
         needs no new graph, which on a GPU costs more than the token.
         """
-        if not running.n_pending:
-            return cls(running.sequence, running.n_held, [0] * (1 + n), n_outputs=1 + n)
-        tokens = [running.request.tokens[-1], *running.guess[:n]]
-        return cls(running.sequence, running.n_held, tokens + [0] * (1 + n - len(tokens)), running, n_outputs=1 + n)
+        known, n_held = running.request.tokens, running.n_held
+        if len(known) == n_held:
+            return cls(running.sequence, n_held, [0] * (1 + n), n_outputs=1 + n)
+        if not n:
+            return cls(running.sequence, n_held, known[-1:], running, 1)
+        tokens = [known[-1], *running.guess[:n]]
+        return cls(running.sequence, n_held, tokens + [0] * (1 + n - len(tokens)), running, n_outputs=1 + n)
 
 
 class Burst:
@@ -117,6 +120,8 @@ class Burst:
 
     def note(self, parts: Sequence[Part], seconds: float, waited: bool) -> None:
         """A batch took so long; a GPU goes on with one that was not ``waited`` for."""
+        if self._until is None and not self._tokens_since and all(len(part.tokens) == part.n_outputs for part in parts):
+            return
         self._tokens_since += sum(len(part.tokens) - part.n_outputs for part in parts if part.running is not None)
         self._seconds_since += seconds
         if waited:
@@ -202,19 +207,25 @@ class EqualBatches:
 
     def choose(self, running: Sequence[Running], n_places: int = 0) -> list[Part]:
         """What to compute next, with places for so many guesses in each sequence that generates."""
-        generating = [one.sequence for one in running if one.n_pending == 1]
-        reading = [one for one in running if one.n_pending > 1]
+        generating, reading, places, by_sequence = [], [], [], {}
+        for one in running:  # for every token of everybody: this is where the engine's time goes
+            n_pending = len(one.request.tokens) - one.n_held
+            by_sequence[one.sequence] = one
+            if n_pending > 1:
+                reading.append(one)
+                continue
+            places.append(one.sequence)
+            if n_pending:
+                generating.append(one.sequence)
         alone = not generating or self.burst.goes_first(reading, len(generating))
         self._read_last = bool(reading) and (alone or not self._read_last)
         if self._read_last:
             return self._read(reading, self._decoder.n_batch if alone else min(CHUNK, self._decoder.n_batch))
         if not generating:
             return []
-        by_sequence = {one.sequence: one for one in running}
         if not self._fill:
             span: Sequence[int] = self._next_run(sorted(generating))
         else:
-            places = [*generating, *(one.sequence for one in running if not one.n_pending)]
             span = range(min(places), max(places) + 1)
         n_guesses = 0 if reading else n_places
         if n_guesses:
@@ -242,10 +253,8 @@ class EqualBatches:
         return parts
 
     def _part(self, sequence: int, running: Running | None, n_guesses: int) -> Part:
-        if running is not None and running.n_pending <= 1:
-            return Part.next_of(running, n_guesses)
         if running is not None:
-            return Part.of(running, 1)
+            return Part.next_of(running, n_guesses) if running.n_pending <= 1 else Part.of(running, 1)
         start = self._decoder.newest(sequence) + 1
         if start >= self._decoder.n_ctx:
             start = self._decoder.n_ctx - 1
@@ -253,21 +262,27 @@ class EqualBatches:
         return Part(sequence, start, [0] * (1 + n_guesses))
 
 
-def write(decoder: Decoder, parts: Iterable[Part]) -> int:
+def write(decoder: Decoder, parts: Sequence[Part]) -> int:
     """Fills the decoder's batch and gives outputs their rows; returns how many tokens it has."""
-    at = n_rows = 0
+    n_rows = 0
     for part in parts:
-        n = len(part.tokens)
-        end = at + n
-        if n == 1:
-            decoder.tokens[at], decoder.positions[at] = part.tokens[0], part.start
-        else:
-            decoder.tokens[at:end] = part.tokens
-            decoder.positions[at:end] = range(part.start, part.start + n)
+        if part.n_outputs:
+            part.row, n_rows = n_rows, n_rows + part.n_outputs
+    n = len(parts)
+    if sum(len(part.tokens) for part in parts) == n:
+        decoder.tokens[:n] = [part.tokens[0] for part in parts]
+        decoder.positions[:n] = [part.start for part in parts]
+        decoder.sequences[:n] = [part.sequence for part in parts]
+        decoder.outputs[:n] = [part.n_outputs for part in parts]
+        return n
+    at = 0
+    for part in parts:
+        end = at + len(part.tokens)
+        decoder.tokens[at:end] = part.tokens
+        decoder.positions[at:end] = range(part.start, part.start + len(part.tokens))
         decoder.sequences[at:end] = part.sequence
         decoder.outputs[at:end] = False
         if part.n_outputs:
             decoder.outputs[end - part.n_outputs : end] = True
-            part.row, n_rows = n_rows, n_rows + part.n_outputs
         at = end
     return at

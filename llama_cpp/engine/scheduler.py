@@ -384,17 +384,21 @@ class BatchingEngine:
         and its sequence sits out until that is done.
         """
         decoder, alone = self._decoder, len(outputs) == 1
-        quick = [(one, row) for one, row in outputs if alone or one.request.n_logprobs is None]
-        quick = [(one, row) for one, row in quick if not one.request.processors]
-        for i, (one, row) in enumerate(quick):
-            decoder.rows[i] = row
-            decoder.samplers[i] = one.request.sampler.pointer.value
+        quick = outputs
+        if any(one.request.processors or (one.request.n_logprobs is not None and not alone) for one, _ in outputs):
+            quick = [
+                (one, row)
+                for one, row in outputs
+                if not one.request.processors and (alone or one.request.n_logprobs is None)
+            ]
         n = len(quick)
+        decoder.rows[:n] = [row for _, row in quick]
+        decoder.samplers[:n] = [one.request.sampler.pointer.value for one, _ in quick]
         started = time.perf_counter()
         decoder.pick(n, only_best=not alone)
         self.statistics.native_seconds += time.perf_counter() - started
         self.statistics.n_outputs += len(outputs)
-        slow = set(outputs).difference(quick)
+        slow = set() if quick is outputs else set(outputs).difference(quick)
         for (one, row), token, result in zip(quick, decoder.picked[:n].tolist(), decoder.results[:n].tolist()):
             if result == native.LLAMA_COMMON_OK:
                 if one.request.n_logprobs is not None:
