@@ -118,11 +118,17 @@ def _closure(channel: Channel, state: State, wanted: Sequence[str]) -> dict[str,
     plain += sorted({package.name for package in ours} - {environments.PLUGIN} - {siblings.name_of(one) for one in plain})
     variants = sorted({built[0] for package in ours if (built := environments.variant_of(package))})
     gateway = Gateway(per_channel_config={channel.url: SourceConfig(cache_action="no-cache")})
-    found: dict[str, RepoDataRecord] = {}
-    for specs in [plain, *([*plain, f"{environments.PLUGIN}=*={variant}_*"] for variant in variants)]:
-        for record in _solve([channel.url, *state.manifest.also], specs, gateway):
-            found[f"{record.subdir}/{record.file_name}"] = record
-    return found
+    channels = [channel.url, *state.manifest.also]
+    records = _solve(channels, plain, gateway)
+    for variant in variants:
+        plugin = f"{environments.PLUGIN}=*={variant}_*"
+        try:
+            records += _solve(channels, [*plain, plugin], gateway)
+        except EnvironmentUnsolvableError:
+            # an old plugin is tied to an old engine, and so to another build of llama-cpp-python than the newest
+            any_build = [environments.PYTHON if siblings.name_of(one) == environments.PYTHON else one for one in plain]
+            records += _solve(channels, environments.pinned([*any_build, plugin], ours), gateway)
+    return {f"{record.subdir}/{record.file_name}": record for record in records}
 
 
 def _solve(channels: Sequence[str], specs: Sequence[str], gateway: Gateway) -> list[RepoDataRecord]:

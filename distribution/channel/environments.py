@@ -23,7 +23,7 @@ LOCK, LOCK_CPU = "explicit.txt", "explicit-cpu.txt"
 ADDRESSED = (ENVIRONMENT, ENVIRONMENT_CPU, LOCK, LOCK_CPU)
 """The files that hold the channel's address; a server puts its own there."""
 
-PLUGIN = "libggml-cuda"
+PLUGIN, PYTHON, ENGINE = "libggml-cuda", "llama-cpp-python", "libllama"
 _BUILD = re.compile(r"(?P<variant>cuda(?P<cuda>\d+)_sm(?P<targets>\d+(?:_\d+)*))_")
 _ITEM = re.compile(r"\s*-\s+[\"']?(?P<spec>[^\"'#]+?)[\"']?\s*(#.*)?$")
 
@@ -55,6 +55,7 @@ def write(folder: Path, channel: Channel, template: Path, packages: Sequence[Pac
 
     Args:
         folder: the generation in the making, indexed.
+        packages: what is in it, in order of publication.
         also: channels that hold what this one lacks.
     """
     text = _read(template)
@@ -78,13 +79,16 @@ def write(folder: Path, channel: Channel, template: Path, packages: Sequence[Pac
 def render(text: str, channels: Sequence[str], packages: Sequence[Package], cpu: bool = False) -> str:
     """An environment file with these channels, without packages of ours that are not among ``packages``.
 
+    It names one build of llama-cpp-python, as in ``pinned``.
+
     Args:
+        packages: in order of publication.
         cpu: leave the CUDA plugin out.
 
     Raises:
         EnvironmentFileError: the text is no environment file with ``channels`` and ``dependencies``.
     """
-    lines, section = [], ""
+    lines, section, wanted = [], "", {}
     for line in text.splitlines():
         if line and not line[0].isspace() and line[0] not in "#-":
             section = line.split(":")[0]
@@ -96,10 +100,13 @@ def render(text: str, channels: Sequence[str], packages: Sequence[Package], cpu:
                 while lines and lines[-1].lstrip().startswith("#"):
                     lines.pop()
             else:
+                wanted[len(lines)] = kept
                 lines.append(line.replace(item["spec"].strip(), kept))
         elif not line.strip() or section not in ("", "channels"):
             # comments on how to set the channel, and those at the top, are about the file in the repository
             lines.append(line)
+    for (number, before), after in zip(wanted.items(), pinned(list(wanted.values()), packages), strict=True):
+        lines[number] = lines[number].replace(before, after)
     rendered = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).lstrip("\n") + "\n"
     _check(rendered, channels)
     return rendered
@@ -121,6 +128,39 @@ def _adapt(dependency: str, packages: Sequence[Package], cpu: bool) -> str | Non
         return dependency
     variants = sorted(variant[0] for package in offered if (variant := variant_of(package)))
     return f"{name}=*={variants[-1]}_*" if variants else None
+
+
+def pinned(wanted: Sequence[str], packages: Sequence[Package]) -> list[str]:
+    """The dependencies, with llama-cpp-python as the build of it that was published last.
+
+    Of two builds with one version and number a solver takes either. The package's own exact pin ties it to one engine,
+    and that one to a CUDA plugin; so the build is passed over where the others of ours that are wanted have none for its
+    engine, as after a build for the CPU alone.
+
+    Args:
+        packages: in order of publication.
+    """
+    ours = [package for package in packages if package.is_ours]
+    others = [one for one in wanted if (name := siblings.name_of(one)) in OURS and name != PYTHON]
+
+    def pin(dependency: str) -> str:
+        offered = [one for one in reversed(ours) if one.name == PYTHON and one.satisfies(dependency)]
+        newest = next((one for one in offered if _go_together(one, others, ours)), next(iter(offered), None))
+        return f"{PYTHON}={newest.version}={newest.build}" if newest else dependency
+
+    return [pin(one) if siblings.name_of(one) == PYTHON else one for one in wanted]
+
+
+def _go_together(python: Package, others: Sequence[str], ours: Sequence[Package]) -> bool:
+    def engines(package: Package) -> set[str]:
+        partners = [package] if package.name == ENGINE else [one for _, them in siblings.pinned(package, ours) for one in them]
+        return {one.path for one in partners if one.name == ENGINE}
+
+    wanted = engines(python)
+    return all(
+        any(one.name == siblings.name_of(other) and one.satisfies(other) and wanted & engines(one) for one in ours)
+        for other in others
+    )
 
 
 def _read(template: Path) -> str:

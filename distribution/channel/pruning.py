@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from rattler import VersionWithSource
-
 from . import publishing, siblings
 from .environments import variant_of
 from .generations import Channel
@@ -19,7 +17,8 @@ def prune(channel: Channel, keep: int = 1, environment: Path | None = None, dry_
     """Remove old builds of our packages that no kept one needs, and all old generations.
 
     Args:
-        keep: how many builds of each package stay; of the CUDA plugin, for each CUDA version and set of architectures.
+        keep: how many builds of each package stay, those that were published last; of the CUDA plugin, for each CUDA
+            version and set of architectures.
         environment: as for ``publishing.publish``.
         dry_run: only say what would go.
 
@@ -46,10 +45,7 @@ def _outdated(state: State, keep: int) -> set[str]:
         variant = variant_of(package)
         builds[package.name, variant[0] if variant else ""].append(package)
 
-    def age(package: Package) -> tuple[VersionWithSource, int, int]:
-        return VersionWithSource(package.version), package.build_number, state.manifest.packages[package.path].generation
-
-    newest = [one for group in builds.values() for one in sorted(group, key=age)[-keep:]]
+    newest = [one for group in builds.values() for one in group[-keep:]]
     return {package.path for package in ours} - {package.path for package in _with_partners(newest, ours)}
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rattler import VersionWithSource
+
 from ..console import megabytes, say
 from ..errors import ChannelDamagedError, DamagedPackageError, DiskSpaceError, PackageExistsError
 from ..files import REPOSITORY, sha256_of
@@ -48,7 +50,10 @@ class Publication:
 
 @dataclass(frozen=True)
 class State:
-    """What a channel holds: the manifest and, by path, what the packages say about themselves."""
+    """What a channel holds: the manifest and, by path, what the packages say about themselves.
+
+    The packages are in the order in which they were published, as ``in_order`` has it.
+    """
 
     folder: Path | None
     manifest: Manifest
@@ -65,17 +70,27 @@ class State:
             return cls(None, Manifest(0, {}))
         folder = channel.current()
         content = manifest.read(folder)
-        packages = {}
-        for subdir in SUBDIRS:
-            for file_name, record in read_index(folder / subdir).items():
-                path = f"{subdir}/{file_name}"
-                entry = content.packages.get(path)
-                packages[path] = Package.from_record(record, entry.llama_cpp_commit if entry else None)
-        if packages.keys() != content.packages.keys():
+        records = {
+            f"{subdir}/{file_name}": record for subdir in SUBDIRS for file_name, record in read_index(folder / subdir).items()
+        }
+        if records.keys() != content.packages.keys():
             raise ChannelDamagedError(
                 f"the index of {channel.path} does not list what its manifest lists", "python -m distribution channel verify"
             )
-        return cls(folder, content, packages)
+        packages = [Package.from_record(record, content.packages[path].llama_cpp_commit) for path, record in records.items()]
+        return cls(folder, content, {package.path: package for package in in_order(packages, content.packages)})
+
+
+def in_order(packages: Iterable[Package], entries: Mapping[str, Entry]) -> list[Package]:
+    """The packages, those of the newest publication last; within one publication by version and build number.
+
+    A build string says nothing about age: where builds of one version and number differ in it alone, this order does.
+    """
+
+    def age(package: Package) -> tuple[int, VersionWithSource, int, str]:
+        return entries[package.path].generation, VersionWithSource(package.version), package.build_number, package.build
+
+    return sorted(packages, key=age)
 
 
 def read_index(subdir: Path) -> dict[str, dict]:
@@ -272,7 +287,7 @@ def _index(folder: Path) -> None:
 
 
 def _check_index(folder: Path, entries: Mapping[str, Entry]) -> list[Package]:
-    """The packages as the index has them; each must be the file that is signed."""
+    """The packages as the index has them, in order of publication; each must be the file that is signed."""
     packages = []
     for subdir in SUBDIRS:
         for file_name, record in read_index(folder / subdir).items():
@@ -282,7 +297,7 @@ def _check_index(folder: Path, entries: Mapping[str, Entry]) -> list[Package]:
             packages.append(Package.from_record(record, entry.llama_cpp_commit))
     if len(packages) != len(entries):
         raise OSError(errno.EIO, "the index is incomplete", str(folder))
-    return packages
+    return in_order(packages, entries)
 
 
 def _other_files(folder: Path) -> dict[str, str]:

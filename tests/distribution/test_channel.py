@@ -278,15 +278,51 @@ def test_the_environment_file_names_the_channel(place, tmp_path):
     assert yaml.safe_load(with_gpu) == {
         "name": "llm-dev",
         "channels": [place.channel.url],
-        "dependencies": ["llama-cpp-python >=0.4.0", "libggml-cuda=*=*_sm120_*", "llama.cpp"],
+        "dependencies": ["llama-cpp-python=0.4.0=ha0_0", "libggml-cuda=*=*_sm120_*", "llama.cpp"],
     }
     assert "repository" not in with_gpu and f"conda env create -f {place.channel.url}" in with_gpu
     without = (folder / environments.ENVIRONMENT_CPU).read_text()
-    assert yaml.safe_load(without)["dependencies"] == ["llama-cpp-python >=0.4.0", "llama.cpp"]
+    assert yaml.safe_load(without)["dependencies"] == ["llama-cpp-python=0.4.0=ha0_0", "llama.cpp"]
     assert "The GPU" not in without and "# programs" in without
     lock = (folder / environments.LOCK).read_text()
     assert "@EXPLICIT" in lock and f"{place.channel.url}/linux-64/libggml-cuda-0.4.0-cuda134_sm120_ha0_0.conda#" in lock
     assert "libggml-cuda" not in (folder / environments.LOCK_CPU).read_text()
+
+
+@pytest.mark.parametrize("order", ["abc", "cba", "bca", "acb"])
+def test_of_builds_that_differ_in_name_alone_the_last_published_is_taken(place, tmp_path, order):
+    """One version, one number, one timestamp: nothing but the order of publication says which is the newest."""
+    for tag in order:
+        place.publish(*release(tmp_path / tag, 0, tag=tag))
+        folder, expected = place.channel.current(), f"h{tag}0_0"
+        for file, lock in ((environments.ENVIRONMENT, environments.LOCK), (environments.ENVIRONMENT_CPU, environments.LOCK_CPU)):
+            wanted = yaml.safe_load((folder / file).read_text())["dependencies"]
+            assert wanted[0] == f"llama-cpp-python=0.4.0={expected}"
+            found = solve(place.channel.url, *wanted)
+            assert found["llama-cpp-python"] == found["libllama"] == found["llama.cpp"] == expected
+            assert found.get("libggml-cuda", f"cuda134_sm120_{expected}") == f"cuda134_sm120_{expected}"
+            locked = {Path(line.partition("#")[0]).name for line in (folder / lock).read_text().splitlines() if "://" in line}
+            assert locked == {f"{name}-0.4.0-{build}.conda" for name, build in found.items()}
+    prune(place.channel, environment=place.environment)
+    assert place.held() == {path.name for path in release(tmp_path / "again", 0, tag=order[-1])}
+
+
+def test_an_older_number_that_is_published_last_is_the_newest(place, tmp_path):
+    for number in (1, 0):
+        place.publish(*release(tmp_path / str(number), number))
+    assert "llama-cpp-python=0.4.0=ha0_0\n" in (place.channel.current() / environments.ENVIRONMENT).read_text()
+    prune(place.channel, environment=place.environment)
+    assert place.held() == {path.name for path in release(tmp_path / "again", 0)}
+
+
+def test_a_build_without_a_plugin_is_the_newest_for_the_cpu_alone(place, tmp_path):
+    for tag in "ab":
+        place.publish(*release(tmp_path / tag, 0, cuda=tag == "a", tag=tag))
+    folder = place.channel.current()
+    assert "llama-cpp-python=0.4.0=ha0_0\n" in (folder / environments.ENVIRONMENT).read_text()
+    assert "llama-cpp-python=0.4.0=hb0_0\n" in (folder / environments.ENVIRONMENT_CPU).read_text()
+    assert "cuda134_sm120_ha0_0" in (folder / environments.LOCK).read_text()
+    assert "llama-cpp-python-0.4.0-hb0_0" in (folder / environments.LOCK_CPU).read_text()
 
 
 def test_the_environment_file_asks_for_what_there_is(place, tmp_path):

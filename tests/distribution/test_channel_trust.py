@@ -361,6 +361,18 @@ def test_a_plugin_for_every_variant_is_exported(place, tmp_path):
     assert len([one for one in bundle.export(place.channel, tmp_path / "all.tar").packages if "cuda" in one]) == 2
 
 
+def test_a_plugin_of_an_older_build_is_exported_with_what_it_needs(place, tmp_path):
+    place.publish(*release(tmp_path / "old", 0, tag="b"))
+    place.publish(*release(tmp_path / "new", 0, cuda=False, tag="a"))
+    hopper = write_package(
+        tmp_path, "libggml-cuda", "0.4.0", "cuda134_sm90_h1_0", depends=["libllama ==0.4.0 ha0_0"],
+        extra={"llama_cpp_commit": COMMIT},
+    )  # fmt: skip
+    place.publish(hopper)
+    done = bundle.export(place.channel, tmp_path / "all.tar")
+    assert {Path(one).name for one in done.packages} == place.held()
+
+
 def test_a_damaged_export_is_refused(published, tmp_path):
     done = bundle.export(published.channel, tmp_path / "all.tar")
     content = done.path.read_bytes()
