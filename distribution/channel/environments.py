@@ -12,9 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import DistributionError, EnvironmentFileError
+from ..errors import ChannelDamagedError, DistributionError, EnvironmentFileError
 from ..files import write_atomically
-from . import siblings
+from . import manifest, siblings
 from .generations import Channel
 from .inspection import OURS, Package
 
@@ -24,6 +24,7 @@ ADDRESSED = (ENVIRONMENT, ENVIRONMENT_CPU, LOCK, LOCK_CPU)
 """The files that hold the channel's address; a server puts its own there."""
 
 PLUGIN, PYTHON, ENGINE = "libggml-cuda", "llama-cpp-python", "libllama"
+_HEADING = re.compile(rf"#     conda env create -f (?P<address>\S+)/{re.escape(ENVIRONMENT)}")
 _BUILD = re.compile(r"(?P<variant>cuda(?P<cuda>\d+)_sm(?P<targets>\d+(?:_\d+)*))_")
 _ITEM = re.compile(r"\s*-\s+[\"']?(?P<spec>[^\"'#]+?)[\"']?\s*(#.*)?$")
 
@@ -112,9 +113,18 @@ def render(text: str, channels: Sequence[str], packages: Sequence[Package], cpu:
     return rendered
 
 
-def readdress(text: str, channel: Channel, address: str) -> str:
-    """The text of an environment file or lock as it is where the channel is read at ``address``."""
-    return text.replace(channel.url, address)
+def readdress(folder: Path, name: str, address: str) -> str:
+    """The text of an environment file or lock of a generation as it is where the channel is read at ``address``.
+
+    Raises:
+        OSError: there is no such file.
+        ChannelDamagedError: the environment file does not begin as it was written.
+    """
+    # the address that was written: the folder may have been moved since, or be reached by another path
+    heading = (folder / ENVIRONMENT).read_text(encoding="utf-8").partition("\n")[0]
+    if not (written := _HEADING.fullmatch(heading)):
+        raise ChannelDamagedError(f"{folder / ENVIRONMENT} does not name its channel", manifest.REMEDY)
+    return (folder / name).read_text(encoding="utf-8").replace(written["address"], address)
 
 
 def _adapt(dependency: str, packages: Sequence[Package], cpu: bool) -> str | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
-from ..errors import ChannelNotFoundError, ServerError
+from ..errors import ChannelDamagedError, ChannelNotFoundError, ServerError
 from . import environments
 from .generations import Channel
 
@@ -106,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         try:
             found = self._find()
+        except ChannelDamagedError:
+            return self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, with_body)
         except ValueError:
             return self._refuse(HTTPStatus.BAD_REQUEST, with_body)
         except OSError as error:
@@ -121,6 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 
         Raises:
             OSError: nothing that is served.
+            ChannelDamagedError: the environment file was changed.
             ValueError: the path or the Host header is malformed.
         """
         path = unquote(urlsplit(self.path).path, errors="strict")
@@ -135,8 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not name:
             return _text(_page(self._address(), folder), "text/html; charset=utf-8")
         if name in environments.ADDRESSED:
-            text = (folder / name).read_text(encoding="utf-8")
-            return _text(environments.readdress(text, self.server.channel, self._address()), _TYPES[Path(name).suffix])
+            return _text(environments.readdress(folder, name, self._address()), _TYPES[Path(name).suffix])
         return _file(folder / name)
 
     def _address(self) -> str:

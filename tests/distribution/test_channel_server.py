@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import rattler
 import yaml
 from conda_packages import ROOT, place, release, solve, solve_records, write_package  # noqa: F401
 
+from distribution.channel.generations import Channel
 from distribution.channel.server import ChannelServer
 from distribution.errors import ChannelNotFoundError, ServerError
 
@@ -67,6 +69,31 @@ def test_files_name_the_address_they_were_asked_under(served, place):
         assert f"http://{host}/linux-64/libllama-0.4.0-ha0_0.conda#".encode() in lock and b"file:" not in lock
     assert b"libggml-cuda" not in ask(served, "/environment-cpu.yml")[1]
     assert place.channel.url.encode() in (place.channel.current() / "environment.yml").read_bytes()
+
+
+@pytest.mark.parametrize("way", ["renamed", "copied", "linked"])
+def test_a_channel_that_is_elsewhere_now_is_readdressed(place, tmp_path, way):
+    place.publish(*release(tmp_path / "one", 0))
+    before, now = place.channel.path.parent, tmp_path / "elsewhere"
+    if way == "renamed":
+        before.rename(now)
+    elif way == "copied":
+        shutil.copytree(before, now, symlinks=True)
+    else:
+        now.symlink_to(before)
+    with ChannelServer(Channel.at(now / "channel"), port=0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("environment.yml", "environment-cpu.yml", "explicit.txt", "explicit-cpu.txt"):
+            answer, body = ask(server, f"/{name}")
+            assert answer.status == 200 and b"file://" not in body and server.address.encode() in body
+        server.shutdown()
+
+
+def test_a_damaged_environment_file_is_not_taken_for_a_wrong_request(served, place):
+    (place.channel.current() / "environment.yml").write_text("channels: [evil]\n")
+    for name in ("environment.yml", "explicit.txt"):
+        answer, body = ask(served, f"/{name}")
+        assert answer.status == 500 and b"evil" not in body and b"file:" not in body
 
 
 @pytest.mark.parametrize("host", ['evil"><script>', "a b", "x/y", "user@host", "host:port", "", "a" * 300])
