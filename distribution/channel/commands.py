@@ -149,12 +149,14 @@ def _list(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     from .generations import Channel
-    from .verification import verify
+    from .verification import NOT_DISASSEMBLED, verify
 
     wrong = checked = 0
+    unseen = False
     for finding in verify(Channel.at(options.channel), options.key):
         checked += 1
         wrong += bool(finding.problems)
+        unseen |= NOT_DISASSEMBLED in finding.facts
         if finding.problems or finding.facts or finding.path.endswith(".conda"):
             details = "; ".join([*finding.problems, *finding.facts])
             print(f"{'WRONG' if finding.problems else 'ok':6}{finding.path}{': ' if details else ''}{details}")
@@ -163,7 +165,8 @@ def _verify(options: argparse.Namespace) -> None:
             f"{wrong} of {checked} files of {options.channel} are wrong",
             "do not install from it; publish to a new folder, or get the channel again from where it came",
         )
-    say(f"{checked} files are as they were published")
+    more = f"; {NOT_DISASSEMBLED} (python -m distribution toolkit)" if unseen else ""
+    say(f"{checked} files are as they were published{more}")
 
 
 def _serve(options: argparse.Namespace) -> None:

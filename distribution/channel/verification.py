@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from .signing import require_signatures, signature_problem
 
 PROVENANCE_KEYS = ("llama_cpp_commit", "patches", "toolkit", "flags", "sbom")
 _CUDA_LIBRARY = re.compile(r"lib/libggml-cuda\.so[.\d]*$")
-_CUBIN = re.compile(r"\.sm_(\d+)[af]?\.cubin")
+_CUDA_RECORD = "lib/libggml-cuda.json"
+_CUBIN = re.compile(r"\.sm_(\d+[af]?)\.cubin")
+NOT_DISASSEMBLED = "architectures not disassembled: no cuobjdump"
+"""A fact about a CUDA plugin: what it records about itself was compared, and the machine code was not looked at."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,14 @@ class _Interesting:
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self.provenance: bytes | None = None
+        self.cuda_record: bytes | None = None
         self.cuda_library: Path | None = None
 
     def __call__(self, name: str, content: bytes) -> None:
         if name.startswith("share/llama.cpp/") and name.endswith("/provenance.json"):
             self.provenance = content
+        elif name == _CUDA_RECORD:
+            self.cuda_record = content
         elif _CUDA_LIBRARY.fullmatch(name):
             self.cuda_library = self._scratch / "libggml-cuda.so"
             self.cuda_library.write_bytes(content)
@@ -168,7 +174,7 @@ def _check_ours(package: Package, interesting: _Interesting, problems: list[str]
     else:
         facts.append(f"llama.cpp {str(package.llama_cpp_commit)[:12]}, {len(provenance['patches'])} patches")
     if package.name == environments.PLUGIN:
-        _check_architectures(package, interesting.cuda_library, problems, facts)
+        _check_architectures(package, interesting, provenance, problems, facts)
 
 
 def _check_partners(package: Package, content: Manifest, packages: Mapping[str, Package], problems: list[str]) -> None:
@@ -180,31 +186,73 @@ def _check_partners(package: Package, content: Manifest, packages: Mapping[str, 
             problems.append(f"`{dependency}` was built from another llama.cpp commit")
 
 
-def _check_architectures(package: Package, library: Path | None, problems: list[str], facts: list[str]) -> None:
+def _check_architectures(
+    package: Package, interesting: _Interesting, provenance: Any, problems: list[str], facts: list[str]
+) -> None:
     variant = environments.variant_of(package)
+    recorded = _recorded_architectures(interesting.cuda_record)
+    if variant is None:
+        problems.append(f"its build string {package.build} does not name the architectures")
+    elif recorded is None:
+        problems.append(f"it has no {_CUDA_RECORD} that lists architectures")
+    else:
+        # a build string leaves the letter out: sm120 for 120a
+        if {one.rstrip("af") for one in recorded} != set(variant[2]):
+            problems.append(f"its {_CUDA_RECORD} says {_listed(recorded)}, and its name says {_listed(variant[2])}")
+        built = _architectures_of_provenance(provenance)
+        if built != recorded:
+            problems.append(f"its provenance.json says {_listed(built)}, and its {_CUDA_RECORD} says {_listed(recorded)}")
+        _check_machine_code(interesting.cuda_library, recorded, problems, facts)
+
+
+def _check_machine_code(library: Path | None, recorded: set[str], problems: list[str], facts: list[str]) -> None:
     if library is None:
         problems.append("it has no lib/libggml-cuda.so")
-    elif variant is None:
-        problems.append(f"its build string {package.build} does not name the architectures")
-    else:
+        return
+    try:
         found = architectures(library)
+    except DamagedPackageError as error:
+        problems.append(error.message)
+    else:
         if found is None:
-            facts.append("architectures not checked: there is no cuobjdump (python -m distribution toolkit)")
-        elif found != set(variant[2]):
-            problems.append(f"it holds code for {_listed(found)}, and its name says {_listed(set(variant[2]))}")
+            facts.append(NOT_DISASSEMBLED)
+        elif found != recorded:
+            problems.append(f"it holds code for {_listed(found)}, and its {_CUDA_RECORD} says {_listed(recorded)}")
         else:
             facts.append(f"code for {_listed(found)}")
 
 
 def architectures(library: Path) -> set[str] | None:
-    """The CUDA architectures of the machine code in a library, such as ``{"120"}``; None where no cuobjdump is at hand."""
+    """The CUDA architectures of the machine code in a library, such as ``{"120a"}``; None where no cuobjdump is at hand.
+
+    Raises:
+        DamagedPackageError: cuobjdump cannot read the library.
+    """
     assembled = toolkit.assembled_path()
     program = str(assembled / "bin" / "cuobjdump") if assembled else shutil.which("cuobjdump")
     if program is None:
         return None
     done = subprocess.run([program, "--list-elf", library], capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
+        raise DamagedPackageError(f"cuobjdump cannot read its {library.name}: {said}", "build it again, then publish")
     return set(_CUBIN.findall(done.stdout))
 
 
-def _listed(targets: set[str]) -> str:
-    return ", ".join(f"sm_{one}" for one in sorted(targets, key=int)) or "no GPU"
+def _recorded_architectures(record: bytes | None) -> set[str] | None:
+    """The architectures that the plugin's own record lists, such as ``{"120a"}``; None where it does not."""
+    try:
+        return {str(one).removesuffix("-real") for one in json.loads(record or b"null")["architectures"]}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _architectures_of_provenance(provenance: Any) -> set[str]:
+    try:
+        return {one.removesuffix("-real") for one in provenance["toolkit"]["architectures"].split()}
+    except (KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _listed(targets: Iterable[str]) -> str:
+    return ", ".join(f"sm_{one}" for one in sorted(targets, key=lambda one: (len(one.rstrip("af")), one))) or "no GPU"

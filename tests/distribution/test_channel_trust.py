@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from conda_packages import COMMIT, Place, place, release, solve, write_package  # noqa: F401
 
 from distribution import toolkit
-from distribution.channel import bundle, keys, manifest, verification
+from distribution.channel import bundle, commands, keys, manifest, verification
 from distribution.channel.generations import Channel
 from distribution.channel.publishing import State
 from distribution.channel.server import ChannelServer
@@ -278,44 +279,116 @@ def test_provenance_is_required(place, tmp_path, provenance, complaint):
     assert complaint in " ".join(problems(place)["linux-64/libllama-0.4.0-0.conda"])
 
 
+def plugin(
+    folder: Path, build: str, library: bytes = b"no machine code", recorded: str = "120a-real", built: str = "120a-real"
+) -> Path:
+    """A CUDA plugin for an engine of ``release(..., 0)``, with what it says of itself in two places."""
+    provenance = {
+        "llama_cpp_commit": COMMIT, "patches": [], "toolkit": {"version": "13.4.92", "architectures": built}, "flags": {},
+        "sbom": "sbom.cdx.json",
+    }  # fmt: skip
+    files = {
+        "lib/libggml-cuda.so": library,
+        "share/llama.cpp/libggml-cuda/provenance.json": json.dumps(provenance).encode(),
+    }
+    if recorded:
+        files["lib/libggml-cuda.json"] = json.dumps({"cuda": "13.4.92", "architectures": recorded.split()}).encode()
+    return write_package(
+        folder, "libggml-cuda", "0.4.0", build, depends=["libllama ==0.4.0 ha0_0"], files=files,
+        extra={"llama_cpp_commit": COMMIT},
+    )  # fmt: skip
+
+
+def about_plugins(place: Place) -> dict[str, Finding]:
+    """What is found about each CUDA plugin, by its build string."""
+    findings = [one for one in verify(place.channel) if "libggml-cuda-" in one.path]
+    return {one.path.split("cuda-0.4.0-")[1].removesuffix(".conda"): one for one in findings}
+
+
+@pytest.fixture
+def no_cuobjdump(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("LLAMA_CPP_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
 @pytest.mark.toolkit
 def test_architectures_inside_the_plugin(place, tmp_path):
     compiler = toolkit.assemble() / "bin/nvcc"
     (tmp_path / "kernel.cu").write_text("__global__ void twice(float * values) { values[threadIdx.x] *= 2; }\n")
     libraries = {}
-    for name, targets in {"one": ["120a"], "two": ["90a", "120a"]}.items():
-        codes = [f"-gencode=arch=compute_{one},code=sm_{one}" for one in targets]
-        command = [compiler, "-shared", "-Xcompiler=-fPIC", *codes, "-o", tmp_path / name, tmp_path / "kernel.cu"]
+    for targets in ("120a", "120", "90a 120a"):
+        codes = [f"-gencode=arch=compute_{one},code=sm_{one}" for one in targets.split()]
+        command = [compiler, "-shared", "-Xcompiler=-fPIC", *codes, "-o", tmp_path / targets, tmp_path / "kernel.cu"]
         subprocess.run(command, check=True, capture_output=True)
-        libraries[name] = (tmp_path / name).read_bytes()
-    assert verification.architectures(tmp_path / "two") == {"90", "120"}
-    engine = release(tmp_path / "release", 0)[0]
-    provenance = json.dumps({"llama_cpp_commit": COMMIT, "patches": [], "toolkit": {}, "flags": {}, "sbom": "x"}).encode()
-
-    def plugin(build: str, library: bytes) -> Path:
-        files = {"lib/libggml-cuda.so": library, "share/llama.cpp/libggml-cuda/provenance.json": provenance}
-        return write_package(
-            tmp_path, "libggml-cuda", "0.4.0", build, depends=["libllama ==0.4.0 ha0_0"], files=files,
-            extra={"llama_cpp_commit": COMMIT},
-        )  # fmt: skip
-
+        libraries[targets] = (tmp_path / targets).read_bytes()
+    assert verification.architectures(tmp_path / "90a 120a") == {"90a", "120a"}
+    both, hopper = "90a-real 120a-real", "90a-real"
     place.publish(
-        engine, plugin("cuda134_sm120_h1_0", libraries["one"]), plugin("cuda134_sm90_120_h1_0", libraries["two"]),
-        plugin("cuda134_sm90_h1_0", libraries["two"]), plugin("h1_0", libraries["one"]),
-    )  # fmt: skip
-    found = {one.path.split("cuda-0.4.0-")[1]: one for one in verify(place.channel) if "libggml-cuda-" in one.path}
-    assert not found["cuda134_sm120_h1_0.conda"].problems and "code for sm_120" in found["cuda134_sm120_h1_0.conda"].facts
-    assert not found["cuda134_sm90_120_h1_0.conda"].problems
-    assert found["cuda134_sm90_h1_0.conda"].problems == ("it holds code for sm_90, sm_120, and its name says sm_90",)
-    assert "does not name the architectures" in found["h1_0.conda"].problems[0]
+        release(tmp_path / "release", 0)[0],
+        plugin(tmp_path, "cuda134_sm120_h1_0", libraries["120a"]),
+        plugin(tmp_path, "cuda134_sm90_120_h1_0", libraries["90a 120a"], both, both),
+        plugin(tmp_path, "cuda134_sm90_h1_0", libraries["90a 120a"], hopper, hopper),
+        # without the letter there are no FP4 instructions inside
+        plugin(tmp_path, "cuda134_sm120_h2_0", libraries["120"]),
+        plugin(tmp_path, "cuda134_sm120_h3_0", b"no machine code"),
+        plugin(tmp_path, "h1_0", libraries["120a"]),
+    )
+    found = about_plugins(place)
+    assert not found["cuda134_sm120_h1_0"].problems and "code for sm_120a" in found["cuda134_sm120_h1_0"].facts
+    assert not found["cuda134_sm90_120_h1_0"].problems
+    record = "its lib/libggml-cuda.json says"
+    assert found["cuda134_sm90_h1_0"].problems == (f"it holds code for sm_90a, sm_120a, and {record} sm_90a",)
+    assert found["cuda134_sm120_h2_0"].problems == (f"it holds code for sm_120, and {record} sm_120a",)
+    assert "cuobjdump cannot read its libggml-cuda.so" in found["cuda134_sm120_h3_0"].problems[0]
+    assert "does not name the architectures" in found["h1_0"].problems[0]
 
 
-def test_without_a_tool_the_architectures_are_not_claimed(place, tmp_path, monkeypatch):
-    monkeypatch.setenv("LLAMA_CPP_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    place.publish(*release(tmp_path / "one", 0))
-    found: Finding = next(one for one in verify(place.channel) if "libggml-cuda-" in one.path)
-    assert not found.problems and any("not checked" in fact for fact in found.facts)
+def test_a_failing_cuobjdump_is_no_proof(place, tmp_path, no_cuobjdump):
+    """What it printed before it failed counts for nothing."""
+    place.publish(release(tmp_path / "one", 0)[0], plugin(tmp_path, "cuda134_sm120_h1_0"))
+    program = tmp_path / "cuobjdump"
+    program.write_text("#!/bin/sh\necho ELF file 1: x.1.sm_120a.cubin\n")
+    program.chmod(0o755)
+    assert about_plugins(place)["cuda134_sm120_h1_0"] == Finding(
+        "linux-64/libggml-cuda-0.4.0-cuda134_sm120_h1_0.conda", (), ("llama.cpp 0123456789ab, 0 patches", "code for sm_120a")
+    )
+    program.write_text(program.read_text() + "echo out of cheese >&2; exit 1\n")
+    assert about_plugins(place)["cuda134_sm120_h1_0"].problems == ("cuobjdump cannot read its libggml-cuda.so: out of cheese",)
+
+
+def test_what_a_plugin_records_is_compared_whatever_tools_are_there(place, tmp_path, no_cuobjdump):
+    place.publish(
+        release(tmp_path / "one", 0)[0],
+        plugin(tmp_path, "cuda134_sm120_h1_0"),
+        plugin(tmp_path, "cuda134_sm90_120_h1_0", recorded="90a-real 120a-real", built="90a-real 120a-real"),
+        plugin(tmp_path, "cuda134_sm90_h1_0"),
+        plugin(tmp_path, "cuda134_sm120_h2_0", built="120-real"),
+        plugin(tmp_path, "cuda134_sm120_h3_0", recorded=""),
+        plugin(tmp_path, "cuda134_sm120_h4_0", built=""),
+    )
+    record = "lib/libggml-cuda.json"
+    assert {build: one.problems for build, one in about_plugins(place).items()} == {
+        "cuda134_sm120_h1_0": (),
+        "cuda134_sm90_120_h1_0": (),
+        "cuda134_sm90_h1_0": (f"its {record} says sm_120a, and its name says sm_90",),
+        "cuda134_sm120_h2_0": (f"its provenance.json says sm_120, and its {record} says sm_120a",),
+        "cuda134_sm120_h3_0": (f"it has no {record} that lists architectures",),
+        "cuda134_sm120_h4_0": (f"its provenance.json says no GPU, and its {record} says sm_120a",),
+    }
+
+
+def test_without_a_tool_the_last_line_says_so(place, tmp_path, no_cuobjdump, capsys):
+    def last_line() -> str:
+        parser = argparse.ArgumentParser()
+        commands.add_commands(parser)
+        options = parser.parse_args(["verify", "--channel", str(place.channel.path)])
+        options.run(options)
+        return capsys.readouterr().err.splitlines()[-1]
+
+    place.publish(release(tmp_path / "one", 0)[0])
+    assert last_line().endswith("files are as they were published")
+    place.publish(plugin(tmp_path, "cuda134_sm120_h1_0"))
+    assert "as they were published; architectures not disassembled: no cuobjdump" in last_line()
 
 
 def test_export_and_import(place, stranger, tmp_path, monkeypatch, capsys):
