@@ -57,7 +57,7 @@ import json, os, resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conda_packages import Channel, publishing
-from distribution.errors import DiskSpaceError
+from distribution.errors import DiskSpaceError, PackageExistsError
 
 ACCESSES = ("open", "os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir", "os.chmod")
 
@@ -96,13 +96,15 @@ for line in sys.stdin:
             os._exit(0)
         except DiskSpaceError:
             os._exit(3)
+        except PackageExistsError:
+            os._exit(4)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-NO_ROOM = 3
+NO_ROOM, EXISTS = 3, 4
 
 
 class Writer:
@@ -266,6 +268,26 @@ def test_two_writers_lose_nothing(place, tmp_path):
         assert (left.result(), right.result()) == (0, 0)
     assert check_whole(place) == {f"{name}-1.0-h_{number}.conda" for name in names for number in range(ROUNDS)}
     assert State.of(place.channel).manifest.generation == 2 * ROUNDS
+
+
+def test_two_writers_of_one_name_leave_the_first_ones_bytes(place, tmp_path):
+    """Both have a package of the same name, with other bytes in it: one is published, and the other one is told."""
+    place.publish(*release(tmp_path / "0", 0))
+    sides = "left", "right"
+    with Writer(place) as left, Writer(place) as right:
+        for number in range(ROUNDS):
+            files = [
+                write_package(tmp_path / side, "tool", "1.0", f"h_{number}", number, files={"side": side.encode()})
+                for side in sides
+            ]
+            for writer, file in zip((left, right), files, strict=True):
+                writer.start([file])
+            results = left.result(), right.result()
+            assert sorted(results) == [0, EXISTS]
+            winner = files[results.index(0)]
+            stored = place.channel.current() / "linux-64" / winner.name
+            assert stored.read_bytes() == winner.read_bytes()
+    assert len(check_whole(place)) == 4 + ROUNDS and State.of(place.channel).manifest.generation == 1 + ROUNDS
 
 
 def test_the_second_writer_waits_and_says_so(place, tmp_path, capfd):
