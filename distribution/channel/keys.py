@@ -38,9 +38,20 @@ class Trust:
     @property
     def keys(self) -> dict[str, Ed25519PublicKey]:
         """The keys whose signatures count, by fingerprint."""
-        if self.configured or self.own is None:
-            return dict(self.configured)
-        return {fingerprint(self.own): self.own}
+        return dict(self.configured) if self.configured else self._own
+
+    @property
+    def publishers(self) -> dict[str, Ed25519PublicKey]:
+        """The keys with which the list of a channel's packages may be signed, by fingerprint.
+
+        This machine's own is always among them: what it imported lies in a channel whose list it signed itself, and the
+        packages in it still need the signature of a configured key.
+        """
+        return {**self.configured, **self._own}
+
+    @property
+    def _own(self) -> dict[str, Ed25519PublicKey]:
+        return {fingerprint(self.own): self.own} if self.own else {}
 
 
 def config_dir() -> Path:

@@ -71,7 +71,9 @@ class State:
         folder = channel.current()
         content = manifest.read(folder)
         records = {
-            f"{subdir}/{file_name}": record for subdir in SUBDIRS for file_name, record in read_index(folder / subdir).items()
+            f"{subdir}/{file_name}": record
+            for subdir in SUBDIRS
+            for file_name, record in read_index(folder / subdir).items()
         }
         if records.keys() != content.packages.keys():
             raise ChannelDamagedError(

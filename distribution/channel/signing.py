@@ -43,7 +43,7 @@ def require_signatures(manifest: Manifest, trust: Trust, source: str) -> str:
     """Refuse what no trusted key signed; return a line on how far the signatures can be trusted, or nothing.
 
     Raises:
-        UnsignedPackageError: a configured key did not sign a package.
+        UnsignedPackageError: a configured key did not sign a package, or the list of packages.
         ChannelDamagedError: a signature does not fit its package.
     """
     problems = {path: problem for path in manifest.packages if (problem := signature_problem(manifest, path, trust))}
@@ -52,12 +52,24 @@ def require_signatures(manifest: Manifest, trust: Trust, source: str) -> str:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         kind = UnsignedPackageError if trust.configured else ChannelDamagedError
         raise kind(f"{source}: {first}{more}: {problems[first]}", _UNSIGNED_REMEDY if trust.configured else REMEDY)
+    if problem := signer_problem(manifest, trust):
+        raise UnsignedPackageError(f"{source}: {problem}", _UNSIGNED_REMEDY)
     if trust.configured or all(manifest.signed_by(path, trust.keys) for path in manifest.packages):
         return ""
     return (
         f"no key is configured, so nothing says who made {source}; its key is {manifest.signer}. To accept only "
         f"this key from now on, compare it with its publisher's and put {CHANNEL_KEY} into ~/.config/llama-cpp/trusted-keys"
     )
+
+
+def signer_problem(manifest: Manifest, trust: Trust) -> str:
+    """What is wrong with the signature of the list itself, or nothing.
+
+    Whoever signs a list says which packages are in it: with the right signatures on each, it may still be old ones alone.
+    """
+    if trust.configured and manifest.signer not in trust.publishers:
+        return f"the list of its packages is not signed by the configured key, but by {manifest.signer}"
+    return ""
 
 
 def signature_problem(manifest: Manifest, path: str, trust: Trust) -> str:

@@ -21,7 +21,7 @@ from .inspection import SUBDIRS, Package, inspect
 from .keys import Trust, load_trust
 from .manifest import MANIFEST, Entry, Manifest
 from .publishing import INDEX, read_index
-from .signing import require_signatures, signature_problem
+from .signing import require_signatures, signature_problem, signer_problem
 
 PROVENANCE_KEYS = ("llama_cpp_commit", "patches", "toolkit", "flags", "sbom")
 _CUDA_LIBRARY = re.compile(r"lib/libggml-cuda\.so[.\d]*$")
@@ -75,9 +75,11 @@ def _check_manifest(content: Manifest, trust: Trust, channel: Channel) -> Findin
     try:
         note = require_signatures(content, trust, str(channel.path))
     except DistributionError:
-        # said for each package below
+        # said here and for each package below
         note = ""
-    return Finding(MANIFEST, (), tuple(one for one in (f"generation {content.generation}", note) if one))
+    problems = (signer_problem(content, trust),)
+    facts = (f"generation {content.generation}", note)
+    return Finding(MANIFEST, tuple(filter(None, problems)), tuple(filter(None, facts)))
 
 
 def _check_other_files(folder: Path, content: Manifest) -> Iterator[Finding]:

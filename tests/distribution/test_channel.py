@@ -295,13 +295,14 @@ def test_of_builds_that_differ_in_name_alone_the_last_published_is_taken(place, 
     for tag in order:
         place.publish(*release(tmp_path / tag, 0, tag=tag))
         folder, expected = place.channel.current(), f"h{tag}0_0"
-        for file, lock in ((environments.ENVIRONMENT, environments.LOCK), (environments.ENVIRONMENT_CPU, environments.LOCK_CPU)):
+        for file, lock in (("environment.yml", "explicit.txt"), ("environment-cpu.yml", "explicit-cpu.txt")):
             wanted = yaml.safe_load((folder / file).read_text())["dependencies"]
             assert wanted[0] == f"llama-cpp-python=0.4.0={expected}"
             found = solve(place.channel.url, *wanted)
             assert found["llama-cpp-python"] == found["libllama"] == found["llama.cpp"] == expected
             assert found.get("libggml-cuda", f"cuda134_sm120_{expected}") == f"cuda134_sm120_{expected}"
-            locked = {Path(line.partition("#")[0]).name for line in (folder / lock).read_text().splitlines() if "://" in line}
+            lines = (folder / lock).read_text().splitlines()
+            locked = {Path(line.partition("#")[0]).name for line in lines if "://" in line}
             assert locked == {f"{name}-0.4.0-{build}.conda" for name, build in found.items()}
     prune(place.channel, environment=place.environment)
     assert place.held() == {path.name for path in release(tmp_path / "again", 0, tag=order[-1])}

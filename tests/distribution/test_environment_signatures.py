@@ -16,11 +16,13 @@ pytest.importorskip("rattler_build")
 pytest.importorskip("cryptography")
 
 from distribution import environment  # noqa: E402
-from distribution.channel import keys  # noqa: E402
+from distribution.channel import keys, manifest, signing  # noqa: E402
 from distribution.channel.generations import Channel  # noqa: E402
 from distribution.channel.publishing import publish  # noqa: E402
+from distribution.channel.verification import verify  # noqa: E402
 from distribution.environment import signatures, solving, specification  # noqa: E402
-from distribution.errors import UnsignedPackageError  # noqa: E402
+from distribution.errors import ChannelNotFoundError, UnsignedPackageError  # noqa: E402
+from rattler import Channel as CondaChannel, RepoDataRecord  # noqa: E402
 from tiny_packages import add_package, index  # noqa: E402
 
 FILE = """\
@@ -125,11 +127,89 @@ def test_package_and_index_exchanged_behind_the_signatures(channel, stranger, tm
     assert not Path("env").exists()
 
 
-def test_channels_behind_tls_are_only_asked_for_our_packages(channel, stranger):
-    record = solving.solve_environment(specification.parse(FILE, "environment.yml", str(channel))).records[0]
-    # nobody listens there: a question would be an error
-    record.channel = "https://127.0.0.1:9/conda-forge/"
+@pytest.fixture
+def record(channel) -> RepoDataRecord:
+    """A package that is not one of ours."""
+    return solving.solve_environment(specification.parse(FILE, "environment.yml", str(channel))).records[0]
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """The channels that are asked for signatures; none has any."""
+    locations: list[str] = []
+
+    def fetch(location: str) -> None:
+        locations.append(location)
+        raise ChannelNotFoundError(location)
+
+    monkeypatch.setattr(signing, "fetch", fetch)
+    return locations
+
+
+FORGE = CondaChannel("conda-forge").base_url
+HOST = FORGE.removeprefix("https://").partition("/")[0]
+
+
+@pytest.mark.parametrize("address", [FORGE, FORGE.rstrip("/"), CondaChannel("main").base_url])
+def test_conda_forge_and_main_are_only_asked_for_our_packages(record, stranger, asked, address):
+    record.channel = address
     signatures.check([record], stranger)
+    assert not asked
     record.name = type(record.name)("libllama")
-    with pytest.raises(OSError, match="127.0.0.1"):
+    with pytest.raises(UnsignedPackageError, match="has no signatures"):
         signatures.check([record], stranger)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://evil.example/conda-forge/",
+        f"https://{HOST}/evil/",
+        f"https://{HOST}/conda-forge/../evil/",
+        f"https://{HOST}/conda-forge/%2e%2e/evil/",
+        f"https://{HOST}/conda-forge/..\\evil/",
+        f"https://{HOST}@evil.example/conda-forge/",
+        f"https://{HOST}.evil.example/conda-forge/",
+        f"http://{HOST}/conda-forge/",
+    ],
+)
+def test_with_a_key_no_other_channel_goes_unasked(record, stranger, asked, address):
+    record.channel = address
+    with pytest.raises(UnsignedPackageError, match="has no signatures"):
+        signatures.check([record], stranger)
+    # py-rattler resolved the dots
+    assert asked == [record.channel]
+
+
+def test_without_a_key_channels_behind_tls_are_only_asked_for_our_packages(record, stranger, asked):
+    record.channel = "https://mirror.example/conda-forge/"
+    signatures.check([record])
+    assert not asked
+    record.name = type(record.name)("libllama")
+    signatures.check([record])
+    assert asked == [record.channel]
+
+
+def test_packages_of_others_that_were_published_with_ours(stranger, publisher, tmp_path, monkeypatch):
+    """What a seeded channel offers is signed by who published it, and needs no channel beside ours."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(publisher))
+    ours = add_package(tmp_path / "built", "tool", "2.0", depends=("python",))
+    seeded = add_package(index(tmp_path / "seed"), "python", "3.11")
+    publish([ours, seeded], Channel.at(tmp_path / "channel"), environment=tmp_path / "environment.yml")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "stranger"))
+    tool = create("--channel", tmp_path / "channel", "--key", tmp_path / "channel/channel-key.pub")
+    assert len(list((tool.parents[1] / "conda-meta").glob("*.json"))) == 2
+
+
+def test_a_list_that_somebody_else_signed(channel, stranger, tmp_path, monkeypatch):
+    """Each package carries the publisher's signature, and who they are was chosen by another."""
+    key = tmp_path / "publisher.pub"
+    key.write_bytes((channel / "channel-key.pub").read_bytes())
+    content = manifest.read(channel.resolve())
+    (channel.resolve() / manifest.MANIFEST).write_text(manifest.dump(content, keys.signing_key()))
+    assert create("--channel", channel, "--key", key).exists()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "third"))
+    with pytest.raises(UnsignedPackageError, match="list of its packages is not signed by the configured key"):
+        create("--channel", channel, "--key", key, "--force")
+    found = {one.path: one.problems for one in verify(Channel.at(channel), key) if one.problems}
+    assert list(found) == [manifest.MANIFEST] and "not signed by the configured key" in found[manifest.MANIFEST][0]
