@@ -73,11 +73,11 @@ def export(channel: Channel, target: Path, environment: Path | None = None) -> E
         DiskSpaceError, ChannelNotWritableError: the file cannot be written.
     """
     target = Path(os.path.abspath(target))
-    folder = channel.current()
-    state = State.of(channel)
-    template = environment or folder / environments.ENVIRONMENT
-    records = _closure(channel, state, environments.dependencies(template, list(state.packages.values())))
-    with explained(target), staging_folder(target.parent, f".{target.name}-") as staging:
+    # all of it from one generation, which may be pruned while a large one is written
+    with channel.holding() as folder, explained(target), staging_folder(target.parent, f".{target.name}-") as staging:
+        state = State.at(folder)
+        template = environment or folder / environments.ENVIRONMENT
+        records = _closure(folder, state, environments.dependencies(template, list(state.packages.values())))
         files = {path: _collect(path, record, folder, staging) for path, record in sorted(records.items())}
         content = Manifest(state.manifest.generation, _entries(files, records, state), keys=state.manifest.keys)
         unfinished = staging / "bundle"
@@ -111,14 +111,14 @@ def import_(file: Path, channel: Channel, key: Path | None = None) -> Publicatio
         return publishing.add(packages, channel, staging / environments.ENVIRONMENT, content.packages, content.keys)
 
 
-def _closure(channel: Channel, state: State, wanted: Sequence[str]) -> dict[str, RepoDataRecord]:
+def _closure(folder: Path, state: State, wanted: Sequence[str]) -> dict[str, RepoDataRecord]:
     """The packages of an environment for each of our CUDA variants, and of one without, by path."""
     ours = [package for package in state.packages.values() if package.is_ours]
     plain = [one for one in wanted if siblings.name_of(one) != environments.PLUGIN]
     plain += sorted({package.name for package in ours} - {environments.PLUGIN} - {siblings.name_of(one) for one in plain})
     variants = sorted({built[0] for package in ours if (built := environments.variant_of(package))})
-    gateway = Gateway(per_channel_config={channel.url: SourceConfig(cache_action="no-cache")})
-    channels = [channel.url, *state.manifest.also]
+    gateway = Gateway(per_channel_config={folder.as_uri(): SourceConfig(cache_action="no-cache")})
+    channels = [folder.as_uri(), *state.manifest.also]
     records = _solve(channels, plain, gateway)
     for variant in variants:
         plugin = f"{environments.PLUGIN}=*={variant}_*"

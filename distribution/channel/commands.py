@@ -55,11 +55,14 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def default_channel() -> Path:
-    """``$LLAMA_CPP_CHANNEL`` where that is a folder, else ``dist/channel`` in the repository."""
-    chosen = os.environ.get(CHANNEL_VARIABLE, "")
+    """``$LLAMA_CPP_CHANNEL`` where that is a folder, else ``dist/channel`` in the repository, and a line that says so."""
+    chosen, here = os.environ.get(CHANNEL_VARIABLE, ""), REPOSITORY / "dist" / "channel"
     if chosen.startswith("file://"):
         return Path(unquote(urlsplit(chosen).path))
-    return Path(chosen) if chosen and "://" not in chosen else REPOSITORY / "dist" / "channel"
+    if "://" in chosen:
+        say(f"${CHANNEL_VARIABLE} is {chosen}, which is no folder: this is about {here} (another one: --channel DIR)")
+        return here
+    return Path(chosen) if chosen else here
 
 
 def _add(
@@ -67,10 +70,14 @@ def _add(
 ) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=text)
     parser.add_argument(
-        "--channel", type=Path, default=default_channel(), metavar="DIR",
-        help=f"the channel's folder (default: ${CHANNEL_VARIABLE} or dist/channel)",
-    )  # fmt: skip
-    parser.set_defaults(run=run)
+        "--channel", type=Path, metavar="DIR", help=f"the channel's folder (default: ${CHANNEL_VARIABLE} or dist/channel)"
+    )
+
+    def run_with_channel(options: argparse.Namespace) -> None:
+        options.channel = options.channel or default_channel()
+        run(options)
+
+    parser.set_defaults(run=run_with_channel)
     return parser
 
 

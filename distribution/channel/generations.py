@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import time
@@ -64,6 +65,20 @@ class Channel:
             f"{self.path} is no published channel", "publish to it first: python -m distribution channel publish FILE..."
         )
 
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[Path]:
+        """The folder of the current generation, which no writer drops in the meantime.
+
+        Raises:
+            ChannelNotFoundError: nothing was published here.
+        """
+        while True:
+            folder = self.current()
+            with _flock(folder, fcntl.LOCK_SH) as held:
+                if held:
+                    yield folder
+                    return
+
     def exists(self) -> bool:
         """Whether something was published here."""
         with contextlib.suppress(ChannelNotFoundError):
@@ -113,9 +128,14 @@ class Channel:
         self.drop_old_generations(keep)
 
     def drop_old_generations(self, keep: int) -> None:
-        """Remove all generations before the current one but the last ``keep``. Only inside ``writing``."""
+        """Remove all generations before the current one but the last ``keep``. Only inside ``writing``.
+
+        Those that somebody holds stay until the next time.
+        """
         for old in self._generations()[: -1 - keep]:
-            remove_tree(old)
+            with _flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
+                if free:
+                    remove_tree(old)
 
     def _check_place(self) -> None:
         if self.path.is_symlink():
@@ -140,6 +160,25 @@ class Channel:
 
     def _generations(self) -> list[Path]:
         return sorted(folder for folder in self.store.iterdir() if folder.name.isdigit())
+
+
+@contextlib.contextmanager
+def _flock(folder: Path, kind: int) -> Iterator[bool]:
+    """Lock a folder; false where it is gone, or where others hold it and ``kind`` is not to wait for them."""
+    with contextlib.ExitStack() as stack:
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, kind)
+            taken = folder.is_dir()
+        except (FileNotFoundError, BlockingIOError):
+            taken = False
+        except OSError as error:
+            # a network file system may refuse to lock a folder: its generations are dropped as if nobody read them
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            taken = True
+        yield taken
 
 
 @contextlib.contextmanager

@@ -66,9 +66,16 @@ class State:
         Raises:
             ChannelDamagedError: the manifest or the index cannot be read, or they disagree.
         """
-        if not channel.exists():
-            return cls(None, Manifest(0, {}))
-        folder = channel.current()
+        return cls.at(channel.current()) if channel.exists() else cls(None, Manifest(0, {}))
+
+    @classmethod
+    def at(cls, folder: Path) -> State:
+        """The state of one generation.
+
+        Raises:
+            ChannelNotFoundError: the folder holds none.
+            ChannelDamagedError: the manifest or the index cannot be read, or they disagree.
+        """
         content = manifest.read(folder)
         records = {
             f"{subdir}/{file_name}": record
@@ -77,7 +84,7 @@ class State:
         }
         if records.keys() != content.packages.keys():
             raise ChannelDamagedError(
-                f"the index of {channel.path} does not list what its manifest lists", "python -m distribution channel verify"
+                f"the index of {folder} does not list what its manifest lists", "python -m distribution channel verify"
             )
         packages = [Package.from_record(record, content.packages[path].llama_cpp_commit) for path, record in records.items()]
         return cls(folder, content, {package.path: package for package in in_order(packages, content.packages)})

@@ -58,17 +58,17 @@ def verify(channel: Channel, key: Path | None = None) -> Iterator[Finding]:
         SigningKeyError: a configured key cannot be read.
     """
     trust = load_trust(key)
-    folder = channel.current()
-    content = manifest.read(folder)
-    yield _check_manifest(content, trust, channel)
-    yield from _check_other_files(folder, content)
-    listed, problems = _read_indexes(folder)
-    yield from problems
-    packages = {path: Package.from_record(record) for path, record in listed.items()}
-    for path, entry in content.packages.items():
-        yield _check_package(folder, path, entry, listed.get(path), content, trust, packages)
-    for path in sorted(listed.keys() - content.packages.keys()):
-        yield Finding(path, ("the index lists it and the manifest does not",))
+    with channel.holding() as folder:
+        content = manifest.read(folder)
+        yield _check_manifest(content, trust, channel)
+        yield from _check_other_files(folder, content)
+        listed, problems = _read_indexes(folder)
+        yield from problems
+        packages = {path: Package.from_record(record) for path, record in listed.items()}
+        for path, entry in content.packages.items():
+            yield _check_package(folder, path, entry, listed.get(path), content, trust, packages)
+        for path in sorted(listed.keys() - content.packages.keys()):
+            yield Finding(path, ("the index lists it and the manifest does not",))
 
 
 def _check_manifest(content: Manifest, trust: Trust, channel: Channel) -> Finding:

@@ -264,6 +264,16 @@ def test_prune_keeps_the_newest_and_what_they_need(place, tmp_path):
     assert prune(place.channel, environment=place.environment).removed == ()
 
 
+def test_a_generation_that_somebody_holds_stays(place, tmp_path):
+    for number in range(2):
+        place.publish(*release(tmp_path / str(number), number))
+    with place.channel.holding() as held:
+        prune(place.channel, environment=place.environment)
+        assert held != place.channel.current() and len(list(held.glob("*/*.conda"))) == 8
+    prune(place.channel, environment=place.environment)
+    assert [path.name for path in place.channel.store.iterdir() if path.is_dir()] == [place.channel.current().name]
+
+
 def test_prune_can_keep_more(place, tmp_path):
     for number in range(3):
         place.publish(*release(tmp_path / str(number), number))
@@ -356,19 +366,22 @@ def test_a_malformed_environment_file_is_refused(place, tmp_path, text):
     assert not place.channel.exists()
 
 
-def test_default_channel(monkeypatch):
+def test_default_channel(monkeypatch, capsys):
     for value, expected in {
         "": ROOT / "dist/channel", "/a/channel": Path("/a/channel"), "file:///a/my%20channel": Path("/a/my channel"),
-        "http://host:8000": ROOT / "dist/channel",
     }.items():  # fmt: skip
         monkeypatch.setenv("LLAMA_CPP_CHANNEL", value)
-        assert commands.default_channel() == expected
+        assert commands.default_channel() == expected and not capsys.readouterr().err
+    monkeypatch.setenv("LLAMA_CPP_CHANNEL", "http://host:8000")
+    assert commands.default_channel() == ROOT / "dist/channel"
+    said = capsys.readouterr().err
+    assert "http://host:8000, which is no folder" in said and str(ROOT / "dist/channel") in said
 
 
 def test_command_line(place, tmp_path):
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, at: str = str(place.channel.path)) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "distribution", "channel", *map(str, arguments)]
-        environment = {**os.environ, "LLAMA_CPP_CHANNEL": str(place.channel.path)}
+        environment = {**os.environ, "LLAMA_CPP_CHANNEL": at}
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
     release(tmp_path / "one", 0, cuda=False)
@@ -387,5 +400,17 @@ def test_command_line(place, tmp_path):
     for nothing in (tmp_path / "nowhere.conda", tmp_path / "config"):
         refused = run("publish", nothing)
         assert refused.returncode == 1 and "remedy" in refused.stderr and "Traceback" not in refused.stderr
+    for command in ("list", "verify"):
+        elsewhere = run(command, at="http://127.0.0.1:9")
+        assert "http://127.0.0.1:9, which is no folder" in elsewhere.stderr
+        assert "no folder" not in run(command, "--channel", place.channel.path, at="http://127.0.0.1:9").stderr
     missing = run("list", "--channel", tmp_path / "nowhere")
     assert missing.returncode == 1 and "no published channel" in missing.stderr
+
+
+def test_a_generation_that_went_before_it_could_be_held(place, tmp_path, monkeypatch):
+    place.publish(*release(tmp_path / "one", 0))
+    folders = [place.channel.store / "000000", place.channel.current()]
+    monkeypatch.setattr(Channel, "current", lambda _: folders.pop(0))
+    with place.channel.holding() as held:
+        assert held.name == "000001" and not folders

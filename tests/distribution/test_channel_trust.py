@@ -18,6 +18,7 @@ from conda_packages import COMMIT, Place, place, release, solve, write_package  
 from distribution import toolkit
 from distribution.channel import bundle, commands, keys, manifest, verification
 from distribution.channel.generations import Channel
+from distribution.channel.pruning import prune
 from distribution.channel.publishing import State
 from distribution.channel.server import ChannelServer
 from distribution.channel.signing import check_signatures
@@ -444,6 +445,24 @@ def test_a_plugin_of_an_older_build_is_exported_with_what_it_needs(place, tmp_pa
     place.publish(hopper)
     done = bundle.export(place.channel, tmp_path / "all.tar")
     assert {Path(one).name for one in done.packages} == place.held()
+
+
+def test_an_export_is_of_one_generation_whatever_is_pruned_meanwhile(place, tmp_path, monkeypatch):
+    for tag in "ab":
+        place.publish(*release(tmp_path / tag, 0, tag=tag))
+    collect, held = bundle._collect, place.held()
+
+    def prune_then_collect(*arguments: object) -> Path:
+        prune(place.channel, environment=place.environment)
+        place.publish(*release(tmp_path / "c", 0, tag="c"))
+        prune(place.channel, environment=place.environment)
+        return collect(*arguments)
+
+    monkeypatch.setattr(bundle, "_collect", prune_then_collect)
+    done = bundle.export(place.channel, tmp_path / "all.tar")
+    names = {Path(one).name for one in done.packages}
+    assert names == {path.name for path in release(tmp_path / "again", 0, tag="b")} <= held and not names & place.held()
+    assert len(bundle.import_(done.path, Channel.at(tmp_path / "there")).added) == 4
 
 
 def test_a_damaged_export_is_refused(published, tmp_path):
