@@ -53,7 +53,7 @@ class AsyncLlama:
         handle = AsyncHandle(request)
         self._llama._open_engine.submit(request)
         if stream:
-            return _async_chunks(answer, handle)
+            return _async_chunks(self, answer, handle)
         return answer.whole("".join([piece async for piece in _async_pieces(answer, handle)]))
 
     async def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
@@ -98,7 +98,8 @@ async def _async_pieces(answer: Answer, handle: AsyncHandle) -> AsyncIterator[st
             return
 
 
-async def _async_chunks(answer: Answer, handle: AsyncHandle) -> AsyncIterator[dict[str, Any]]:
+async def _async_chunks(llm: AsyncLlama, answer: Answer, handle: AsyncHandle) -> AsyncIterator[dict[str, Any]]:
+    """As llama.py's _chunks."""
     for chunk in answer.begin():
         yield chunk
     async for token in handle:

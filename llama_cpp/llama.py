@@ -487,7 +487,7 @@ class Llama:
         handle = Handle(request)
         self._open_engine.submit(request)
         if stream:
-            return _chunks(answer, handle)
+            return _chunks(self, answer, handle)
         return answer.whole("".join(_pieces(answer, handle)))
 
 
@@ -503,7 +503,8 @@ def _pieces(answer: Answer, handle: Handle) -> Iterator[str]:
             return
 
 
-def _chunks(answer: Answer, handle: Handle) -> Iterator[dict[str, Any]]:
+def _chunks(llm: Llama, answer: Answer, handle: Handle) -> Iterator[dict[str, Any]]:
+    """The chunks of a streamed answer; ``llm`` lives for as long as somebody may ask for the next one."""
     yield from answer.begin()
     for token in handle:
         if piece := answer.push(token):

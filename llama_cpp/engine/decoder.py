@@ -52,6 +52,8 @@ class Decoder:
         samplers: addresses of ``llama_common_sampler``, one for each output to be picked from; an array of n_active.
         rows: which output each of them looks at. picked, results: what :meth:`pick` found.
         on_device: the best tokens are found on a GPU; then a batch must be one the engine computes at once.
+        copies_wait: a sequence was copied to another stream, which the engine does when it next computes: until then what
+            is restored into either of them would be lost.
 
     Raises:
         ContextCreationError: most often for lack of memory.
@@ -68,6 +70,8 @@ class Decoder:
         self.n_outputs = wanted.n_outputs_max = max(n_active, wanted.n_seq_max) + min(n_active, 4) * n_guesses
         wanted.n_outputs_max_per_seq = 1 + n_guesses
         self._repeated: Any = None
+        self._has_streams = not wanted.kv_unified
+        self.copies_wait = False
         try:
             with model.in_use() as model_pointer, DeferredInterrupts():
                 self.unlimited_cut = can_be_cut(model)
@@ -149,9 +153,15 @@ class Decoder:
         n = min(self.n_batch, self.n_ctx)
         self.tokens[:n], self.positions[:n], self.sequences[:n], self.outputs[:n] = 0, range(n), 0, False
         self.outputs[n - 1] = True
-        if self.decode(n) == 0:
-            llama.llama_synchronize(self.pointer)
+        status = self.decode(n)
+        llama.llama_synchronize(self.pointer)
         self.clear()
+        if status != 0:
+            self.close()
+            raise ContextCreationError(
+                f"A batch of {n} tokens could not be computed: llama_decode() returned {status}.",
+                remedy="Most often memory is short: ask for a smaller n_batch, n_ctx or n_parallel, or fewer n_gpu_layers.",
+            )
 
     def _free(self, context: Any) -> None:
         native.llama_common_decoder_free(self._native)
@@ -169,8 +179,12 @@ class Decoder:
         """
         return self._handle.pointer
 
+    def in_use(self) -> Handle:
+        """What to enter while the context is used: until it is left, :meth:`close` frees nothing."""
+        return self._handle
+
     def close(self) -> None:
-        """Frees the context; nobody may be using it."""
+        """Frees the context, as soon as nobody uses it."""
         self._handle.close()
 
     def decode(self, n_tokens: int) -> int:
@@ -183,6 +197,7 @@ class Decoder:
             native.llama_common_decode, self._native, n_tokens, self._tokens, self._positions, self._sequences,
             self._outputs, self._status_pointer,
         )  # fmt: skip
+        self.copies_wait = False
         return self._status.value
 
     def pick(self, n: int, only_best: bool = False) -> None:
@@ -214,6 +229,7 @@ class Decoder:
     def repeat_in(self, memory: Any) -> None:
         """Does in a draft's memory, too, what is done from here on; None ends that."""
         self._repeated = memory
+        self.can_shift = all(map(llama.llama_memory_can_shift, self._memories))
 
     @property
     def _memories(self) -> list[Any]:
@@ -234,6 +250,22 @@ class Decoder:
         """Lets the empty sequence ``target`` begin like ``source``; a copy between streams is always of the whole."""
         for memory in self._memories:
             llama.llama_memory_seq_cp(memory, source, target, -1, end)
+        self.copies_wait = self._has_streams
+
+    def copy_now(self, source: int, target: int) -> bool:
+        """As :meth:`copy`, and done when it returns: between streams by way of the host. False when it could not be."""
+        if not self._has_streams:
+            self.copy(source, target)
+            return True
+        if self._repeated:
+            llama.llama_memory_seq_cp(self._repeated, source, target, -1, -1)
+        return self.restore(target, self.save(source))
+
+    def settle(self, sequence: int) -> None:
+        """Lets copies that wait be done, by computing a token in an empty sequence, which is empty again then."""
+        self.tokens[0], self.positions[0], self.sequences[0], self.outputs[0] = 0, 0, sequence, False
+        self.decode(1)
+        self.forget(sequence)
 
     def shift(self, sequence: int, start: int, n: int) -> None:
         """Removes ``n`` tokens of a sequence from ``start`` on and moves up what follows."""

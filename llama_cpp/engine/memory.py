@@ -49,9 +49,14 @@ class FullAttention:
     def checkpoint(self, sequence: int, n_held: int) -> None:
         """Keeps what a sequence of ``n_held`` tokens holds."""
 
-    def copy(self, source: int, target: int) -> None:
-        """Lets the empty sequence ``target`` begin like ``source``."""
+    def copy(self, source: int, target: int, n: int) -> bool:
+        """Lets the empty sequence ``target`` begin like ``source``, of which the first ``n`` tokens are usable.
+
+        Returns:
+            False when that was not possible.
+        """
         self._decoder.copy(source, target)
+        return True
 
     def cut(self, sequence: int, n: int) -> bool:
         """Forgets all but the first ``n`` tokens, which are usable; False when the memory could not."""
@@ -98,11 +103,16 @@ class Checkpointed(FullAttention):
         while sum(map(len, self._checkpoints.values())) > CHECKPOINT_BYTES:
             self._checkpoints.popitem(last=False)
 
-    def copy(self, source: int, target: int) -> None:
+    def copy(self, source: int, target: int, n: int) -> bool:
         """As in :class:`FullAttention`."""
-        super().copy(source, target)
+        if self.intact(source, n):
+            super().copy(source, target, n)
+        elif not self._decoder.copy_now(source, target):
+            # at once, because the cut restores a checkpoint, and a copy between streams would come after that
+            return False
         shared = {(target, n): state for (owner, n), state in self._checkpoints.items() if owner == source}
         self._checkpoints.update(shared)
+        return True
 
     def cut(self, sequence: int, n: int) -> bool:
         """As in :class:`FullAttention`."""

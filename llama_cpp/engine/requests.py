@@ -104,6 +104,7 @@ class Request:
         self.error: BaseException | None = None
         self.outbox: Outbox = Outbox()
         self.begun = 0.0
+        self.wake: Callable[[], None] | None = None  # tells the engine to look at it
 
     def tokens_array(self) -> np.ndarray:
         """All tokens so far, for a logits processor: int64."""
@@ -195,8 +196,10 @@ class Handle:
 
     def cancel(self) -> None:
         """Stops the request with the next batch. A request that has ended is left as it is."""
-        if not self._ended:
+        if not self._ended and not self._request.cancelled:
             self._request.cancelled = True
+            if self._request.wake is not None:
+                self._request.wake()
 
     def __del__(self) -> None:
         # nobody can read it any more

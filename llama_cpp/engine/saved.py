@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import logging
+import re
 import struct
+from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +17,8 @@ from ..models.gguf import read_gguf
 from ..models.model import Model
 from .caches import BaseLlamaCache
 from .prefix_tree import PrefixTree
+
+logger = logging.getLogger("llama_cpp")
 
 #: Fields of ``llama_context_params`` that do not change what a sequence's memory holds.
 _IRRELEVANT = {"n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "no_perf", "n_seq_max", "op_offload"}
@@ -29,9 +35,17 @@ def fingerprint_of(model: Model, params: Mapping[str, Any]) -> bytes:
     header = read_gguf(model.path)
     with model.path.open("rb") as file:
         digest = hashlib.sha256(file.read(header.data_offset)).hexdigest()
-    found = model.path.stat()
+    files = [(part.stat().st_size, part.stat().st_mtime_ns) for part in _parts(model.path)]
     relevant = sorted((name, value) for name, value in params.items() if name not in _IRRELEVANT)
-    return repr((llama_common_commit(), digest, found.st_size, found.st_mtime_ns, relevant)).encode()
+    return repr((llama_common_commit(), digest, files, sorted(model.overrides.items()), relevant)).encode()
+
+
+def _parts(path: Path) -> list[Path]:
+    """All files of a model, which may be split as llama-gguf-split does it."""
+    split = re.fullmatch(r"(.*-)\d{5}(-of-\d{5}\.gguf)", path.name)
+    if split is None:
+        return [path]
+    return sorted(path.parent.glob(f"{glob.escape(split[1])}[0-9][0-9][0-9][0-9][0-9]{split[2]}"))
 
 
 class SavedStates:
@@ -50,6 +64,7 @@ class SavedStates:
         self._n_entries = 0
         self._names: dict[int, tuple[bytes, int]] = {}
         self._known: set[bytes] = set()
+        self._failed = False
         for name in cache.names():
             if name.startswith(self._fingerprint):
                 self._note(name)
@@ -62,16 +77,27 @@ class SavedStates:
                 made of what can be gigabytes.
         """
         name = self._name(tokens)
-        if len(tokens) < N_LEAST or name in self._known:
+        if len(tokens) < N_LEAST or name in self._known or self._failed:
             return
+        try:
+            self._put(name, len(tokens), save)
+        except Exception as error:
+            self._give_up(error)
+
+    def _put(self, name: bytes, n_tokens: int, save: Callable[[int], np.ndarray]) -> None:
         entry = save(_HEAD.size)
         if len(entry) <= _HEAD.size:
             return
-        _HEAD.pack_into(entry, 0, _MAGIC, len(tokens), self._digest(name, entry[_HEAD.size :]))
+        _HEAD.pack_into(entry, 0, _MAGIC, n_tokens, self._digest(name, entry[_HEAD.size :]))
         self._cache.put(name, memoryview(entry).toreadonly())
         self._note(name)
         if len(self._names) % 64 == 0:
             self._forget_gone()
+
+    def _give_up(self, error: Exception) -> None:
+        """Goes on without the cache, which may be anybody's code: it is only there to save time."""
+        logger.error("the cache %s failed (%s: %s); going on without", self._cache, type(error).__name__, error)
+        self._failed = True
 
     def _digest(self, name: bytes, state: Any) -> bytes:
         """What shows damage. Nothing happens to what is in this process's memory."""
@@ -96,7 +122,11 @@ class SavedStates:
     def load(self, entry: int) -> np.ndarray | None:
         """The state of an entry (uint8); None when it is gone or damaged."""
         name, n_tokens = self._names[entry]
-        value = self._cache.get(name)
+        try:
+            value = None if self._failed else self._cache.get(name)
+        except Exception as error:
+            self._give_up(error)
+            value = None
         if value is not None and len(value) > _HEAD.size:
             state = memoryview(value)[_HEAD.size :]
             if _HEAD.unpack_from(value) == (_MAGIC, n_tokens, self._digest(name, state)):

@@ -21,6 +21,7 @@ from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
+from ..capi import llama
 from ..capi import llama_common_c as native
 from ..errors import (
     ContextFullError,
@@ -30,6 +31,7 @@ from ..errors import (
     InvalidArgumentError,
     ModelBusyError,
     ModelClosedError,
+    NativeError,
 )
 from ..models.model import Model
 from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
@@ -44,7 +46,8 @@ from .speculation import Speculator
 logger = logging.getLogger("llama_cpp")
 
 _CELLS = 256
-_NO_ROOM = 1  # what llama_decode() returns when the cache has none
+_NO_ROOM, _INVALID = 1, -1  # what llama_decode() returns when the cache has none; when it refuses a batch and computes nothing
+_PICKER = "llama-cpp-picker"
 
 
 @dataclass
@@ -101,7 +104,7 @@ class BatchingEngine:
         self._model = model
         self._max_waiting = max_waiting
         unified = params["kv_unified"]
-        n_kept = max(n_parallel, 8) if n_kept is None else n_kept
+        n_kept = min(max(n_parallel, 8), llama.llama_max_parallel_sequences() - n_parallel) if n_kept is None else n_kept
         in_place = not unified or pays_per_sequence(model)
         # each of those that generate must find its place in a batch
         at_least = {name: max(params[name], n_parallel) for name in ("n_batch", "n_ubatch") if name in params}
@@ -132,14 +135,16 @@ class BatchingEngine:
         self._is_end = _EndTokens(model)
         self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
         self._without_guesses = False  # there was no room for them
+        self._suspects: list[Running] = []
+        self._cancelled_meanwhile = False
         self._blocked = False  # who waits does so for room, until somebody ends
         self._waiting: collections.deque[Request] = collections.deque()
         self._running: list[Running] = []
         self._outgoing: list[tuple[Request, int | None]] = []
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._helpers = concurrent.futures.ThreadPoolExecutor(
-            min(8, os.cpu_count() or 1), thread_name_prefix="llama-cpp-picker"
-        )
+        self._helpers = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix=_PICKER)
+        # Python code of requests may take its time, or ask this engine
+        self._callers = concurrent.futures.ThreadPoolExecutor(n_parallel, thread_name_prefix=_PICKER)
         self._closing = self._exiting = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="llama-cpp-engine", daemon=True)
@@ -176,6 +181,7 @@ class BatchingEngine:
         n_waiting = len(self._waiting) + self._inbox.qsize()
         if n_waiting >= self._max_waiting:
             raise ModelBusyError(f"{n_waiting} requests are waiting already.", remedy="Try again when some have ended.")
+        request.wake = lambda: self._inbox.put(self._note_cancelled)
         self._post(lambda: self._waiting.append(request))
 
     def reset(self) -> None:
@@ -204,8 +210,6 @@ class BatchingEngine:
     def close(self) -> None:
         """Ends every request with a ModelClosedError and frees the context. In a forked child it only forgets."""
         self.stop()
-        if self._speculator is not None:
-            self._speculator.close()
         self._decoder.close()
 
     def stop(self) -> None:
@@ -216,7 +220,10 @@ class BatchingEngine:
         self._inbox.put(lambda: None)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
-        self._helpers.shutdown()
+        # one of them may be who closes
+        wait = not threading.current_thread().name.startswith(_PICKER)
+        self._helpers.shutdown(wait)
+        self._callers.shutdown(wait)
 
     def _post(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
@@ -228,6 +235,13 @@ class BatchingEngine:
     # --- the engine's thread ---
 
     def _run(self) -> None:
+        # the garbage collector may end a model in any thread, this one included
+        with self._decoder.in_use():
+            self._work()
+            if self._speculator is not None:
+                self._speculator.close()
+
+    def _work(self) -> None:
         try:
             worked = False
             while not self._closing:
@@ -255,9 +269,13 @@ class BatchingEngine:
             self._inbox.get()()
         for one in [one for one in self._running if one.request.cancelled]:
             self._end(one)
-        if self.statistics.n_steps % 16 == 0 and any(request.cancelled for request in self._waiting):
+        if self._cancelled_meanwhile:
+            self._cancelled_meanwhile = False
             self._outgoing += [(request, None) for request in self._waiting if request.cancelled]
             self._waiting = collections.deque(request for request in self._waiting if not request.cancelled)
+
+    def _note_cancelled(self) -> None:
+        self._cancelled_meanwhile = True
 
     def _admit(self) -> None:
         """Gives free sequences to those that wait and fit in, first come, first served."""
@@ -267,29 +285,38 @@ class BatchingEngine:
                 self._waiting.popleft()
                 self._outgoing.append((request, None))
                 continue
+            if self._decoder.copies_wait:
+                if self._running:
+                    return  # what they compute next settles it
+                try:
+                    self._sequences.settle()
+                except (NativeError, MemoryError) as error:
+                    request.error = DecodeError(f"llama_decode() failed ({error}).", remedy="Try again, or open the model anew.")
+                    self._outgoing.append((self._waiting.popleft(), None))
+                    continue
+            if not self._fits(request):
+                self._blocked = True
+                return
             taken = self._sequences.take(request.tokens, request.key)
             if taken is None:
                 return
-            one = Running(request, *taken, n_shared=taken.n_held)
-            if not self._fits(one):
-                self._sequences.give_back(one.sequence, [], None)
-                self._blocked = True
-                return
+            one = Running(request, *taken)
             self._waiting.popleft()
             self._running.append(one)
             if not request.begun:
                 request.begun = time.perf_counter()
                 request.generation.n_cached = one.n_held
 
-    def _fits(self, one: Running) -> bool:
+    def _fits(self, request: Request) -> bool:
         """Whether there is room for another request beside those that run, if all that is kept is given up."""
         if self._n_cells is None or not self._running:
             return True
-        return sum(len(each.request.tokens) - each.n_shared for each in [*self._running, one]) < self._n_cells
+        n_own = len(request.tokens) - self._sequences.n_shareable(request.tokens, request.key)
+        return n_own + sum(len(one.request.tokens) - one.n_shared for one in self._running) < self._n_cells
 
     def _step(self) -> bool:
         """Computes a batch and picks what follows; False when there was nothing to compute."""
-        running = self._turns.choose(self._running)
+        running = self._turns.choose(self._suspect() or self._running)
         started = time.perf_counter()
         n_places = self._guess(running)
         parts = self._batches.choose(running, n_places)
@@ -297,7 +324,11 @@ class BatchingEngine:
             return False
         n_tokens = write(self._decoder, parts)
         decoding = time.perf_counter()
-        status = self._decoder.decode(n_tokens)
+        try:
+            status = self._decoder.decode(n_tokens)
+        except (NativeError, MemoryError) as error:  # for what a batch of another shape needs
+            self._fail(parts, error)
+            return True
         self.statistics.native_seconds += time.perf_counter() - decoding
         self.statistics.n_steps += 1
         self.statistics.n_tokens += n_tokens
@@ -310,11 +341,18 @@ class BatchingEngine:
             return True
         if self._decoder.on_device:
             self._hand_out()
-        if status == 0 and self._speculator is not None:
-            self._speculator.process(n_tokens)
+        if status == _INVALID and len(parts) > 1:
+            # one of them, and each alone will tell which
+            self._suspects = [part.running for part in parts if part.running]
+            return True
         if status != 0:
             self._fail(parts, status)
             return True
+        if self._speculator is not None:
+            try:
+                self._speculator.process(n_tokens)
+            except (NativeError, MemoryError) as error:
+                self._stop_guessing(error)
         for part in parts:
             if part.running is None:
                 self._decoder.cut(part.sequence, part.start)
@@ -336,16 +374,36 @@ class BatchingEngine:
             self._hand_out()
         return True
 
+    def _suspect(self) -> list[Running]:
+        """The next one of a batch that was refused, to be computed alone; empty when there is none."""
+        while self._suspects:
+            one = self._suspects.pop()
+            if one in self._running and one.n_pending:
+                return [one]
+        return []
+
     def _guess(self, running: Sequence[Running]) -> int:
         """Lets what follows the next tokens be guessed; returns how many places for that each sequence has in a batch."""
         without, self._without_guesses = self._without_guesses, False
         if self._speculator is None or without:
             return 0
-        return self._speculator.guess(running, self.n_ctx)
+        try:
+            return self._speculator.guess(running, self.n_ctx)
+        except (NativeError, MemoryError) as error:
+            self._stop_guessing(error)
+            return 0
+
+    def _stop_guessing(self, error: Exception) -> None:
+        """Goes on without guesses: what is picked stays the same."""
+        assert self._speculator is not None
+        logger.error("guessing tokens failed (%s); going on without", error)
+        self._speculator.close()
+        self._speculator = None
+        for one in self._running:
+            one.guess = []
 
     def _check_guesses(self, outputs: Sequence[tuple[Running, int]]) -> None:
         """Picks tokens, and goes on in what was guessed for as long as that is what was picked."""
-        assert self._speculator is not None
         guesses = {one: len(one.guess) for one, _ in outputs if one.guess}
         n_right = dict.fromkeys(guesses, 0)
         left = list(outputs)
@@ -360,7 +418,8 @@ class BatchingEngine:
                     self._forget_ahead(one)
             left = following
         for one, n in guesses.items():
-            self._speculator.learn(one, n, n_right[one])
+            if self._speculator is not None:
+                self._speculator.learn(one, n, n_right[one])
             self.statistics.n_guessed += n
             self.statistics.n_right += n_right[one]
 
@@ -383,6 +442,8 @@ class BatchingEngine:
         What takes long for one request (its own Python code, a look at the whole vocabulary) is done in another thread,
         and its sequence sits out until that is done.
         """
+        if not outputs:
+            return  # nothing to wait for
         decoder, alone = self._decoder, len(outputs) == 1
         quick = outputs
         if any(one.request.processors or (one.request.n_logprobs is not None and not alone) for one, _ in outputs):
@@ -410,7 +471,8 @@ class BatchingEngine:
                 self._end(one, _picking_error(result))
         for one, row in slow:
             self._forget_ahead(one)
-            self._helpers.submit(self._pick_aside, one, decoder.logits(row))
+            helpers = self._callers if one.request.processors else self._helpers
+            helpers.submit(self._pick_aside, one, decoder.logits(row))
 
     def _pick_aside(self, one: Running, logits: np.ndarray) -> None:
         """Picks a token in a helper thread, and lets the engine's thread give it to its request."""
@@ -420,9 +482,14 @@ class BatchingEngine:
             changed = logits
             for processor in request.processors:
                 changed = processor(request.tokens_array(), changed.copy() if changed is logits else changed)
+                if np.shape(changed) != logits.shape:
+                    raise InvalidArgumentError(
+                        f"A logits processor returned an array of shape {np.shape(changed)}.",
+                        remedy=f"Return one of the shape it was given, {logits.shape}.",
+                    )
             token = pick_from(changed, request.sampler.pointer)
             logprobs = None if request.n_logprobs is None else logprobs_of(logits, token, request.n_logprobs)
-        except Exception as raised:
+        except BaseException as raised:  # whoever waits for the token would do so for ever
             error = raised
             found = lambda: self._end(one, error)  # noqa: E731
         else:
@@ -466,9 +533,14 @@ class BatchingEngine:
         elif request.context_full == "shift":
             n_kept = 1  # the first token takes up much of the attention (Xiao et al. 2023, "attention sinks")
             n = (one.n_held - n_kept) // 2
-            self._decoder.shift(one.sequence, n_kept, n)
             del request.tokens[n_kept : n_kept + n]
-            one.n_held -= n
+            if self._n_cells is None or not self._sequences.is_copied(one.sequence):
+                self._decoder.shift(one.sequence, n_kept, n)
+                one.n_held -= n
+            else:
+                # others hold these cells, too: what remains is read again, into cells of its own
+                one.n_held = n_kept if self._sequences.take_back(one.sequence, n_kept) else 0
+                one.n_shared = one.n_held
             # what remains was computed with what is gone in sight: no other request may begin with it
             request.key = object()
             self._sequences.note(one.sequence, request.tokens[: one.n_held], request.key)
@@ -498,10 +570,11 @@ class BatchingEngine:
         self._waiting.appendleft(last.request)
         self._blocked = True
 
-    def _fail(self, parts: Sequence[Part], status: int) -> None:
+    def _fail(self, parts: Sequence[Part], why: int | Exception) -> None:
         """The engine failed: the requests in the batch end, the others go on."""
+        what = f"llama_decode() returned {why}" if isinstance(why, int) else f"llama_decode() failed ({why})"
         error = DecodeError(
-            f"llama_decode() returned {status} for a batch of {sum(len(part.tokens) for part in parts)} tokens.",
+            f"{what} for a batch of {sum(len(part.tokens) for part in parts)} tokens.",
             remedy="The model can be used again; the log (llama_cpp.native) has more.",
         )
         for part in parts:
@@ -516,7 +589,11 @@ class BatchingEngine:
 
     def _end_all(self, error: BaseException) -> None:
         for one in list(self._running):
-            self._end(one, error)
+            try:
+                self._end(one, error)
+            except Exception:  # whatever happened to its sequence: nobody shall wait for ever
+                logger.exception("a request could not be ended as it should")
+                self._outgoing.append((one.request, None))
         while not self._inbox.empty():
             self._inbox.get()()
         for request in self._waiting:

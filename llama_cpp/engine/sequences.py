@@ -22,11 +22,13 @@ class Place(NamedTuple):
         sequence: which it is given.
         n_held: how many of the request's tokens that holds already.
         stops: where checkpoints are to be taken while the rest of its prompt is read.
+        n_shared: how many of the tokens it holds were copied from another sequence, and may lie in the same cells.
     """
 
     sequence: int
     n_held: int
     stops: list[int]
+    n_shared: int = 0
 
 
 class InPlace:
@@ -45,6 +47,7 @@ class InPlace:
         self._texts: dict[int, tuple[Hashable, Sequence[int]]] = {}  # key and tokens of a sequence in the tree
         self.saved: SavedStates | None = None
         self._tree = PrefixTree()
+        self._copied: set[int] = set()  # copies of others and what they were copied from
 
     def take(self, tokens: Sequence[int], key: Hashable) -> Place | None:
         """A sequence for a request; None when all are taken.
@@ -60,6 +63,7 @@ class InPlace:
             del self._free[sequence]
             n = self._restore(sequence, *state)
             return Place(sequence, n, self._kind.stops(n, n_common, len(tokens)))
+        n_shared = 0
         if n and self._is_best_continued(source, n):
             sequence = source
         else:
@@ -67,15 +71,18 @@ class InPlace:
             if sequence == source:
                 n = 0
             self._drop(sequence)
+            if n and not self._kind.copy(source, sequence, n):
+                n = 0
             if n:
-                self._kind.copy(source, sequence)
+                self._copied |= {source, sequence}
+            n_shared = n
         del self._free[sequence]
         # also when all that is noted serves: a sequence that is in use has grown since
-        if n and not self._kind.cut(sequence, n):
-            self._kind.forget(sequence)
-            n = 0
+        if n == 0 or not self._kind.cut(sequence, n):
+            self._forget(sequence)
+            n = n_shared = 0
         self._forget_note(sequence)
-        return Place(sequence, n, self._kind.stops(n, n_common, len(tokens)))
+        return Place(sequence, n, self._kind.stops(n, n_common, len(tokens)), n_shared)
 
     def checkpoint(self, sequence: int, n_held: int) -> None:
         """Takes a checkpoint of a sequence in use that holds so many tokens."""
@@ -87,6 +94,21 @@ class InPlace:
         if not done:
             self._forget_note(sequence)
         return done
+
+    def is_copied(self, sequence: int) -> bool:
+        """Whether a sequence was copied, or is a copy: in a pool of cells, what is done to it is done to others, too."""
+        return sequence in self._copied
+
+    def settle(self) -> None:
+        """Lets copies that wait be done when nobody is going to compute anything."""
+        sequence = self._least_useful()
+        self._drop(sequence)
+        self._decoder.settle(sequence)
+
+    def n_shareable(self, tokens: Sequence[int], key: Hashable) -> int:
+        """How many of a request's tokens it would share the cells of with others, were it to begin now."""
+        source, n, _ = self._best(tokens, key)
+        return 0 if n and self._is_best_continued(source, n) else n
 
     def note(self, sequence: int, tokens: Sequence[int], key: Hashable) -> None:
         """Lets others begin like a sequence that holds these tokens."""
@@ -167,7 +189,7 @@ class InPlace:
         """Gives an empty sequence the first ``n`` tokens of what was saved; returns how many it holds then."""
         if self._decoder.restore(sequence, state) and self._decoder.cut(sequence, n):
             return n
-        self._kind.forget(sequence)
+        self._forget(sequence)
         return 0
 
     def _save(self, sequence: int) -> None:
@@ -179,7 +201,11 @@ class InPlace:
     def _drop(self, sequence: int) -> None:
         self._save(sequence)
         self._forget_note(sequence)
+        self._forget(sequence)
+
+    def _forget(self, sequence: int) -> None:
         self._kind.forget(sequence)
+        self._copied.discard(sequence)
 
     def _forget_note(self, sequence: int) -> None:
         self._tree.remove(sequence)
@@ -212,9 +238,10 @@ class Shelved(InPlace):
             return Place(sequence, self._restore(sequence, *state), [])
         if n:
             self._decoder.copy(source, sequence, n)
+            self._copied |= {source, sequence}
         if source in self._kept:
             self._kept[source] = self._kept.pop(source)
-        return Place(sequence, n, [])
+        return Place(sequence, n, [], n_shared=n)
 
     def give_back(self, sequence: int, tokens: Sequence[int], key: Hashable) -> None:
         """As in :class:`InPlace`."""
@@ -224,8 +251,10 @@ class Shelved(InPlace):
             kept = self._shelf.pop()
             self._decoder.copy(sequence, kept)
             self._kept[kept] = None
+            if sequence in self._copied:
+                self._copied.add(kept)
             self.note(kept, tokens, key)
-        self._decoder.forget(sequence)
+        self._forget(sequence)
         self._free[sequence] = None
 
     def evict(self) -> bool:
@@ -234,6 +263,10 @@ class Shelved(InPlace):
             return False
         self._take_off(next(iter(self._kept)))
         return True
+
+    def n_shareable(self, tokens: Sequence[int], key: Hashable) -> int:
+        """As in :class:`InPlace`."""
+        return self._best(tokens, key)[1]
 
     @property
     def n_kept(self) -> int:

@@ -29,6 +29,9 @@ class Model:
         kv_overrides: metadata to replace, by key; ``bool``, ``int``, ``float`` or ``str``.
         tensor_split: share of the model for each GPU, in any unit.
 
+    Attributes:
+        path, overrides: what it was loaded from, and the metadata that was replaced.
+
     Raises:
         ModelFileError: one of its kinds, when the file cannot be a model.
         MetadataOverrideError: an entry of ``kv_overrides``.
@@ -46,7 +49,7 @@ class Model:
     ) -> None:
         libraries()  # raises in a forked child whose GPU backend cannot work
         self.path = Path(path)
-        overrides = check_overrides(kv_overrides)
+        self.overrides = overrides = check_overrides(kv_overrides)
         native = llama.llama_model_default_params()
         set_fields(native, params or {})
         _set_tensor_split(native, tensor_split)

@@ -1,0 +1,238 @@
+"""What goes wrong with one request, or in code that is not ours, stays there: the others go on and nobody waits for ever."""
+
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+import tiny_models
+from test_memory_kinds import answer, cached, load
+
+from llama_cpp import Llama, LlamaRAMCache
+from llama_cpp.engine import scheduler
+from llama_cpp.engine.decoder import Decoder
+from llama_cpp.engine.params import SamplingParams
+from llama_cpp.engine.requests import Handle, Request
+from llama_cpp.engine.sampler import Sampler
+from llama_cpp.errors import DecodeError, InvalidArgumentError, ModelClosedError, NativeError
+
+PROMPT = [11, 12, 13, 14]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    return {kind: tiny_models.write(kind, folder / f"{kind}.gguf") for kind in ("dense",)}
+
+
+@pytest.fixture
+def llm(models):
+    with load(models, "dense") as model:
+        yield model
+
+
+def at_once(*functions):
+    """What each of them returned or raised, run in threads that must end."""
+    found = [None] * len(functions)
+
+    def run(i):
+        try:
+            found[i] = functions[i]()
+        except BaseException as error:
+            found[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "somebody waits for ever"
+    return found
+
+
+def raising(error):
+    def processor(tokens, logits):
+        raise error
+
+    return processor
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ZeroDivisionError()], ids=repr)
+def test_whatever_a_processor_raises_reaches_its_caller(llm, error):
+    expected = answer(llm, PROMPT)
+    bad = lambda: llm.create_completion([9, 9], max_tokens=9, logits_processor=raising(error))  # noqa: E731
+    assert at_once(bad, lambda: answer(llm, PROMPT)) == [error, expected]
+    assert len(llm._open_engine._sequences._free) == 3
+
+
+@pytest.mark.parametrize("change", [lambda x: x[None], lambda x: np.append(x, 9e9), lambda x: x[:-1], lambda x: None])
+def test_logits_of_another_shape_are_refused(llm, change):
+    expected = answer(llm, PROMPT)
+
+    def bad():
+        return llm.create_completion([9, 9], max_tokens=9, logits_processor=lambda tokens, logits: change(logits))
+
+    error, other = at_once(bad, lambda: answer(llm, PROMPT))
+    assert isinstance(error, InvalidArgumentError) and "shape" in str(error)
+    assert other == expected
+
+
+def test_a_stream_keeps_its_model(models):
+    def ask():
+        return load(models, "dense").create_completion(PROMPT, max_tokens=20, stream=True, logit_bias={2: -1e9})
+
+    assert list(ask())[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_request_the_engine_refuses_ends_alone(llm, monkeypatch):
+    """A batch with a wrong position in it is refused as a whole, and computed again one by one."""
+    expected = answer(llm, PROMPT)
+    write = scheduler.write
+
+    def wrong(decoder, parts):
+        n, at = write(decoder, parts), 0
+        for part in parts:
+            if part.running is not None and part.running.request.tokens[0] == 99 and len(part.tokens) == 1:
+                decoder.positions[at] += 7
+            at += len(part.tokens)
+        return n
+
+    monkeypatch.setattr(scheduler, "write", wrong)
+    how = {"max_tokens": 200, "logit_bias": {llm.token_eos(): -1e9}, "temperature": 0}
+    bad = lambda: llm.create_completion([99, 8, 7], **how)  # noqa: E731
+    long = lambda: llm.create_completion([5, 6], **how)["usage"]["completion_tokens"]  # noqa: E731
+    error, n, found = at_once(bad, long, lambda: answer(llm, PROMPT))
+    assert isinstance(error, DecodeError) and "-1" in str(error)
+    assert (n, found) == (200, expected)
+
+
+def test_an_exception_of_the_engine_ends_what_was_computed_and_nothing_else(llm, monkeypatch):
+    expected = answer(llm, PROMPT)
+    decode, left = Decoder.decode, [NativeError("no memory"), MemoryError()]
+
+    def failing(self, n):
+        if left:
+            raise left.pop()
+        return decode(self, n)
+
+    monkeypatch.setattr(Decoder, "decode", failing)
+    for _ in range(2):
+        with pytest.raises(DecodeError, match=r"failed \("):
+            answer(llm, PROMPT)
+    assert answer(llm, PROMPT) == expected
+
+
+@pytest.mark.parametrize("broken", ["put", "get", "names"])
+def test_a_cache_that_fails_costs_time_only(llm, broken, caplog):
+    class Broken(LlamaRAMCache):
+        fails = False
+
+        def _or_fail(self, name, *arguments):
+            if self.fails and name == broken:
+                raise OSError(28, "No space left on device")
+            return getattr(LlamaRAMCache, name)(self, *arguments)
+
+        def put(self, *arguments):
+            return self._or_fail("put", *arguments)
+
+        def get(self, *arguments):
+            return self._or_fail("get", *arguments)
+
+        def names(self):
+            return self._or_fail("names")
+
+    texts = [[20 + i] * 200 for i in range(70)]
+    cache = Broken()
+    llm.set_cache(cache)
+    expected = [answer(llm, text, 2) for text in texts[:5]]
+    cache.fails = True
+    assert [answer(llm, text, 2) for text in [*texts[:5], *texts]][:5] == expected
+    assert "going on without" in caplog.text
+
+
+def test_states_of_a_model_with_other_overrides_are_others(models):
+    cache, text = LlamaRAMCache(), random.Random(1).choices(range(3, 270), k=200)
+    changed = {"kv_overrides": {"qwen3.rope.freq_base": 77.0}}
+    with load(models, "dense", **changed) as llm:
+        expected = answer(llm, text)
+    with load(models, "dense") as llm:
+        llm.set_cache(cache)
+        assert answer(llm, text) != expected
+        for other in range(4):
+            answer(llm, [30 + other] * 200)
+    assert list(cache.names())
+    with load(models, "dense", **changed) as llm:
+        llm.set_cache(cache)
+        assert cached(llm, text) == 0
+        assert answer(llm, text) == expected
+
+
+def test_who_closes_may_be_in_any_thread(models):
+    """The garbage collector may end a model in its engine's thread, and a processor may close it."""
+    before = threading.active_count()
+    for close_in in ("the engine's thread", "a processor"):
+        llm = load(models, "dense")
+
+        def close(tokens, logits):
+            llm.close()
+            return logits
+
+        stream = llm.create_completion(PROMPT, max_tokens=400, stream=True, logit_bias={llm.token_eos(): -1e9})
+        next(stream)
+        engine = llm._open_engine
+        if close_in == "a processor":
+            with pytest.raises(ModelClosedError):
+                llm.create_completion([9], max_tokens=3, logits_processor=close)
+        else:
+            engine._post(llm.close)
+        with pytest.raises(ModelClosedError):
+            list(stream)
+        engine._thread.join(30)
+        assert not engine._thread.is_alive() and engine._decoder._handle.closed and not engine._decoder._handle._owned
+        llm.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("llama-cpp"):
+            thread.join(10)
+    assert threading.active_count() <= before
+
+
+def test_processors_may_ask_the_model(llm):
+    def asking(tokens, logits):
+        text = llm.create_completion([9, 8], max_tokens=2, grammar="root ::= [0-9]+", temperature=0)["choices"][0]["text"]
+        assert text.isdigit()
+        return logits
+
+    run = lambda: llm.create_completion(PROMPT, max_tokens=2, logits_processor=asking)["usage"]  # noqa: E731
+    for found in at_once(run, run):
+        assert found["completion_tokens"] in (1, 2), found
+
+
+def test_cancelling_wakes_the_engine(models):
+    with load(models, "dense", n_parallel=1) as llm:
+        entered, go_on = threading.Event(), threading.Event()
+
+        def slow(tokens, logits):
+            entered.set()
+            go_on.wait(60)
+            return logits
+
+        working = threading.Thread(target=llm.create_completion, args=(PROMPT,), kwargs={"max_tokens": 2, "logits_processor": slow})
+        working.start()
+        entered.wait(60)
+        request = Request([9], Sampler(llm._open_model, SamplingParams(), 512), 10)
+        handle = Handle(request)
+        llm._open_engine.submit(request)
+        while not llm._open_engine._waiting:
+            time.sleep(0.01)
+        handle.cancel()
+        assert at_once(lambda: list(handle)) == [[]], "it waited for the other one's Python"
+        go_on.set()
+        working.join()
+
+
+def test_as_many_sequences_as_the_engine_has(models):
+    with load(models, "dense", n_parallel=200, kv_unified=True, batch_invariant=False, n_kv=8192, n_batch=256) as llm:
+        assert len(answer(llm, PROMPT)) == 16
+    with pytest.raises(InvalidArgumentError):
+        Llama(models["dense"], n_parallel=257)
