@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from conda_packages import COMMIT, ROOT, place, release, solve, write_package  # noqa: F401
 
-from distribution.channel import commands, environments, publishing
+from distribution.channel import commands, environments, generations, publishing
 from distribution.channel.generations import KEPT_GENERATIONS, Channel
 from distribution.channel.inspection import inspect
 from distribution.channel.pruning import prune
@@ -414,3 +415,19 @@ def test_a_generation_that_went_before_it_could_be_held(place, tmp_path, monkeyp
     monkeypatch.setattr(Channel, "current", lambda _: folders.pop(0))
     with place.channel.holding() as held:
         assert held.name == "000001" and not folders
+
+
+def test_where_folders_cannot_be_locked(place, tmp_path, monkeypatch):
+    """On a network file system that refuses, old generations go as they always did."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    place.publish(*release(tmp_path / "one", 0))
+    place.publish(*release(tmp_path / "two", 1))
+    with place.channel.writing(), monkeypatch.context() as patched:
+        patched.setattr(generations.fcntl, "flock", refuse)
+        with place.channel.holding() as held:
+            assert held == place.channel.current()
+        place.channel.drop_old_generations(0)
+    assert [path.name for path in place.channel.store.iterdir() if path.is_dir()] == ["000002"]

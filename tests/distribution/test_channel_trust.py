@@ -243,6 +243,14 @@ def test_damage_is_found(published, victim, damage, complaint):
     assert list(found) == [victim] and complaint in " ".join(found[victim])
 
 
+def test_what_is_pruned_while_it_is_verified_is_not_missing(published, tmp_path):
+    findings = verify(published.channel)
+    first = next(findings)
+    published.publish(*release(tmp_path / "two", 1, cuda=False))
+    prune(published.channel, environment=published.environment)
+    assert not any(one.problems for one in [first, *findings])
+
+
 def test_a_swapped_package_is_found(published, tmp_path):
     other = write_package(tmp_path / "other", "tool", files={"share/else": b"else"})
     rewrite(published.channel.current() / "linux-64/tool-1.0-0.conda", other.read_bytes())
