@@ -20,15 +20,19 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from llama_cpp import Llama, LlamaRAMCache  # noqa: E402
 from llama_cpp.capi.loader import library_folder  # noqa: E402
+from llama_cpp.fit.devices import gpus  # noqa: E402
 
 STREAMS = {
     "stream": {"temperature": 0},
@@ -98,9 +102,15 @@ class Tools:
 
 def upstream(python: str, task: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """llama-cpp-python's version, and its tokens per second by name, on the libraries that this process uses."""
-    environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(library_folder())}
     script = Path(__file__).with_name("upstream.py")
-    done = subprocess.run([python, script], input=json.dumps(task), capture_output=True, text=True, env=environment, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        for library in library_folder().glob("*.so*"):
+            # it looks for names without a version
+            for name in {library.name, library.name.partition(".so")[0] + ".so"}:
+                Path(folder, name).symlink_to(library)
+        environment = {**os.environ, "LLAMA_CPP_LIB_PATH": folder}
+        command = [python, str(script)]
+        done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         sys.exit(f"{python} {script}: {done.stderr[-2000:]}")
     answer = json.loads(done.stdout)
@@ -150,16 +160,27 @@ def staggered(n: int, seconds: float, run: Callable[[int], int], beside: int = 0
 
 
 def one_stream(llm: Llama, n: int, repeat: int, **sampling: Any) -> float:
-    """Tokens per second of one streamed completion, after its first token."""
+    """Tokens per second of one streamed completion, as its reader sees them; but for the first time its prompt is cached."""
+    prompt = prompts(1, 8, llm.n_vocab())[0]
+    return best_stream(repeat, n, lambda: llm.create_completion(prompt, max_tokens=n, stream=True, **sampling))
+
+
+def one_chat(llm: Llama, n: int, repeat: int) -> float:
+    """As :func:`one_stream`, of an answer to a message."""
+    messages = [{"role": "user", "content": "Tell me a long story about a lighthouse."}]
+    how = {"temperature": 0, "stream": True, "logit_bias": {llm.token_eos(): -1e9}}
+    return best_stream(repeat + 1, n, lambda: llm.create_chat_completion(messages, max_tokens=n, **how))
+
+
+def best_stream(repeat: int, n: int, ask: Callable[[], Any]) -> float:
+    """Tokens per second of the fastest of several streams of n tokens."""
     best = 0.0
     for _ in range(repeat):
-        times = []
-        prompt = prompts(1, 8, llm.n_vocab())[0]
-        llm.reset()
-        for chunk in llm.create_completion(prompt, max_tokens=n, stream=True, **sampling):
-            if chunk["choices"] and chunk["choices"][0]["finish_reason"]:
-                times.append(chunk["timings"]["predicted_per_second"])
-        best = max(best, times[-1])
+        started, reason = time.perf_counter(), None
+        for chunk in ask():
+            reason = chunk["choices"][0]["finish_reason"]
+        if reason == "length":  # one that ended by itself says nothing
+            best = max(best, n / (time.perf_counter() - started))
     return best
 
 
@@ -230,6 +251,52 @@ def saved(llm: Llama, n: int) -> tuple[float, float]:
     return seconds[0], seconds[-1]
 
 
+def seen_logits(llm: Llama, prompt: list[int]) -> np.ndarray:
+    """The logits (float32, n_vocab) that follow a prompt."""
+    seen: list[np.ndarray] = []
+
+    def look(_: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        seen.append(logits.copy())
+        return logits
+
+    llm.create_completion(prompt, max_tokens=1, temperature=0, logits_processor=look)
+    return seen[0]
+
+
+def differences(llm: Llama, n_requests: int) -> tuple[float, float]:
+    """By how much logits of requests at once differ at most from those of each alone, and their standard deviation."""
+    texts = prompts(n_requests, 100, llm.n_vocab())
+    alone, together = [], [np.zeros(0)] * n_requests
+    for text in texts:
+        llm.reset()
+        alone.append(seen_logits(llm, text))
+    llm.reset()
+
+    def run(i: int) -> int:
+        together[i] = seen_logits(llm, texts[i])
+        return 1
+
+    staggered(n_requests, 0.0, run)
+    return max(float(np.abs(a - b).max()) for a, b in zip(alone, together)), float(np.std(alone))
+
+
+def agreement(llm: Llama, n_seeds: int, n: int) -> float:
+    """The share of answers that are the same whether the device selects the tokens to pick from, or all are looked at."""
+
+    def text(seed: int, **arguments: Any) -> str:
+        sampling = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": seed}
+        return llm.create_completion(prompts(1, 64, llm.n_vocab())[0], max_tokens=n, **sampling, **arguments)["choices"][0]["text"]
+
+    # with Python code to look at them, all logits are fetched
+    return sum(text(i) == text(i, logits_processor=lambda _, logits: logits) for i in range(n_seeds)) / n_seeds
+
+
+def used_memory() -> tuple[float, float]:
+    """MiB that this process holds, and that are taken on the GPU."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident / 2**20, sum(gpu.memory_total - gpu.memory_free for gpu in gpus()) / 2**20
+
+
 def guessing(model: str, source: str | None, n_requests: int, n: int, repeat: int, common: dict[str, Any]) -> tuple[float, str]:
     """Tokens per second of requests at temperature 0, and how many guesses were right."""
     best = 0.0
@@ -256,7 +323,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=32)
     parser.add_argument("--n", type=int, default=256, help="tokens of a single stream")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--rows", default="stream,sampled,many,extra,server,device-server,prefix", help="which to measure; there are guess and saved, too")
+    parser.add_argument("--rows", default="stream,sampled,many,extra,server,device-server,prefix", help="which to measure; there are chat, differences, requests, saved and guess, too")
     parser.add_argument("--drafts", default="prompt-lookup", help="what guesses in the row guess, separated by commas")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--ubatch", type=int, default=512, help="prompt tokens computed at once, on both sides")
@@ -285,6 +352,8 @@ def main() -> None:
             for name, sampling in streams.items():
                 ours[name] = one_stream(llm, o.n, o.repeat, **sampling)
                 note(LABELS[name], ours[name], f"llama-bench tg{o.n}", ceiling)
+            if "chat" in wanted:
+                note("one streamed chat, temperature 0", one_chat(llm, o.n, o.repeat), f"llama-bench tg{o.n}", ceiling)
     if {"many", "extra", *SERVERS} & set(wanted):
         n = o.parallel
         ceiling = tools.together(128, 128, n, o.unified, o.ubatch, o.repeat)
@@ -319,6 +388,20 @@ def main() -> None:
         with Llama(o.model, n_ctx=o.prefix + 64, **common) as llm:
             first, second = prefix(llm, o.prefix)
             note(f"second request that shares {o.prefix} tokens", second, "the first: seconds to the first token", first, "s")
+    if {"differences", "requests"} & set(wanted):
+        n = o.parallel
+        with Llama(o.model, n_ctx=320, n_parallel=n, **common) as llm:
+            if "differences" in wanted:
+                largest, deviation = differences(llm, n)
+                note("largest difference of a logit, at once", largest, "their standard deviation", deviation, "")
+                note("answers as from the whole vocabulary", agreement(llm, 16, 64), "all", 1.0, "")
+            if "requests" in wanted:
+                short = prompts(64, 8, llm.n_vocab())
+                staggered(n, 0.0, lambda i: [llm.create_completion(short[(i + j) % 64], max_tokens=8) for j in range(50)] and 1)
+                before = used_memory()
+                staggered(n, 0.0, lambda i: [llm.create_completion(short[(i + j) % 64], max_tokens=8) for j in range(10_000 // n)] and 1)
+                for name, mib, earlier in zip(("resident", "GPU"), used_memory(), before):
+                    note(f"{name} memory after 10,000 requests", mib, "before", earlier, "MiB")
     if "saved" in wanted:
         with Llama(o.model, n_ctx=o.prefix + 64, n_parallel=1, **common) as llm:
             first, second = saved(llm, o.prefix)
