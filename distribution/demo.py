@@ -24,17 +24,27 @@ PREFIX = REPOSITORY / "dist" / "envs" / "llm-dev"
 PROMPT = "Explain in two sentences why the sky is blue."
 
 
-def variants_for(found: hardware.Hardware) -> list[str]:
+def variants_for(found: hardware.Hardware, toolkits: Sequence[str] | None = None) -> list[str]:
     """The files of ``recipe/variants/`` that make packages for this machine's GPUs; ``cpu`` where there is none.
+
+    ``toolkits`` are the CUDA versions that can be built with; None stands for all.
 
     Raises:
         DriverTooOldError: the driver is too old for every build there is.
     """
     if not found.gpus:
         return ["cpu"]
-    chosen = hardware.choose_variant(found.gpus, found.driver)
-    if chosen is None:
+    suitable = hardware.suitable_variants(found.gpus, found.driver)
+    if not suitable:
         say("none of the CUDA variants is for this GPU: building for the CPU (docs/packages.md says how to add one)")
+        return ["cpu"]
+    chosen = next((variant for variant in suitable if toolkits is None or variant.cuda in toolkits), None)
+    if chosen is None:
+        needed = ", ".join(sorted({variant.cuda for variant in suitable}))
+        say(
+            f"what runs here needs CUDA {needed}, and CUDA {', '.join(toolkits or ())} is all that can be had without"
+            " conda-forge: building for the CPU"
+        )
         return ["cpu"]
     return packages.variant_files(chosen.cuda, chosen.architectures)
 
@@ -43,7 +53,7 @@ def demo(prompt: str = PROMPT) -> int:
     """Build, publish, install and answer; return the exit status of the last step."""
     found = hardware.detect()
     say(f"this machine has {found}")
-    variants = variants_for(found)
+    variants = variants_for(found, packages.toolkits())
     channels = packages.dependencies(cuda="cpu" not in variants)
     say("\n1. the packages")
     built = packages.build(variants, channels)

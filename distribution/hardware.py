@@ -43,10 +43,14 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Variant:
-    """A build of ``libggml-cuda``: a CUDA version and the architectures, as CMake writes them."""
+    """A build of ``libggml-cuda``: a CUDA version and the architectures, as CMake writes them.
+
+    ``file`` is the name of its file in ``recipe/variants/``; empty for the one that needs none.
+    """
 
     cuda: str
     architectures: tuple[str, ...]
+    file: str = ""
 
     @property
     def build_prefix(self) -> str:
@@ -74,9 +78,13 @@ class Variant:
 # Best first: the newest CUDA with code for one architecture alone, then what older drivers and other GPUs can use.
 VARIANTS = (
     Variant("13.4", ("120a-real",)),
-    Variant("13.4", ("90a-real",)),
-    Variant("12.9", ("120a-real",)),
-    Variant("12.9", ("75-real", "80-real", "86-real", "89-real", "90-real", "120a-real")),
+    Variant("13.4", ("90a-real",), "90a"),
+    Variant("13.4", ("89-real",), "89"),
+    Variant("13.4", ("86-real",), "86"),
+    Variant("13.4", ("80-real",), "80"),
+    Variant("13.4", ("75-real",), "75"),
+    Variant("12.9", ("120a-real",), "cuda129"),
+    Variant("12.9", ("75-real", "80-real", "86-real", "89-real", "90-real", "120a-real"), "portable"),
 )
 
 
@@ -149,10 +157,14 @@ def check_driver(variant: Variant, gpus: Sequence[Gpu], driver: str) -> None:
     if _branch(driver) >= needed:
         return
     other = choose_variant(gpus, driver)
-    fits = f"{other} ({other.build_prefix}) fits this driver; or " if other else ""
+    fits = f"{other} fits this driver, build and publish it: {_command(other)}; or " if other else ""
     raise DriverTooOldError(
         f"{variant} needs NVIDIA driver {needed} or later, and {driver} is installed", f"{fits}install driver {needed} or later"
     )
+
+
+def _command(variant: Variant) -> str:
+    return "python -m distribution build" + (f" --variant {variant.file}" if variant.file else "")
 
 
 def _describe(pynvml: Any, index: int) -> Gpu:

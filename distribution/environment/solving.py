@@ -54,7 +54,8 @@ def solve_environment(
     Raises:
         ChannelUnreachableError: a channel could not be read.
         EnvironmentUnsolvableError: nothing satisfies the file; the message is the solver's.
-        DriverTooOldError: there are plugins for these GPUs, and the driver is too old for all of them.
+        DriverTooOldError: the driver is too old for every plugin there is for these GPUs, or for those that the channels
+            have; then the remedy says how to build one that fits.
         EnvironmentFileError: ``$CONDA_OVERRIDE_CUDA`` is no version.
     """
     _check_folders(specification.channels)
@@ -126,6 +127,11 @@ def _fit_to_hardware(
             chosen = f"{CUDA_PLUGIN} {version} {variant.build_prefix}_*"
             dependencies = tuple(chosen if one == plugin else one for one in specification.dependencies)
             return replace(specification, dependencies=dependencies), f"{found}: {variant}"
+    for variant in hardware.VARIANTS:
+        there = any(build.startswith(f"{variant.build_prefix}_") for build in offered)
+        if there and all(variant.covers(gpu.capability) for gpu in found.gpus):
+            # made for these GPUs and not suitable: it is the driver
+            hardware.check_driver(variant, found.gpus, found.driver)
     raise EnvironmentUnsolvableError(
         f"the channels have no {CUDA_PLUGIN} for {found}"
         + (f"; they have {', '.join(sorted(offered))}" if offered else ""),

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..console import say
+from ..errors import BuildError
 from . import packages, verify
 
 
@@ -29,9 +30,9 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variant", action="append", default=[],
-        help="a file of recipe/variants/: cpu, 90a, cuda129, portable (default: RTX 5090)",
+        help="a file of recipe/variants/: cpu, 90a, 89, cuda129, portable, … (default: RTX 5090)",
     )  # fmt: skip
-    parser.add_argument("--arch", help="the GPU instead: a compute capability without the dot (120, 90), or cpu")
+    parser.add_argument("--arch", help="the GPU instead: a compute capability without the dot (120, 90, 89), or cpu")
     parser.add_argument("--only", action="append", default=[], metavar="PACKAGE", help="this package, of which others are built already; may be repeated")
     parser.add_argument(
         "--channel", action="append", default=[],
@@ -47,8 +48,12 @@ def variants_of(architecture: str) -> list[str]:
     """
     if architecture == packages.CPU_ONLY:
         return [packages.CPU_ONLY]
-    target = architecture.removesuffix("-real").removesuffix("a") + "a-real"
-    return packages.variant_files("13.4", [target])
+    number = architecture.removesuffix("-real").removesuffix("a")
+    try:
+        # code for one architecture alone can do more, where there is such
+        return packages.variant_files("13.4", [f"{number}a-real"])
+    except BuildError:
+        return packages.variant_files("13.4", [f"{number}-real"])
 
 
 def _variants(options: argparse.Namespace) -> list[str]:

@@ -16,6 +16,11 @@ _PIN = ("vendor/llama.cpp/pin.toml", "vendor/llama.cpp/patches")
 # The sources that the recipe compiles or installs. A change in one of them renames the packages made from it.
 ENGINE = ("recipe", *_PIN, "native", "CMakeLists.txt", "distribution/provenance.py", "llama_cpp/capi/pinned.py")
 PYTHON = (*ENGINE, "llama_cpp", "pyproject.toml", "README.md", "LICENSE")
+# The CUDA plugin alone is made with these, so that they rename no other package.
+CUDA_PACKAGE = "libggml-cuda"
+CUDA = ("recipe/build-cuda.sh", "recipe/NVIDIA.txt", "recipe/tests/check_cuda.py")
+# These rename nothing by being there: a package's hash holds those values of theirs that it uses.
+VARIANTS = ("recipe/variants", "recipe/variants.yaml")
 # What the package that CI inspected once depends on.
 INSPECTED = ("recipe", *_PIN, "native", "distribution", "CMakeLists.txt")
 
@@ -27,9 +32,10 @@ def files_of(names: Iterable[str], repository: Path = REPOSITORY) -> list[Path]:
     return sorted(path.relative_to(repository) for path in found if "__pycache__" not in path.parts)
 
 
-def digest_of(names: Iterable[str], repository: Path = REPOSITORY) -> str:
-    """Eight hex digits that stand for the content of these files."""
-    lines = [f"{path.as_posix()} {sha256_of(repository / path)}" for path in files_of(names, repository)]
+def digest_of(names: Iterable[str], repository: Path = REPOSITORY, without: Iterable[str] = ()) -> str:
+    """Eight hex digits that stand for the content of these files, those of ``without`` left out."""
+    files = sorted({*files_of(names, repository)} - {*files_of(without, repository)})
+    lines = [f"{path.as_posix()} {sha256_of(repository / path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 
 

@@ -1,8 +1,9 @@
 """Takes out of a package what its build engine noted about the machine, so that every machine makes the same file.
 
 A ``.conda`` file is a zip of two compressed tars, one with the files and one (``info/``) about them. The engine stamps
-both with the time of the build, records the kernel, the processor, the folders of caches and local channels, and the build strings of the other packages of the recipe, and
-writes dependencies in the order in which a hash table gave them.
+both with the time of the build, records the kernel, the processor, the folders of caches and local channels, and the build
+strings of the other packages of the recipe, and writes dependencies in the order in which a hash table gave them. It also
+copies the recipe's whole folder into ``info/recipe``: what the package was not made from would change it without renaming it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import BuildError
+from . import inputs
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -84,7 +86,11 @@ def members(package: Path) -> dict[str, tuple[bytes, str]]:
 def _repack(data: bytes, timestamp: int, folders: Mapping[str, str]) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for info, content in sorted(_entries(data), key=lambda entry: entry[0].name):
+        entries = _entries(data)
+        foreign = _foreign(entries)
+        for info, content in sorted(entries, key=lambda entry: entry[0].name):
+            if info.name.startswith(foreign):
+                continue
             if info.name == "info/index.json":
                 content = _stamp(content, timestamp)
             elif info.name == "info/recipe/rendered_recipe.yaml":
@@ -97,6 +103,14 @@ def _repack(data: bytes, timestamp: int, folders: Mapping[str, str]) -> bytes:
             info.pax_headers = {}
             tar.addfile(info, io.BytesIO(content))
     return zstd.compress(packed.getvalue(), level=LEVEL)
+
+
+def _foreign(entries: list[tuple[tarfile.TarInfo, bytes]]) -> tuple[str, ...]:
+    """What names of files begin with that are the recipe's and not this package's; empty for the tar of its files."""
+    name = next((json.loads(content)["name"] for info, content in entries if info.name == "info/index.json"), None)
+    if name is None:
+        return ()
+    return tuple(f"info/{path}" for path in inputs.VARIANTS + (() if name == inputs.CUDA_PACKAGE else inputs.CUDA))
 
 
 def _entries(data: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .. import vendor
+from .. import toolkit, vendor
 from ..console import megabytes, say
 from ..errors import BuildError
 from ..files import REPOSITORY, cache_dir, locked, remove_tree
@@ -94,6 +94,17 @@ def dependencies(cuda: bool) -> list[str]:
     return [str(seed(cuda=cuda))]
 
 
+def toolkits() -> list[str] | None:
+    """The CUDA versions that ``dependencies`` can offer; None stands for all, as on conda-forge.
+
+    Raises:
+        PinError: the seed's toolkit is not pinned as it should be.
+    """
+    if conda_forge_answers():
+        return None
+    return [".".join(toolkit.Pins.load().cuda.split(".")[:2])]
+
+
 def conda_forge_answers(timeout: float = 5.0) -> bool:
     """Whether the channel conda-forge can be reached within ``timeout`` seconds."""
     from rattler import Channel
@@ -147,8 +158,9 @@ def render(
             raise BuildError(f"there is no variant {name!r}", f"choose one of: {known}")
         files.append(file)
     digests = {
-        "engine_inputs": inputs.digest_of(inputs.ENGINE, repository),
-        "python_inputs": inputs.digest_of(inputs.PYTHON, repository),
+        "engine_inputs": inputs.digest_of(inputs.ENGINE, repository, without=(*inputs.CUDA, *inputs.VARIANTS)),
+        "python_inputs": inputs.digest_of(inputs.PYTHON, repository, without=(*inputs.CUDA, *inputs.VARIANTS)),
+        "cuda_inputs": inputs.digest_of(inputs.CUDA, repository),
     }
     try:
         chosen = engine.VariantConfig.from_file(files[0])

@@ -32,12 +32,14 @@ about: {license: MIT}
 """
 
 
-def build(folder: Path, content: str = "one", channels: Sequence[Path] = (), run: Sequence[str] = ()) -> Path:
+def build(
+    folder: Path, content: str = "one", channels: Sequence[Path] = (), run: Sequence[str] = (), name: str = "small"
+) -> Path:
     """A package by the real engine, built where ``folder`` is."""
     recipe = folder / "recipe" / "recipe.yaml"
-    recipe.parent.mkdir(parents=True)
+    recipe.parent.mkdir(parents=True, exist_ok=True)
     requirements = f"requirements: {{run: {json.dumps([*run])}}}\n" if run else ""
-    recipe.write_text(RECIPE.replace("CONTENT", content) + requirements)
+    recipe.write_text(RECIPE.replace("CONTENT", content).replace("name: small", f"name: {name}") + requirements)
     [rendered] = engine.Stage0Recipe.from_file(recipe).render(engine.VariantConfig())
     places = [str(channel) for channel in channels]
     built = rendered.run_build(output_dir=folder / "output", channels=places, no_build_id=True)
@@ -112,6 +114,26 @@ def test_what_other_packages_of_the_recipe_are_called_is_taken_out(tmp_path: Pat
     assert made[0].read_bytes() == made[1].read_bytes()
     notes = yaml.safe_load(members(made[0])["info/recipe/rendered_recipe.yaml"][0])
     assert list(notes["build_configuration"]["subpackages"]) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["libllama", "libggml-cuda"])
+def test_files_of_the_recipe_that_a_package_is_not_made_from_are_taken_out(tmp_path: Path, name: str) -> None:
+    """Else a new file in recipe/variants/ gives a package of the same name other bytes."""
+    made = []
+    for text in ("one", "two"):
+        place = tmp_path / "place"
+        for file in (*inputs.CUDA, "recipe/variants.yaml", f"recipe/variants/{text}.yaml", "recipe/build-engine.sh"):
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            (place / file).write_text("# same\n" if "engine" in file else f"# {text}\n")
+        made.append(Path(shutil.move(build(place, name=name), tmp_path / f"{text}.conda")))
+        normalise(made[-1], STAMP)
+        shutil.rmtree(place)
+    one, two = (members(package) for package in made)
+    assert "info/recipe/build-engine.sh" in one
+    assert not [file for file in (*one, *two) if "variants" in file]
+    differ = {file for file in one.keys() | two.keys() if one.get(file) != two.get(file) and file.startswith("info/recipe/")}
+    assert differ == ({f"info/{file}" for file in inputs.CUDA} if name == "libggml-cuda" else set())
+    assert name == "libggml-cuda" or made[0].read_bytes() == made[1].read_bytes()
 
 
 def test_caches_of_this_machine_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

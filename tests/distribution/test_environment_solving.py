@@ -57,7 +57,8 @@ def channel(tmp_path) -> Path:
     add_package(folder, "libllama", "0.4.0", "h1_0")
     for cuda in sorted({variant.cuda for variant in VARIANTS}):
         add_package(folder, "cuda-version", cuda, "h1_0")
-    for variant, driver in zip(VARIANTS, ("13", "13", "12.8", "12")):
+    for variant in VARIANTS:
+        driver = {"cuda129": "12.8", "portable": "12"}.get(variant.file, "13")
         pins = ("libllama ==0.4.0 h1_0", f"cuda-version >={variant.cuda},<{int(variant.cuda[:2]) + 1}")
         build = f"{variant.build_prefix}_h1_0"
         add_package(folder, "libggml-cuda", "0.4.0", build, pins, (f"__cuda >={driver}",))
@@ -175,7 +176,7 @@ def test_plugin_falls_back_to_what_is_published(channel):
     assert f"libggml-cuda {PORTABLE}_h1_0" in solve(CUDA_FILE, index(channel), found=found)
     for path in channel.glob("linux-64/libggml-cuda-*_sm75_*"):
         path.unlink()
-    with pytest.raises(EnvironmentUnsolvableError, match="RTX 5090.*they have cuda134_sm90_h1_0") as caught:
+    with pytest.raises(EnvironmentUnsolvableError, match="RTX 5090.*they have .*cuda134_sm90_h1_0") as caught:
         solve(CUDA_FILE, index(channel), found=found)
     assert "--cpu" in caught.value.remedy and solve(CUDA_FILE, channel, found=found, cpu=True) == ["libllama h1_0"]
 
@@ -203,6 +204,27 @@ def test_conda_override_cuda_solves_for_another_machine(channel, monkeypatch):
 def test_driver_that_is_too_old(channel):
     with pytest.raises(DriverTooOldError, match="560.35"):
         solve(CUDA_FILE, channel, found=Hardware((RTX_5090,), "560.35"))
+
+
+@pytest.mark.parametrize(
+    ("found", "there", "remedy"),
+    [
+        (Hardware((RTX_5090,), "575.51"), "cuda134_sm120", "build --variant cuda129; or install driver 580 or later"),
+        (Hardware((H100,), "550.54"), "cuda134_sm90", "build --variant portable; or install driver 580 or later"),
+    ],
+)
+def test_driver_that_is_too_old_for_what_the_channel_has_names_the_variant_that_fits(
+    channel, tmp_path, monkeypatch, found, there, remedy
+):
+    for path in channel.glob("linux-64/libggml-cuda-*"):
+        if f"-{there}_" not in path.name:
+            path.unlink()
+    index(channel)
+    monkeypatch.setattr("distribution.hardware.detect", lambda: found)
+    (tmp_path / "environment.yml").write_text("name: dev\n" + CUDA_FILE.replace("_sm120_", "_sm*_"))
+    with pytest.raises(DriverTooOldError, match=f"{found.driver} is installed") as caught:
+        run("create", "-f", "environment.yml", "--channel", channel, "-p", "env")
+    assert remedy in caught.value.remedy and not (tmp_path / "env").exists()
 
 
 def test_reason_of_the_solver_is_shown(channel):

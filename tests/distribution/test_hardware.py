@@ -16,6 +16,7 @@ from distribution.hardware import Gpu, Variant  # noqa: E402
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", (8, 9))
+RTX_3090 = Gpu("NVIDIA GeForce RTX 3090", (8, 6))
 RTX_2080 = Gpu("NVIDIA GeForce RTX 2080", (7, 5))
 JETSON_ORIN = Gpu("Orin", (8, 7))
 H100 = Gpu("NVIDIA H100", (9, 0))
@@ -33,7 +34,10 @@ GTX_1080 = Gpu("NVIDIA GeForce GTX 1080", (6, 1))
         ([RTX_5090], "570.124.06", "cuda129_sm120"),
         ([H100], "580.65.06", "cuda134_sm90"),
         ([H100], "550.54", "cuda129_sm75_80_86_89_90_120"),
-        ([RTX_4090], "580.65.06", "cuda129_sm75_80_86_89_90_120"),
+        ([RTX_4090], "580.65.06", "cuda134_sm89"),
+        ([RTX_4090, RTX_3090], "580.65.06", "cuda134_sm86"),
+        ([RTX_2080], "580.65.06", "cuda134_sm75"),
+        ([RTX_2080, RTX_4090], "580.65.06", "cuda129_sm75_80_86_89_90_120"),
         ([RTX_4090], "525.60", "cuda129_sm75_80_86_89_90_120"),
         ([RTX_2080], "535.1", "cuda129_sm75_80_86_89_90_120"),
         ([JETSON_ORIN], "540.4", "cuda129_sm75_80_86_89_90_120"),
@@ -55,9 +59,9 @@ def test_chooses_by_capability_and_driver(gpus, driver, expected):
     [
         ([RTX_5090], "569.9", "580 or later (at least 570)"),
         ([RTX_5090, RTX_4090], "560.1", "570 or later"),
-        ([RTX_4090], "470.256.02", "525 or later"),
+        ([RTX_4090], "470.256.02", "580 or later (at least 525)"),
         ([H100], "515.1", "580 or later (at least 525)"),
-        ([RTX_4090], "", "525 or later"),
+        ([RTX_4090], "", "580 or later (at least 525)"),
     ],
 )
 def test_driver_too_old_for_all(gpus, driver, needed):
@@ -67,10 +71,10 @@ def test_driver_too_old_for_all(gpus, driver, needed):
 
 
 def test_driver_too_old_for_one_names_the_variant_that_fits():
-    cuda_13, _, cuda_12, portable = hardware.VARIANTS
+    cuda_13, *_, portable = hardware.VARIANTS
     with pytest.raises(DriverTooOldError, match="580 or later, and 575.1 is installed") as caught:
         hardware.check_driver(cuda_13, [RTX_5090], "575.1")
-    assert cuda_12.build_prefix in caught.value.remedy and "580" in caught.value.remedy
+    assert "build --variant cuda129;" in caught.value.remedy and "580" in caught.value.remedy
     with pytest.raises(DriverTooOldError) as caught:
         hardware.check_driver(cuda_13, [RTX_5090], "560.1")
     assert "at least 570" in caught.value.remedy

@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
-from distribution import hardware  # noqa: E402
+from distribution import demo, hardware  # noqa: E402
 from distribution.packaging import inputs, packages  # noqa: E402
+from distribution.packaging.commands import variants_of  # noqa: E402
 from distribution.errors import BuildError  # noqa: E402
 from distribution.files import REPOSITORY, load_toml  # noqa: E402
 
@@ -41,6 +42,7 @@ def test_the_default_is_for_an_rtx_5090_and_libraries_come_before_what_uses_them
     ("variant", "build"),
     [
         ("90a", "cuda134_sm90"),
+        ("89", "cuda134_sm89"),
         ("cuda129", "cuda129_sm120"),
         ("portable", "cuda129_sm75_80_86_89_90_120"),
     ],
@@ -58,6 +60,7 @@ def test_without_cuda_there_is_no_plugin() -> None:
 def test_every_variant_that_hardware_is_matched_with_can_be_built() -> None:
     for variant in hardware.VARIANTS:
         files = packages.variant_files(variant.cuda, variant.architectures)
+        assert files == ([variant.file] if variant.file else [])
         assert names(rendered(*files))["libggml-cuda"].startswith(f"0.4.0-{variant.build_prefix}_h")
 
 
@@ -77,13 +80,19 @@ def test_each_package_asks_for_exactly_the_libllama_it_was_built_with() -> None:
 
 @pytest.mark.parametrize(
     ("variant", "driver", "capability"),
-    [((), "13", "12.0"), (("90a",), "13", "9.0"), (("cuda129",), "12.8", "12.0"), (("portable",), "12", "7.5")],
+    [
+        ((), "13", ">=12.0,<12.1"),
+        (("90a",), "13", ">=9.0,<9.1"),
+        (("86",), "13", ">=8.6,<9"),
+        (("cuda129",), "12.8", ">=12.0,<12.1"),
+        (("portable",), "12", ">=7.5"),
+    ],
 )
 def test_the_driver_is_a_constraint_and_no_requirement(variant: tuple[str, ...], driver: str, capability: str) -> None:
     requirements = run_requirements(rendered(*variant)["libggml-cuda"])
     constraints = " ".join(map(str, requirements["run_constraints"]))
     assert f"__cuda >={driver}" in constraints
-    assert f"__cuda_arch >={capability}" in constraints
+    assert f"__cuda_arch {capability}" in [str(one) for one in requirements["run_constraints"]]
     assert "__" not in str(requirements["run"])
 
 
@@ -106,10 +115,73 @@ def test_the_recipe_agrees_with_the_pin_and_the_project() -> None:
     assert "python >=3.10" in required and project["requires-python"] == ">=3.10"
 
 
-def test_other_sources_give_packages_other_names(tmp_path: Path) -> None:
+def copy_of_the_sources(folder: Path) -> None:
     for path in inputs.files_of((*inputs.PYTHON, "recipe")):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes((REPOSITORY / path).read_bytes())
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes((REPOSITORY / path).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("arch", "variants"),
+    [("120", []), ("120a-real", []), ("90", ["90a"]), ("89", ["89"]), ("86-real", ["86"]), ("75", ["75"]), ("cpu", ["cpu"])],
+)
+def test_a_compute_capability_finds_its_variant(arch: str, variants: list[str]) -> None:
+    assert variants_of(arch) == variants
+
+
+def test_a_compute_capability_without_a_variant_says_how_to_add_one() -> None:
+    with pytest.raises(BuildError, match="61-real") as caught:
+        variants_of("61")
+    assert "docs/packages.md" in caught.value.remedy
+
+
+RTX_5090 = hardware.Gpu("NVIDIA GeForce RTX 5090", (12, 0))
+RTX_4090 = hardware.Gpu("NVIDIA GeForce RTX 4090", (8, 9))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "driver", "toolkits", "variants", "said"),
+    [
+        ([RTX_5090], "580.1", None, [], ""),
+        ([RTX_5090], "580.1", ["13.4"], [], ""),
+        ([RTX_5090], "575.1", None, ["cuda129"], ""),
+        ([RTX_5090], "575.1", ["13.4"], ["cpu"], "needs CUDA 12.9, and CUDA 13.4 is all"),
+        ([RTX_5090, RTX_4090], "590.1", ["13.4"], ["cpu"], "needs CUDA 12.9, and CUDA 13.4 is all"),
+        ([RTX_4090], "590.1", ["13.4"], ["89"], ""),
+        ([], "", ["13.4"], ["cpu"], ""),
+    ],
+)
+def test_the_demo_builds_only_with_a_toolkit_that_can_be_had(gpus, driver, toolkits, variants, said, capsys) -> None:
+    assert demo.variants_for(hardware.Hardware(tuple(gpus), driver), toolkits) == variants
+    assert said in capsys.readouterr().err
+
+
+def test_toolkits_are_the_seeds_where_conda_forge_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "conda_forge_answers", lambda: False)
+    assert packages.toolkits() == ["13.4"]
+    monkeypatch.setattr(packages, "conda_forge_answers", lambda: True)
+    assert packages.toolkits() is None
+
+
+def test_a_new_architecture_and_the_cuda_build_rename_no_other_package(tmp_path: Path) -> None:
+    copy_of_the_sources(tmp_path)
+    before = names(rendered())
+    added = (REPOSITORY / "recipe" / "variants" / "86.yaml").read_text().replace("86-real", "87-real")
+    (tmp_path / "recipe" / "variants" / "87.yaml").write_text(added)
+    assert names(rendered(repository=tmp_path)) == before
+    assert names(rendered("87", repository=tmp_path))["libggml-cuda"].startswith("0.4.0-cuda134_sm87_h")
+
+    for name in inputs.CUDA:
+        file = tmp_path / name
+        text = file.read_text()
+        file.write_text(text + "# changed\n")
+        after = names(rendered(repository=tmp_path))
+        assert [one for one in ALL if after[one] != before[one]] == ["libggml-cuda"], name
+        file.write_text(text)
+
+
+def test_other_sources_give_packages_other_names(tmp_path: Path) -> None:
+    copy_of_the_sources(tmp_path)
     before = names(rendered())
     assert names(rendered(repository=tmp_path)) == before, "the same sources in another folder"
 

@@ -22,7 +22,7 @@ from tiny_packages import add_package, index  # noqa: E402
 
 from distribution.packaging import packages  # noqa: E402
 
-VARIANTS = {"default": (), "90a": ("90a",), "cuda129": ("cuda129",), "portable": ("portable",)}
+VARIANTS = {"default": (), "90a": ("90a",), "86": ("86",), "cuda129": ("cuda129",), "portable": ("portable",)}
 OURS = ("libllama", "libggml-cuda")
 
 
@@ -118,11 +118,27 @@ def test_the_driver_decides_what_can_be_installed(
     assert "gcc_linux-64" not in found and "cuda-nvcc_linux-64" not in found
 
 
-def test_the_capability_counts_where_something_tells_it(channel: Path, rendered: dict[str, dict[str, Any]]) -> None:
-    wanted = f"libggml-cuda * {build_of(rendered, 'default')}"
-    assert solve(channel, wanted, driver="13.4", __cuda_arch="12.0")
-    with pytest.raises(SolverError):
-        solve(channel, wanted, driver="13.4", __cuda_arch="8.9")
+@pytest.mark.parametrize(
+    ("label", "fits", "does_not"),
+    [
+        # code for one architecture alone runs neither on older nor on newer GPUs
+        ("default", ["12.0"], ["8.9", "11.0", "12.1"]),
+        ("cuda129", ["12.0"], ["9.0", "12.1"]),
+        ("90a", ["9.0"], ["8.9", "10.0", "12.0"]),
+        # machine code runs on later GPUs of the same generation
+        ("86", ["8.6", "8.9"], ["8.0", "9.0", "12.0"]),
+        ("portable", ["7.5", "8.9", "12.0"], ["7.0"]),
+    ],
+)
+def test_the_capability_counts_where_something_tells_it(
+    channel: Path, rendered: dict[str, dict[str, Any]], label: str, fits: list[str], does_not: list[str]
+) -> None:
+    wanted = f"libggml-cuda * {build_of(rendered, label)}"
+    for capability in fits:
+        assert solve(channel, wanted, driver="13.4", __cuda_arch=capability), capability
+    for capability in does_not:
+        with pytest.raises(SolverError):
+            solve(channel, wanted, driver="13.4", __cuda_arch=capability)
 
 
 def test_the_gpus_number_is_enough_to_ask_for_a_build(channel: Path, rendered: dict[str, dict[str, Any]]) -> None:
