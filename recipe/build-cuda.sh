@@ -19,4 +19,4 @@ provenance libggml-cuda
 mkdir -p licenses
 cp "$RECIPE_DIR/NVIDIA.txt" licenses/
 cp vendor/llama.cpp/source/LICENSE licenses/llama.cpp.txt
-find "$BUILD_PREFIX" "$PREFIX" -path '*/licenses/*' -iname '*cuda*' -type f -name '*.txt' -exec cp {} licenses/ \; 2>/dev/null || true
+python "$RECIPE_DIR/nvidia_licences.py" licenses "$BUILD_PREFIX" "$PREFIX"

@@ -18,7 +18,7 @@ ENGINE = ("recipe", *_PIN, "native", "CMakeLists.txt", "distribution/provenance.
 PYTHON = (*ENGINE, "llama_cpp", "pyproject.toml", "README.md", "LICENSE")
 # The CUDA plugin alone is made with these, so that they rename no other package.
 CUDA_PACKAGE = "libggml-cuda"
-CUDA = ("recipe/build-cuda.sh", "recipe/NVIDIA.txt", "recipe/tests/check_cuda.py")
+CUDA = ("recipe/build-cuda.sh", "recipe/NVIDIA.txt", "recipe/nvidia_licences.py", "recipe/tests/check_cuda.py")
 # These rename nothing by being there: a package's hash holds those values of theirs that it uses.
 VARIANTS = ("recipe/variants", "recipe/variants.yaml")
 # What the package that CI inspected once depends on.

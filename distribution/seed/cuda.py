@@ -88,6 +88,8 @@ def packages(tree: Path, pins: toolkit.Pins, compiler: Compiler) -> list[Package
     major = release.partition(".")[0]
     same = f"cuda-version >={release},<{major}.{minor + 1}.0a0"
     licences = {file.parent.name + ".txt": file.read_bytes() for file in sorted(tree.glob("licenses/*/License.txt"))}
+    # Apache, Boost and BSD, for the headers whose code ends up in what is compiled
+    licences["nvidia_cuda_cccl-LICENSE.txt"] = (tree / "cccl" / "LICENSE").read_bytes()
     made = {
         name: Package(
             name, wheel_of[wheel].version, depends=[same, *needs_glibc(wheel_of[wheel].filename)],
