@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import uuid
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,42 @@ VENDOR = REPOSITORY / "vendor" / "llama.cpp"
 SETTINGS = "settings.json"
 """Written into the build tree by CMakeLists.txt: compiler, flags, options."""
 
-# What llama.cpp carries inside: name, licence, and the packages of ours it ends up in. Its commit says which version.
+PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
+CCCL_LICENSE = "Apache-2.0 WITH LLVM-exception AND BSL-1.0 AND BSD-3-Clause"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Code of others that llama.cpp carries inside.
+
+    Attributes:
+        file: where it is in llama.cpp's source.
+        packages: those of ours that it ends up in, by the symbols in their files.
+        version: finds the version in ``file``, as one group or several; empty where the file names none, and the commit of
+            llama.cpp has to tell.
+    """
+
+    name: str
+    license: str
+    file: str
+    packages: tuple[str, ...]
+    version: str = ""
+
+
+# Of vendor/hash only sha256 is linked to libmtmd, which calls nothing else of it: no xxhash, no sha1.
 VENDORED = (
-    ("nlohmann-json", "MIT", {"libllama", "llama.cpp"}),
-    ("cpp-httplib", "MIT", {"libllama", "llama.cpp"}),
-    ("miniaudio", "MIT-0", {"libllama"}),
-    ("stb_image", "MIT", {"libllama"}),
-    ("sheredom-subprocess", "Unlicense", {"libllama", "llama.cpp"}),
-    ("xxhash", "BSD-2-Clause", {"llama.cpp"}),
-    ("llamafile-sgemm", "MIT", {"libllama"}),
-)
+    Part("nlohmann-json", "MIT", "vendor/nlohmann/json.hpp", ("libllama",),
+         r"NLOHMANN_JSON_VERSION_MAJOR (\d+).*NLOHMANN_JSON_VERSION_MINOR (\d+).*NLOHMANN_JSON_VERSION_PATCH (\d+)"),
+    Part("cpp-httplib", "MIT", "vendor/cpp-httplib/httplib.h", ("libllama", "llama.cpp"), r'CPPHTTPLIB_VERSION "([\d.]+)"'),
+    Part("miniaudio", "MIT-0", "vendor/miniaudio/miniaudio.h", ("libllama",),
+         r"define MA_VERSION_MAJOR +(\d+)\s.*MA_VERSION_MINOR +(\d+)\s.*MA_VERSION_REVISION +(\d+)\s"),
+    Part("stb_image", "MIT", "vendor/stb/stb_image.h", ("libllama",), r"stb_image - v([\d.]+)"),
+    Part("sheredom-subprocess", "Unlicense", "vendor/sheredom/subprocess.h", ("libllama", "llama.cpp")),
+    Part("sha256", PUBLIC_DOMAIN, "vendor/hash/sha256/sha256.c", ("libllama",)),
+    Part("rotate-bits", "MIT", "vendor/hash/rotate-bits/rotate-bits.h", ("libllama",)),
+    Part("base64", "Unlicense", "common/base64.hpp", ("llama.cpp",)),
+    Part("llamafile-sgemm", "MIT", "ggml/src/ggml-cpu/llamafile/sgemm.cpp", ("libllama",)),
+)  # fmt: skip
 
 
 def write(package: str, output: Path, build_tree: Path | None = None) -> None:
@@ -42,7 +70,7 @@ def write(package: str, output: Path, build_tree: Path | None = None) -> None:
         build_tree: CMake's, for packages that were compiled.
 
     Raises:
-        ProvenanceError: the build tree does not say how it was configured.
+        ProvenanceError: the build tree does not say how it was configured, or a vendored part no longer names its version.
         PinError, PatchError: the pin or a patch cannot be read.
     """
     pin = Pin.load(VENDOR / "pin.toml")
@@ -66,7 +94,11 @@ def write(package: str, output: Path, build_tree: Path | None = None) -> None:
 
 
 def bill_of_materials(package: str, pin: Pin, document: dict[str, Any]) -> str:
-    """The CycloneDX 1.6 document of a package, as JSON."""
+    """The CycloneDX 1.6 document of a package, as JSON.
+
+    Raises:
+        ProvenanceError: a part that llama.cpp vendors does not name its version where it used to.
+    """
     from cyclonedx.model import ExternalReference, ExternalReferenceType, Property, XsUri
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
@@ -97,16 +129,29 @@ def bill_of_materials(package: str, pin: Pin, document: dict[str, Any]) -> str:
                 properties=[Property(name="patch", value=f"{p['name']} {p['sha256']}") for p in document["patches"]],
             )
         )
-        parts += [component(name, "", spdx) for name, spdx, inside in VENDORED if package in inside]
+        parts += [component(part.name, _version_of(part), part.license) for part in VENDORED if package in part.packages]
     if document["toolkit"]:
         parts.append(component("cuda-nvcc", document["toolkit"]["version"], "LicenseRef-NVIDIA-End-User-License-Agreement"))
-        parts.append(component("cccl", document["toolkit"].get("cccl", ""), "Apache-2.0 WITH LLVM-exception"))
+        parts.append(component("cccl", document["toolkit"].get("cccl", ""), CCCL_LICENSE))
     bom = Bom(components=parts)
     bom.metadata.component = root
     bom.register_dependency(root, parts)
     bom.serial_number = uuid.uuid5(uuid.NAMESPACE_URL, f"{pin.git}#{package}-{json.dumps(document, sort_keys=True)}")
     bom.metadata.timestamp = datetime.fromisoformat(pin.date).replace(tzinfo=timezone.utc)
     return JsonV1Dot6(bom).output_as_string(indent=2)
+
+
+def _version_of(part: Part) -> str:
+    if not part.version:
+        return ""
+    file = VENDOR / "source" / part.file
+    try:
+        found = re.search(part.version, file.read_text(encoding="utf-8"), re.DOTALL)
+    except OSError as error:
+        raise ProvenanceError(f"{file}: {error}", "python -m distribution vendor") from None
+    if not found:
+        raise ProvenanceError(f"{file} does not say its version where it used to", "adapt VENDORED in distribution/provenance.py")
+    return ".".join(found.groups())
 
 
 def _settings(build_tree: Path | None) -> dict[str, Any]:
