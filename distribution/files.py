@@ -111,13 +111,30 @@ def _make_writable_and_retry(function: Any, path: str, _: Any) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, purpose: str) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``; wait, and say so, while another process has it."""
+def locked(path: Path, purpose: str, for_everybody: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock on ``path``; wait, and say so, while another process has it.
+
+    ``for_everybody``: other users of this machine can lock it, too.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with os.fdopen(_open_for_everybody(path)) if for_everybody else path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say(f"another process is busy with {purpose}; waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _open_for_everybody(path: Path) -> int:
+    # the right to read is enough for a lock; and in /tmp not even root may open for creation what somebody else has made
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.suppress(FileExistsError):
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o644)
+            os.fchmod(handle, 0o644)  # whatever this user's umask is
+            return handle

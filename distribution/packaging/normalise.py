@@ -44,7 +44,7 @@ def normalise(package: Path, timestamp: int, folders: Mapping[str, str] | None =
         folders: channels on this machine, each with the name that stands for it.
 
     Raises:
-        BuildError: it is not such a file.
+        BuildError: it is not such a file, or its folder is full.
     """
     temporary = package.with_name(f".{package.name}.part")
     try:
@@ -58,6 +58,8 @@ def normalise(package: Path, timestamp: int, folders: Mapping[str, str] | None =
         os.replace(temporary, package)
     except (zipfile.BadZipFile, tarfile.TarError, KeyError, ValueError) as error:
         raise BuildError(f"{package.name} is not a conda package: {error}", "build it again") from error
+    except OSError as error:
+        raise BuildError(f"{package} cannot be rewritten: {error.strerror}", "free some space there") from error
     finally:
         temporary.unlink(missing_ok=True)
 

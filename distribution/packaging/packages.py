@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -55,9 +57,10 @@ def build(
         The packages' files, in the order in which they depend on one another.
 
     Raises:
-        BuildError: the recipe cannot be rendered, a build or a test failed.
+        BuildError: ``output`` cannot be written to, the recipe cannot be rendered, a build or a test failed.
         DownloadError, HashMismatchError, TreeMismatchError: the engine's source could not be had.
     """
+    _check_output(output)
     vendor.vendor(repository / "vendor" / "llama.cpp")
     # the recipe reads the environment when it is rendered
     with _workspace() as workspace, _build_environment(compiler_cache):
@@ -241,11 +244,39 @@ def _build_one(one: Any, channels: Sequence[str], workspace: Path, target: Path,
     made = Path(result.packages[0])
     normalise(made, timestamp(workspace / "repository"), _names(channels))
     _index(workspace)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    shutil.copyfile(made, temporary)
-    os.replace(temporary, target)
+    _deliver(made, target)
     say(f"{target.name}: {megabytes(target.stat().st_size)} in {time.monotonic() - started:.0f} s")
+
+
+def _check_output(output: Path) -> None:
+    """Raise BuildError if nothing can be written to the folder: better now than after the first compile."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise _unwritable(output, error) from None
+
+
+def _deliver(made: Path, target: Path) -> None:
+    """Copy a package to where it is wanted: the whole of it, or BuildError and nothing."""
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _unwritable(path: Path, error: OSError) -> BuildError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return BuildError(
+        f"{path} cannot be written: {error.strerror}",
+        ("free some space there, or " if full else "") + "name another folder: --output",
+    )
 
 
 class _Progress:
@@ -272,23 +303,25 @@ class _Progress:
 
 @contextmanager
 def _workspace() -> Iterator[Path]:
-    """The constant folder, empty, for one build at a time."""
-    try:
-        with locked(ROOT.with_name(f"{ROOT.name}.lock"), "building packages"):
+    """The constant folder, empty, for one build at a time; BuildError if it is somebody else's."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(ROOT.with_name(f"{ROOT.name}.lock"), "building packages", for_everybody=True))
             ROOT.mkdir(mode=0o700, exist_ok=True)
             if ROOT.is_symlink() or ROOT.lstat().st_uid != os.getuid():
-                raise BuildError(f"{ROOT} belongs to somebody else", f"let its owner remove it: rm -r {ROOT}*")
+                raise BuildError(f"{ROOT} belongs to somebody else", f"let its owner remove it: rm -r {ROOT}")
             for child in ROOT.iterdir():
                 remove_tree(child) if child.is_dir() else child.unlink()
-            try:
-                yield ROOT
-            finally:
-                remove_tree(ROOT)
-    except PermissionError as error:
-        raise BuildError(
-            f"{error.filename or ROOT} cannot be used: {error.strerror}",
-            f"it is where every machine builds; let its owner remove it: rm -r {ROOT}*",
-        ) from None
+        except PermissionError as error:
+            place = error.filename or ROOT
+            raise BuildError(
+                f"{place} cannot be used: {error.strerror}",
+                f"it is where every machine builds; let its owner remove it: rm -r {place}",
+            ) from None
+        try:
+            yield ROOT
+        finally:
+            remove_tree(ROOT)
 
 
 def _offer(package: Path, workspace: Path) -> None:

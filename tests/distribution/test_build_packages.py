@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -226,3 +230,72 @@ def test_the_folder_that_must_be_the_same_everywhere_must_be_ours(tmp_path: Path
     with pytest.raises(BuildError, match="belongs to somebody else"), packages._workspace():
         raise AssertionError("it was used")
     assert foreign.is_symlink()
+
+
+def test_what_goes_wrong_inside_a_build_is_not_blamed_on_that_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "ROOT", tmp_path / "llama-cpp-build")
+    with pytest.raises(PermissionError, match="elsewhere"), packages._workspace() as workspace:
+        (workspace / "left").write_text("")
+        raise PermissionError(13, "Permission denied", "/elsewhere")
+    assert not (tmp_path / "llama-cpp-build").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which root alone can")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_another_user_can_build_when_the_first_has_done(monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
+    """/tmp keeps the first user's lock file, which the second may not open for writing there."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o1777)
+    monkeypatch.setattr(packages, "ROOT", place / "llama-cpp-build")
+
+    def as_user(user: int) -> int:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.umask(umask)
+                os.setgid(user)
+                os.setuid(user)
+                with packages._workspace():
+                    status = 0
+            finally:
+                os._exit(status)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    try:
+        assert (as_user(1001), as_user(1002), as_user(0)) == (0, 0, 0)
+    finally:
+        shutil.rmtree(place)
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_named_before_anything_is_built(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BuildError, match=f"{tmp_path}/file/packages cannot be written") as caught:
+        packages.build(output=tmp_path / "file" / "packages")
+    assert caught.value.remedy == "name another folder: --output" and "rm -r" not in str(caught.value)
+
+
+def test_a_folder_that_becomes_full_or_denied_keeps_no_part_of_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, target = build(tmp_path / "place"), tmp_path / "output" / "linux-64" / "made.conda"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(BuildError, match=f"{made} cannot be rewritten: File too large"):
+            normalise(made, STAMP)
+        assert not list(made.parent.glob(".*.part"))
+        with pytest.raises(BuildError, match=f"{target} cannot be written: File too large"):
+            packages._deliver(made, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(target.parent.iterdir())
+
+    def full(source: Path, destination: Path) -> None:
+        Path(destination).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(BuildError, match=f"{target} cannot be written: No space left") as caught:
+        packages._deliver(made, target)
+    assert "free some space" in caught.value.remedy and not list(target.parent.iterdir())
