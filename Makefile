@@ -35,6 +35,7 @@ bench-packages: ## what the packages cost: sizes, and times to publish, solve an
 	@$(PYTHON) -m distribution.install --venv $(VENV) --tools
 	$(VENV)/bin/python benchmarks/packages.py --arch $(or $(ARCH),cpu) $(BENCH)
 
-clean: ## remove everything that was built here
-	rm -rf build dist $(VENV) .pytest_cache vendor/llama.cpp/source vendor/llama.cpp/.source-*
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+clean: ## remove everything that was built here: all that .gitignore names
+	rm -rf build dist $(VENV) .tmp* llama_cpp/lib vendor/llama.cpp/source vendor/llama.cpp/.source-*
+	find . -path ./.git -prune -o -type d \( -name __pycache__ -o -name .pytest_cache -o -name '*.egg-info' \) -prune -exec rm -rf {} +
+	find . -path ./.git -prune -o -type f -name '*.py[co]' -exec rm -f {} +

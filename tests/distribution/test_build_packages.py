@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ engine = pytest.importorskip("rattler_build", reason="pip install llama_cpp_pyth
 from distribution.packaging import inputs, packages, verify  # noqa: E402
 from distribution.packaging.normalise import members, normalise  # noqa: E402
 from distribution.errors import BuildError, NotReproducibleError  # noqa: E402
+from distribution.files import REPOSITORY  # noqa: E402
 
 STAMP = 1_790_812_800  # 1 October 2026
 
@@ -299,3 +301,30 @@ def test_a_folder_that_becomes_full_or_denied_keeps_no_part_of_a_package(
     with pytest.raises(BuildError, match=f"{target} cannot be written: No space left") as caught:
         packages._deliver(made, target)
     assert "free some space" in caught.value.remedy and not list(target.parent.iterdir())
+
+
+@pytest.mark.skipif(not shutil.which("make") or not shutil.which("git"), reason="needs make and git")
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="needs a git checkout")
+def test_make_clean_leaves_nothing_that_git_ignores(tmp_path: Path) -> None:
+    def git(*command: str, where: Path = tmp_path) -> str:
+        return subprocess.run(["git", *command], cwd=where, check=True, capture_output=True, text=True).stdout
+
+    for name in git("ls-files", "-z", where=REPOSITORY).split("\0"):
+        if name and (REPOSITORY / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, tmp_path / name)
+    git("init", "--quiet")
+    git("add", "--all")
+
+    # something for every line of .gitignore, at the root and deeper where the line allows it
+    for pattern in (REPOSITORY / ".gitignore").read_text().split():
+        name = pattern.replace("[co]", "c").replace("*", "x")
+        for folder in ("",) if name.startswith("/") else ("", "llama_cpp/engine/"):
+            place = tmp_path / (folder + name.strip("/") + ("/file" if name.endswith("/") else ""))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text("made here")
+    ignored = git("status", "--porcelain", "--ignored")
+    assert all(word in ignored for word in ("llama_cpp/lib/", "x.egg-info/", ".tmpx/", "llama_cpp/engine/x.pyc")), ignored
+
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    assert not [line for line in git("status", "--porcelain", "--ignored").splitlines() if not line.startswith("A ")]
