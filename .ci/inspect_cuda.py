@@ -1,4 +1,4 @@
-"""Builds the SM 12.0 package and runs the tests inside it, unless its inputs are those of the last inspection.
+"""Builds the SM 12.0 package, runs the tests inside it and looks at its size, unless its inputs are those of the last inspection.
 
 The inputs' digest is in .ci/inspected; `python .ci/inspect_cuda.py --record` builds, tests and writes it anew, `--due` only
 tells by its exit status (0) whether it would build.
@@ -15,6 +15,15 @@ sys.path.insert(0, str(ROOT))
 from distribution.packaging import inputs, packages  # noqa: E402
 
 RECORD = ROOT / ".ci" / "inspected"
+LARGEST = 30_000_000
+"""Bytes that the plugin for one architecture may have, packed."""
+
+
+def check_size(package: Path) -> None:
+    """End with a message if a package is larger than what was promised."""
+    size = package.stat().st_size
+    if size > LARGEST:
+        sys.exit(f"{package.name} has {size / 1e6:.1f} MB, more than the {LARGEST / 1e6:.0f} MB it may have")
 
 
 def main() -> int:
@@ -29,6 +38,7 @@ def main() -> int:
     built = packages.build([], packages.dependencies(cuda=True), only=["libllama", "libggml-cuda"])
     plugin = built[-1]
     print(f"{plugin.name}: {plugin.stat().st_size / 1e6:.1f} MB, its tests passed")
+    check_size(plugin)
     if "--record" in sys.argv:
         RECORD.write_text(f"{digest}  {plugin.name}\n")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import resource
@@ -328,3 +329,19 @@ def test_make_clean_leaves_nothing_that_git_ignores(tmp_path: Path) -> None:
 
     subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
     assert not [line for line in git("status", "--porcelain", "--ignored").splitlines() if not line.startswith("A ")]
+
+
+def test_the_inspection_of_the_cuda_package_fails_when_it_is_too_large(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("inspect_cuda", REPOSITORY / ".ci" / "inspect_cuda.py")
+    assert spec and spec.loader
+    inspection = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(inspection)
+    package = tmp_path / "libggml-cuda.conda"
+    for size, fits in ((30_000_000, True), (30_000_001, False)):
+        with package.open("wb") as file:
+            file.truncate(size)
+        if fits:
+            inspection.check_size(package)
+        else:
+            with pytest.raises(SystemExit, match="more than the 30 MB"):
+                inspection.check_size(package)
