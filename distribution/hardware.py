@@ -159,7 +159,8 @@ def check_driver(variant: Variant, gpus: Sequence[Gpu], driver: str) -> None:
     other = choose_variant(gpus, driver)
     fits = f"{other} fits this driver, build and publish it: {_command(other)}; or " if other else ""
     raise DriverTooOldError(
-        f"{variant} needs NVIDIA driver {needed} or later, and {driver} is installed", f"{fits}install driver {needed} or later"
+        f"{variant} needs NVIDIA driver {needed} or later, and {driver} is installed",
+        f"{fits}install driver {needed} or later",
     )
 
 

@@ -150,7 +150,7 @@ def _version_of(part: Part) -> str:
     except OSError as error:
         raise ProvenanceError(f"{file}: {error}", "python -m distribution vendor") from None
     if not found:
-        raise ProvenanceError(f"{file} does not say its version where it used to", "adapt VENDORED in distribution/provenance.py")
+        raise ProvenanceError(f"{file} does not say its version where it used to", "adapt VENDORED in provenance.py")
     return ".".join(found.groups())
 
 

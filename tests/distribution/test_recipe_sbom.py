@@ -24,10 +24,12 @@ SETTINGS = {"compiler": "GNU 14.3.0", "cuda": {"version": "13.4.92", "architectu
 
 # a name that the code exports or writes into a library, and that nothing else has
 MARKS = {
-    "libllama-common.so.0": {"nlohmann-json": b"nlohmann", "cpp-httplib": b"httplib", "sheredom-subprocess": b"subprocess_create"},
+    "libllama-common.so.0": {
+        "nlohmann-json": b"nlohmann", "cpp-httplib": b"httplib", "sheredom-subprocess": b"subprocess_create"
+    },
     # miniaudio exports nothing
     "libmtmd.so.0": {"stb_image": b"stbi_", "sha256": b"sha256_update", "sheredom-subprocess": b"subprocess_create"},
-}
+}  # fmt: skip
 ABSENT = {"xxhash": rb"XXH(32|64|3)_", "sha1": rb"vendor_hash.*SHA1|SHA1Transform", "base64": rb"base64_error"}
 
 
@@ -48,8 +50,8 @@ def components(tmp_path: Path, package: str) -> dict[str, dict[str, Any]]:
         (
             "libllama",
             {
-                "llama.cpp": COMMIT, "nlohmann-json": "3.12.0", "cpp-httplib": "0.58.0", "miniaudio": "0.11.25", "stb_image": "2.30",
-                "sheredom-subprocess": None, "sha256": None, "rotate-bits": None, "llamafile-sgemm": None,
+                "llama.cpp": COMMIT, "nlohmann-json": "3.12.0", "cpp-httplib": "0.58.0", "miniaudio": "0.11.25",
+                "stb_image": "2.30", "sheredom-subprocess": None, "sha256": None, "rotate-bits": None, "llamafile-sgemm": None,
             },
         ),
         ("llama.cpp", {"llama.cpp": COMMIT, "cpp-httplib": "0.58.0", "sheredom-subprocess": None, "base64": None}),

@@ -1,4 +1,4 @@
-"""The scripts of the recipe, run on what they find wrong: what builds, what is run on activation, and the tests in the packages."""
+"""The scripts of the recipe, each run by itself: what builds, what activates, and the tests inside the packages."""
 
 from __future__ import annotations
 
@@ -269,4 +269,5 @@ def test_a_build_without_nvidias_licences_fails(tmp_path: Path) -> None:
     done = run(sys.executable, RECIPE / "nvidia_licences.py", tmp_path / "out", prefix)
     assert done.returncode == 1 and "terms" in done.stderr
     build = (RECIPE / "build-cuda.sh").read_text()
-    assert "set -euo pipefail" in build and '\npython "$RECIPE_DIR/nvidia_licences.py" licenses "$BUILD_PREFIX" "$PREFIX"\n' in build
+    assert "set -euo pipefail" in build
+    assert '\npython "$RECIPE_DIR/nvidia_licences.py" licenses "$BUILD_PREFIX" "$PREFIX"\n' in build

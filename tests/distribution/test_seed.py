@@ -231,7 +231,7 @@ def test_toolkit_is_split_as_on_conda_forge(tmp_path):
     assert set(made["libcublas-dev"].run_exports) == set(made["cuda-cudart-dev"].run_exports) == {"weak"}
     assert f"{target}/lib/stubs/libcuda.so" in made["cuda-driver-dev"].files
     assert {f"{target}/include/cccl/cub/cub.cuh", f"{target}/lib/cmake/cccl/cccl-config.cmake"} <= set(made["cuda-cccl"].files)
-    assert made["cuda-cccl"].licences == {"nvidia_cuda_cccl-LICENSE.txt": b"cccl/LICENSE"}, "of the headers that are compiled in"
+    assert made["cuda-cccl"].licences == {"nvidia_cuda_cccl-LICENSE.txt": b"cccl/LICENSE"}, "of what is compiled in"
     assert made["libcublas"].licences and "__cuda >=13" in made["cuda-version"].constrains
     paths = [path for one in made.values() for path in one.files]
     assert len(paths) == len(set(paths)), "no file is in two packages"
