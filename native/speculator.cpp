@@ -31,19 +31,20 @@ struct llama_common_speculator {
         return histories[sequence];
     }
 
-    // Lets the draft's memory hold what came before the last token; false when it could not be computed.
-    bool catch_up(int32_t sequence) {
+    // Lets the draft's memory hold what came before the last token, of which it reads at most n_left tokens, and counts
+    // them: a long prompt would make everybody wait. False when it does not hold all.
+    bool catch_up(int32_t sequence, size_t & n_left) {
         auto *       memory = llama_get_memory(draft);
         const auto & tokens = of(sequence).before;
-        const size_t n_most = llama_n_batch(draft);
         size_t       at     = (size_t) (llama_memory_seq_pos_max(memory, sequence) + 1);
         if (at > tokens.size()) {
             llama_memory_seq_rm(memory, sequence, (llama_pos) tokens.size(), -1);
             at = tokens.size();
         }
-        while (at < tokens.size()) {
+        const size_t end = std::min(tokens.size(), at + n_left);
+        if (at < end) {
+            n_left -= end - at;
             batch.clear();
-            const size_t end = std::min(tokens.size(), at + n_most);
             for (; at < end; at++) {
                 batch.add(tokens[at], (llama_pos) at, sequence, false);
             }
@@ -52,16 +53,16 @@ struct llama_common_speculator {
                 return false;
             }
         }
-        return true;
+        return at == tokens.size();
     }
 
     // Whether what guesses knows all that came before the last token.
-    bool ready(int32_t sequence) {
+    bool ready(int32_t sequence, size_t & n_left) {
         if (draft == nullptr) {
             return true;
         }
         if (!reads_batches) {
-            return catch_up(sequence);
+            return catch_up(sequence, n_left);
         }
         const auto n = (llama_pos) of(sequence).before.size();
         return llama_memory_seq_pos_max(llama_get_memory(draft), sequence) == n - 1;
@@ -140,11 +141,12 @@ enum llama_common_status llama_common_speculator_draft(
         llama_token * tokens, int32_t * n_tokens, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         auto * common = required(speculator, "speculator")->common.get();
+        size_t n_left = speculator->draft == nullptr ? 0 : llama_n_batch(speculator->draft);
         for (int32_t i = 0; i < n; i++) {
             auto & history = speculator->of(sequences[i]);
             history.guess.clear();
             auto & wanted   = common_speculative_get_draft_params(common, sequences[i]);
-            wanted.drafting = history.last != LLAMA_TOKEN_NULL && speculator->ready(sequences[i]);
+            wanted.drafting = history.last != LLAMA_TOKEN_NULL && speculator->ready(sequences[i], n_left);
             wanted.n_max    = n_max;
             wanted.pos0     = (llama_pos) history.before.size();
             wanted.id_last  = history.last;
