@@ -148,7 +148,7 @@ def render(
         compilers: variant keys that overrule the files, for other compilers than conda-forge's.
 
     Raises:
-        BuildError: there is no such variant, or the recipe is wrong.
+        BuildError: there is no such variant, its CUDA version is not the one that ``compilers`` has, or the recipe is wrong.
     """
     import rattler_build as engine
 
@@ -160,6 +160,7 @@ def render(
             known = ", ".join(sorted(path.stem for path in (recipe / "variants").glob("*.yaml")))
             raise BuildError(f"there is no variant {name!r}", f"choose one of: {known}")
         files.append(file)
+    _check_toolkit(files, compilers or {})
     digests = {
         "engine_inputs": inputs.digest_of(inputs.ENGINE, repository, without=(*inputs.CUDA, *inputs.VARIANTS)),
         "python_inputs": inputs.digest_of(inputs.PYTHON, repository, without=(*inputs.CUDA, *inputs.VARIANTS)),
@@ -174,6 +175,17 @@ def render(
         return engine.Stage0Recipe.from_file(recipe / "recipe.yaml").render(chosen)
     except engine.RattlerBuildError as error:
         raise BuildError(f"the recipe cannot be rendered: {error}", "see recipe/recipe.yaml") from error
+
+
+def _check_toolkit(files: Sequence[Path], compilers: Mapping[str, list[str]]) -> None:
+    # else the engine is built, and only then the solver says in its way that there is no such toolkit
+    wanted = [value for file in files if (value := _load_variants(file).get("cuda_version"))][-1]
+    offered = compilers.get("cuda_compiler_version", [wanted])
+    if wanted not in (*offered, "none"):
+        raise BuildError(
+            f"this variant is compiled with CUDA {wanted}, and the seeded channel has {', '.join(offered)}",
+            "build it where conda-forge can be reached, or choose another variant",
+        )
 
 
 def variant_files(cuda: str, architectures: Sequence[str], repository: Path = REPOSITORY) -> list[str]:

@@ -156,6 +156,16 @@ def test_the_demo_builds_only_with_a_toolkit_that_can_be_had(gpus, driver, toolk
     assert said in capsys.readouterr().err
 
 
+def test_a_variant_whose_toolkit_the_seed_has_not_is_refused_before_anything_is_built() -> None:
+    seeded = {"cuda_compiler": ["cuda-nvcc"], "cuda_compiler_version": ["13.4"]}
+    for variant in ("cuda129", "portable"):
+        with pytest.raises(BuildError, match="CUDA 12.9, and the seeded channel has 13.4") as caught:
+            packages.render([variant], compilers=seeded)
+        assert "conda-forge" in caught.value.remedy
+    for variants in ([], ["90a"], ["cpu"]):
+        packages.render(variants, compilers=seeded)
+
+
 def test_toolkits_are_the_seeds_where_conda_forge_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "conda_forge_answers", lambda: False)
     assert packages.toolkits() == ["13.4"]
