@@ -85,7 +85,10 @@ def _publish(ours: Sequence[Path], channels: Sequence[str]) -> None:
 
 def _make_environment(cpu: bool) -> None:
     command = [sys.executable, "-m", "distribution", "env", "create", "--force", "--prefix", str(PREFIX)]
-    command += ["--file", str(CHANNEL / "environment.yml"), *(["--cpu"] if cpu else [])]
+    # there are two when the channel has packages for a GPU, too
+    without_gpu = CHANNEL / "environment-cpu.yml"
+    file = without_gpu if cpu and without_gpu.exists() else CHANNEL / "environment.yml"
+    command += ["--file", str(file), *(["--cpu"] if cpu else [])]
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise BuildError("the environment could not be made", "the message above says why")

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import vendor
 from ..console import say
 from ..errors import NotReproducibleError
 from ..files import REPOSITORY, sha256_of
@@ -24,9 +25,11 @@ def rebuild(variants: Sequence[str], channels: Sequence[str], only: Sequence[str
     Raises:
         NotReproducibleError: a package came out otherwise the second time; names the first file that differs.
         BuildError: a build failed.
+        DownloadError, HashMismatchError, TreeMismatchError: the engine's source could not be had.
     """
     with tempfile.TemporaryDirectory(prefix="llama-cpp-verify-") as scratch:
         copy = Path(scratch, "elsewhere", "checkout")
+        vendor.vendor()
         inputs.export(copy)
         first = packages.build(variants, channels, only=only)
         cache = None if with_cache else Path(scratch, "ccache")
