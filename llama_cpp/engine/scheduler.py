@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import atexit
 import collections
-import concurrent.futures
 import logging
 import os
 import queue
 import threading
 import time
 import weakref
-from dataclasses import dataclass
 from typing import Any, Callable, Mapping, Sequence
 
-import numpy as np
-
 from ..capi import llama
-from ..capi import llama_common_c as native
 from ..errors import (
     ContextFullError,
     ContextLengthError,
     DecodeError,
-    GrammarError,
     InvalidArgumentError,
     ModelBusyError,
     ModelClosedError,
@@ -36,9 +30,10 @@ from ..errors import (
 from ..models.model import Model
 from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
 from .caches import BaseLlamaCache
-from .decoder import Decoder, can_be_cut, logprobs_of, pick_from
-from .requests import Request, put_all
+from .decoder import Decoder, can_be_cut
 from .memory import pays_per_sequence
+from .picking import Picker, Statistics
+from .requests import Request, put_all
 from .saved import SavedStates, fingerprint_of
 from .sequences import InPlace, Shelved
 from .speculation import Speculator
@@ -47,26 +42,6 @@ logger = logging.getLogger("llama_cpp")
 
 _CELLS = 256
 _NO_ROOM, _INVALID = 1, -1  # what llama_decode() returns when the cache has none; when it refuses a batch and computes nothing
-_PICKER = "llama-cpp-picker"
-
-
-@dataclass
-class Statistics:
-    """What the engine has done since it was made.
-
-    Attributes:
-        n_steps, n_tokens, n_outputs: batches, tokens in them, and tokens picked from them.
-        n_guessed, n_right: tokens that were guessed, and how many of them were right.
-        seconds, native_seconds: time of the engine's thread with requests to work on, and of that in the C library.
-    """
-
-    n_steps: int = 0
-    n_tokens: int = 0
-    n_outputs: int = 0
-    n_guessed: int = 0
-    n_right: int = 0
-    seconds: float = 0.0
-    native_seconds: float = 0.0
 
 
 class BatchingEngine:
@@ -142,9 +117,7 @@ class BatchingEngine:
         self._running: list[Running] = []
         self._outgoing: list[tuple[Request, int | None]] = []
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._helpers = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix=_PICKER)
-        # Python code of requests may take its time, or ask this engine
-        self._callers = concurrent.futures.ThreadPoolExecutor(n_parallel, thread_name_prefix=_PICKER)
+        self._picker = Picker(self._decoder, n_parallel, self.statistics, self._give, self._end, self._later)
         self._closing = self._exiting = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="llama-cpp-engine", daemon=True)
@@ -220,10 +193,7 @@ class BatchingEngine:
         self._inbox.put(lambda: None)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
-        # one of them may be who closes
-        wait = not threading.current_thread().name.startswith(_PICKER)
-        self._helpers.shutdown(wait)
-        self._callers.shutdown(wait)
+        self._picker.close()
 
     def _post(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
@@ -437,70 +407,13 @@ class BatchingEngine:
             self._sequences.checkpoint(one.sequence, one.n_held)
 
     def _pick(self, outputs: Sequence[tuple[Running, int]]) -> None:
-        """Picks a token for each output and gives it to its request.
-
-        What takes long for one request (its own Python code, a look at the whole vocabulary) is done in another thread,
-        and its sequence sits out until that is done.
-        """
-        if not outputs:
-            return  # nothing to wait for
-        decoder, alone = self._decoder, len(outputs) == 1
-        quick = outputs
-        if any(one.request.processors or (one.request.n_logprobs is not None and not alone) for one, _ in outputs):
-            quick = [
-                (one, row)
-                for one, row in outputs
-                if not one.request.processors and (alone or one.request.n_logprobs is None)
-            ]
-        n = len(quick)
-        decoder.rows[:n] = [row for _, row in quick]
-        decoder.samplers[:n] = [one.request.sampler.pointer.value for one, _ in quick]
-        started = time.perf_counter()
-        decoder.pick(n, only_best=not alone)
-        self.statistics.native_seconds += time.perf_counter() - started
-        self.statistics.n_outputs += len(outputs)
-        slow = set() if quick is outputs else set(outputs).difference(quick)
-        for (one, row), token, result in zip(quick, decoder.picked[:n].tolist(), decoder.results[:n].tolist()):
-            if result == native.LLAMA_COMMON_OK:
-                if one.request.n_logprobs is not None:
-                    one.request.note_logprobs(token, *logprobs_of(decoder.logits(row), token, one.request.n_logprobs))
-                self._give(one, token)
-            elif result == native.LLAMA_COMMON_NEEDS_ALL:
-                slow.add((one, row))
-            else:
-                self._end(one, _picking_error(result))
-        for one, row in slow:
+        """Picks a token for each output and gives it to its request, or to be picked in another thread."""
+        for one in self._picker.pick(outputs):
             self._forget_ahead(one)
-            helpers = self._callers if one.request.processors else self._helpers
-            helpers.submit(self._pick_aside, one, decoder.logits(row))
 
-    def _pick_aside(self, one: Running, logits: np.ndarray) -> None:
-        """Picks a token in a helper thread, and lets the engine's thread give it to its request."""
-        request = one.request
-        found: Callable[[], None]
-        try:
-            changed = logits
-            for processor in request.processors:
-                changed = processor(request.tokens_array(), changed.copy() if changed is logits else changed)
-                if np.shape(changed) != logits.shape:
-                    raise InvalidArgumentError(
-                        f"A logits processor returned an array of shape {np.shape(changed)}.",
-                        remedy=f"Return one of the shape it was given, {logits.shape}.",
-                    )
-            token = pick_from(changed, request.sampler.pointer)
-            logprobs = None if request.n_logprobs is None else logprobs_of(logits, token, request.n_logprobs)
-        except BaseException as raised:  # whoever waits for the token would do so for ever
-            error = raised
-            found = lambda: self._end(one, error)  # noqa: E731
-        else:
-
-            def found() -> None:
-                if logprobs is not None:
-                    request.note_logprobs(token, *logprobs)
-                self._give(one, token)
-
-        # the request may have been cancelled meanwhile
-        self._inbox.put(lambda: found() if one in self._running else None)
+    def _later(self, one: Running, action: Callable[[], None]) -> None:
+        """Lets the engine's thread do something for a request, if it still runs then."""
+        self._inbox.put(lambda: action() if one in self._running else None)
 
     def _give(self, one: Running, token: int) -> None:
         """Adds a token to a request, or ends it."""
@@ -613,15 +526,6 @@ class _EndTokens(dict[int, bool]):
     def __missing__(self, token: int) -> bool:
         self[token] = self._model.is_end(token)
         return self[token]
-
-
-def _picking_error(result: int) -> Exception:
-    if result == native.LLAMA_COMMON_GRAMMAR_ERROR:
-        return GrammarError(
-            "No token is possible here.",
-            remedy="The grammar and logit_bias forbid all of them.",
-        )
-    return DecodeError("The model's logits are not numbers.", remedy="Its file may be damaged, or it overflows in f16.")
 
 
 _engines: weakref.WeakSet[BatchingEngine] = weakref.WeakSet()

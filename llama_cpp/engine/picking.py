@@ -1,0 +1,147 @@
+"""Picks a token for each output of a batch: what is quick at once, what takes long in other threads."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Callable, Sequence
+
+import numpy as np
+
+from ..capi import llama_common_c as native
+from ..errors import DecodeError, GrammarError, InvalidArgumentError
+from .batches import Running
+from .decoder import Decoder, logprobs_of, pick_from
+
+_NAME = "llama-cpp-picker"
+
+
+@dataclass
+class Statistics:
+    """What the engine has done since it was made.
+
+    Attributes:
+        n_steps, n_tokens, n_outputs: batches, tokens in them, and tokens picked from them.
+        n_guessed, n_right: tokens that were guessed, and how many of them were right.
+        seconds, native_seconds: time of the engine's thread with requests to work on, and of that in the C library.
+    """
+
+    n_steps: int = 0
+    n_tokens: int = 0
+    n_outputs: int = 0
+    n_guessed: int = 0
+    n_right: int = 0
+    seconds: float = 0.0
+    native_seconds: float = 0.0
+
+
+class Picker:
+    """Picks from what a decoder has computed, in the engine's thread; helpers do for one request what others need not wait for.
+
+    Args:
+        n_parallel: requests at once.
+        statistics: where to count.
+        give: called with a request and its token. end: with one that cannot go on, and why.
+        later: lets the engine's thread do something for a request.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        n_parallel: int,
+        statistics: Statistics,
+        give: Callable[[Running, int], None],
+        end: Callable[[Running, BaseException], None],
+        later: Callable[[Running, Callable[[], None]], None],
+    ) -> None:
+        self._decoder = decoder
+        self._statistics = statistics
+        self._give, self._end, self._later = give, end, later
+        self._helpers = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix=_NAME)
+        # Python code of requests may take its time, or ask the engine
+        self._callers = concurrent.futures.ThreadPoolExecutor(n_parallel, thread_name_prefix=_NAME)
+
+    def close(self) -> None:
+        """Waits for the helpers to end, unless one of them is who calls."""
+        wait = not threading.current_thread().name.startswith(_NAME)
+        self._helpers.shutdown(wait)
+        self._callers.shutdown(wait)
+
+    def pick(self, outputs: Sequence[tuple[Running, int]]) -> list[Running]:
+        """Picks a token for each output, a request and its row.
+
+        Returns:
+            Requests whose sequences sit out until another thread has picked: their own Python code is to be called, or the
+            whole vocabulary to be looked at.
+        """
+        if not outputs:
+            return []  # nothing to wait for
+        decoder, alone = self._decoder, len(outputs) == 1
+        quick = outputs
+        if any(one.request.processors or (one.request.n_logprobs is not None and not alone) for one, _ in outputs):
+            quick = [
+                (one, row)
+                for one, row in outputs
+                if not one.request.processors and (alone or one.request.n_logprobs is None)
+            ]
+        n = len(quick)
+        decoder.rows[:n] = [row for _, row in quick]
+        decoder.samplers[:n] = [one.request.sampler.pointer.value for one, _ in quick]
+        started = time.perf_counter()
+        decoder.pick(n, only_best=not alone)
+        self._statistics.native_seconds += time.perf_counter() - started
+        self._statistics.n_outputs += len(outputs)
+        slow = set() if quick is outputs else set(outputs).difference(quick)
+        for (one, row), token, result in zip(quick, decoder.picked[:n].tolist(), decoder.results[:n].tolist()):
+            if result == native.LLAMA_COMMON_OK:
+                if one.request.n_logprobs is not None:
+                    one.request.note_logprobs(token, *logprobs_of(decoder.logits(row), token, one.request.n_logprobs))
+                self._give(one, token)
+            elif result == native.LLAMA_COMMON_NEEDS_ALL:
+                slow.add((one, row))
+            else:
+                self._end(one, _error(result))
+        for one, row in slow:
+            helpers = self._callers if one.request.processors else self._helpers
+            helpers.submit(self._pick_aside, one, decoder.logits(row))
+        return [one for one, _ in slow]
+
+    def _pick_aside(self, one: Running, logits: np.ndarray) -> None:
+        """Picks a token in a helper thread, and lets the engine's thread give it to its request."""
+        request = one.request
+        found: Callable[[], None]
+        try:
+            changed = logits
+            for processor in request.processors:
+                changed = processor(request.tokens_array(), changed.copy() if changed is logits else changed)
+                if np.shape(changed) != logits.shape:
+                    raise InvalidArgumentError(
+                        f"A logits processor returned an array of shape {np.shape(changed)}.",
+                        remedy=f"Return one of the shape it was given, {logits.shape}.",
+                    )
+            token = pick_from(changed, request.sampler.pointer)
+            logprobs = None if request.n_logprobs is None else logprobs_of(logits, token, request.n_logprobs)
+        except BaseException as raised:  # whoever waits for the token would do so for ever
+            error = raised
+            found = lambda: self._end(one, error)  # noqa: E731
+        else:
+
+            def found() -> None:
+                if logprobs is not None:
+                    request.note_logprobs(token, *logprobs)
+                self._give(one, token)
+
+        # the request may have been cancelled meanwhile
+        self._later(one, found)
+
+
+def _error(result: int) -> Exception:
+    if result == native.LLAMA_COMMON_GRAMMAR_ERROR:
+        return GrammarError(
+            "No token is possible here.",
+            remedy="The grammar and logit_bias forbid all of them.",
+        )
+    return DecodeError("The model's logits are not numbers.", remedy="Its file may be damaged, or it overflows in f16.")
