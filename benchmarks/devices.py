@@ -15,23 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from engine import many, one_stream
+from engine import many, one_stream, seen_logits
 
 from llama_cpp import Llama, LLAMA_SPLIT_MODE_LAYER, LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_TENSOR
 
 PORT = 50052
-
-
-def logits_of(llm: Llama) -> np.ndarray:
-    """The logits (float32, n_vocab) after some tokens."""
-    seen: list[np.ndarray] = []
-
-    def look(_: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        seen.append(logits.copy())
-        return logits
-
-    llm.create_completion(list(range(1000, 1100)), max_tokens=1, temperature=0, logits_processor=look)
-    return seen[0]
 
 
 def main() -> None:
@@ -63,7 +51,7 @@ def main() -> None:
     try:
         for name, arguments in ways.items():
             with Llama(o.model, n_ctx=320, n_parallel=32, flash_attn=True, **arguments) as llm:
-                logits = logits_of(llm)
+                logits = seen_logits(llm, list(range(1000, 1100)))
                 first = logits if first is None else first
                 alone = one_stream(llm, 128, 2, temperature=0)
                 many(llm, 32, 128, 16, 1)
