@@ -3,14 +3,16 @@
     python benchmarks/engine.py --model MODEL.gguf [--tools FOLDER] [--parallel 32] [--json FILE]
 
 `--tools` is where llama-bench, llama-batched-bench and llama-server of the same build are. A row whose tool is not there
-has no ratio. Every row is the best of `--repeat` runs; so is the other side. `--upstream` is an interpreter that has
-llama-cpp-python from the index (see benchmarks/upstream.py).
+has no ratio. Every row is the best of `--repeat` runs; so is the other side. For single streams both sides take turns
+instead, `--repeat` times, and medians are shown, that of the ratios of each turn, too: a machine's speed may drift.
+`--upstream` is an interpreter that has llama-cpp-python from the index (see benchmarks/upstream.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from statistics import median
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -39,7 +42,11 @@ STREAMS = {
     "sampled": {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05},
 }
 SERVERS = {"server": ("llama-server", ()), "device-server": ("llama-server, device sampling", ("--backend-sampling",))}
-LABELS = {"stream": "one stream, temperature 0", "sampled": "one stream, top-k, top-p, temperature"}
+LABELS = {
+    "stream": "one stream, temperature 0",
+    "sampled": "one stream, top-k, top-p, temperature",
+    "chat": "one streamed chat, temperature 0",
+}
 
 
 class Tools:
@@ -63,10 +70,10 @@ class Tools:
             sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
         return done.stdout
 
-    def generating(self, n: int, repeat: int) -> float | None:
-        """Tokens per second of llama-bench, generating."""
-        printed = self.run("llama-bench", "-p", "0", "-n", str(n), "-r", str(repeat), "-fa", "1", "-ngl", "99", "-o", "json")
-        return max(json.loads(printed)[0]["samples_ts"]) if printed else None
+    def generating(self, n: int, depth: int = 0) -> float | None:
+        """Tokens per second of llama-bench, generating after ``depth`` tokens."""
+        printed = self.run("llama-bench", "-p", "0", "-n", str(n), "-d", str(depth), "-r", "1", "-fa", "1", "-ngl", "99", "-o", "json")
+        return json.loads(printed)[0]["samples_ts"][0] if printed else None
 
     def together(self, n_prompt: int, n: int, parallel: int, unified: bool, ubatch: int, repeat: int) -> float | None:
         """Tokens per second of llama-batched-bench, prompts and generation together."""
@@ -159,29 +166,37 @@ def staggered(n: int, seconds: float, run: Callable[[int], int], beside: int = 0
     return max(ended for ended, _ in results) - started, sum(result for _, result in results)
 
 
-def one_stream(llm: Llama, n: int, repeat: int, **sampling: Any) -> float:
-    """Tokens per second of one streamed completion, as its reader sees them; but for the first time its prompt is cached."""
+def one_stream(llm: Llama, n: int, **sampling: Any) -> float:
+    """Tokens per second of one streamed completion, as its reader sees them; its prompt is cached, and nothing else."""
     prompt = prompts(1, 8, llm.n_vocab())[0]
-    return best_stream(repeat, n, lambda: llm.create_completion(prompt, max_tokens=n, stream=True, **sampling))
+    return timed_stream(llm, n, lambda n: llm.create_completion(prompt, max_tokens=n, stream=True, **sampling))
 
 
-def one_chat(llm: Llama, n: int, repeat: int) -> float:
+MESSAGES = [{"role": "user", "content": "Tell me a story."}]
+
+
+def one_chat(llm: Llama, n: int) -> float:
     """As :func:`one_stream`, of an answer to a message."""
-    messages = [{"role": "user", "content": "Tell me a long story about a lighthouse."}]
-    how = {"temperature": 0, "stream": True, "logit_bias": {llm.token_eos(): -1e9}}
-    return best_stream(repeat + 1, n, lambda: llm.create_chat_completion(messages, max_tokens=n, **how))
+    how = {"temperature": 0, "stream": True, "logit_bias": ends(llm)}
+    return timed_stream(llm, n, lambda n: llm.create_chat_completion(MESSAGES, max_tokens=n, **how))
 
 
-def best_stream(repeat: int, n: int, ask: Callable[[], Any]) -> float:
-    """Tokens per second of the fastest of several streams of n tokens."""
-    best = 0.0
-    for _ in range(repeat):
+def ends(llm: Llama) -> dict[int, float]:
+    """A logit_bias without which a stream could end early."""
+    return {token: -1e9 for token in range(llm.n_vocab()) if llm._open_model.is_end(token)}
+
+
+def timed_stream(llm: Llama, n: int, ask: Callable[[int], Any]) -> float:
+    """Tokens per second of a stream of n tokens."""
+    for _ in range(10):
+        llm.reset()
+        list(ask(1))
         started, reason = time.perf_counter(), None
-        for chunk in ask():
+        for chunk in ask(n):
             reason = chunk["choices"][0]["finish_reason"]
         if reason == "length":  # one that ended by itself says nothing
-            best = max(best, n / (time.perf_counter() - started))
-    return best
+            return n / (time.perf_counter() - started)
+    sys.exit(f"no stream went on for {n} tokens")
 
 
 def many(llm: Llama, n_requests: int, n_prompt: int, n: int, repeat: int, extra: bool = False) -> tuple[float, float]:
@@ -302,10 +317,10 @@ def guessing(model: str, source: str | None, n_requests: int, n: int, repeat: in
     best = 0.0
     with Llama(model, n_ctx=n + 128, n_parallel=n_requests, draft_model=source, **common) as llm:
         texts = prompts(n_requests, 64, llm.n_vocab())
-        ends = {token: -1e9 for token in range(llm.n_vocab()) if llm._open_model.is_end(token)}
+        bias = ends(llm)
 
         def run(i: int) -> int:
-            return llm.create_completion(texts[i], max_tokens=n, temperature=0, logit_bias=ends)["usage"]["completion_tokens"]
+            return llm.create_completion(texts[i], max_tokens=n, temperature=0, logit_bias=bias)["usage"]["completion_tokens"]
 
         for _ in range(repeat + 1):
             seconds, n_tokens = staggered(n_requests, 0.0, run)
@@ -334,8 +349,8 @@ def main() -> None:
     tools, wanted = Tools(o.tools, o.model, o.threads), o.rows.split(",")
     rows: list[dict[str, Any]] = []
 
-    def note(name: str, ours: float, other: str, theirs: float | None, unit: str = "tok/s") -> None:
-        ratio = ours / theirs if theirs else None
+    def note(name: str, ours: float, other: str, theirs: float | None, unit: str = "tok/s", ratio: float | None = None) -> None:
+        ratio = ratio or (ours / theirs if theirs else None)
         rows.append({"row": name, "ours": ours, "unit": unit, "against": other, "theirs": theirs, "ratio": ratio})
         numbers = f"{ours:10.2f} {unit:6} {other:34} {theirs or 0:10.2f}  {ratio or 0:6.3f}"
         print(f"{name:44} {numbers}", flush=True)
@@ -345,15 +360,27 @@ def main() -> None:
     common = {"flash_attn": True, "n_threads": o.threads}
     ours: dict[str, float] = {}  # what llama-cpp-python is asked, too
     streams = {name: sampling for name, sampling in STREAMS.items() if name in wanted}
-    if streams:
-        ceiling = tools.generating(o.n, o.repeat)
+    if streams or "chat" in wanted:
+        sides: dict[str, list[float]] = {}  # by name, one figure of each turn
         with Llama(o.model, n_ctx=1024, **common) as llm:
-            one_stream(llm, 32, 1, temperature=0)
-            for name, sampling in streams.items():
-                ours[name] = one_stream(llm, o.n, o.repeat, **sampling)
-                note(LABELS[name], ours[name], f"llama-bench tg{o.n}", ceiling)
+            asked = {name: functools.partial(one_stream, llm, **sampling) for name, sampling in streams.items()}
+            depths = [0]
             if "chat" in wanted:
-                note("one streamed chat, temperature 0", one_chat(llm, o.n, o.repeat), f"llama-bench tg{o.n}", ceiling)
+                asked["chat"] = functools.partial(one_chat, llm)
+                depths.append(llm.create_chat_completion(MESSAGES, max_tokens=1)["usage"]["prompt_tokens"])
+            for ask_for in asked.values():
+                ask_for(32)
+            for _ in range(o.repeat):
+                for depth in depths:
+                    sides.setdefault(f"llama-bench tg{o.n}" + f" @ d{depth}" * bool(depth), []).append(tools.generating(o.n, depth) or 0)
+                for name, ask_for in asked.items():
+                    sides.setdefault(name, []).append(ask_for(o.n))
+        for name in asked:
+            ours[name] = max(sides[name])
+            for other, theirs in sides.items():
+                if other not in asked and (name == "chat" or "@" not in other):
+                    ratios = [a / b for a, b in zip(sides[name], theirs) if b]
+                    note(LABELS[name], median(sides[name]), other, median(theirs), ratio=median(ratios) if ratios else None)
     if {"many", "extra", *SERVERS} & set(wanted):
         n = o.parallel
         ceiling = tools.together(128, 128, n, o.unified, o.ubatch, o.repeat)

@@ -142,13 +142,17 @@ class MixedBatches:
 
     def choose(self, running: Sequence[Running], n_places: int = 0) -> list[Part]:
         """What to compute next, with places for so many guesses in each sequence that generates."""
-        parts = []
-        n_generating = sum(one.n_pending == 1 for one in running)
-        reading = [one for one in running if one.n_pending > 1]
-        if n_generating and not self.burst.goes_first(reading, n_generating):
-            least = 0 if self._decoder.on_device else 1
-            chosen = [one for one in running if least <= one.n_pending <= 1]
-            parts = [Part.next_of(one, n_places if self._decoder.on_device else len(one.guess)) for one in chosen]
+        parts, generating, reading, picking = [], [], [], []
+        for one in running:  # for every token of everybody: this is where the engine's time goes
+            n_pending = len(one.request.tokens) - one.n_held
+            (reading if n_pending > 1 else generating if n_pending else picking).append(one)
+        on_device = self._decoder.on_device
+        if generating and not self.burst.goes_first(reading, len(generating)):
+            if picking and on_device:
+                generating = [one for one in running if one.n_pending <= 1]
+            parts = [Part.next_of(one, n_places if on_device else len(one.guess)) for one in generating]
+        if not reading:
+            return parts
         room = self._decoder.n_batch - sum(len(part.tokens) for part in parts)
         if parts:
             room = min(room, CHUNK)
@@ -277,12 +281,11 @@ def write(decoder: Decoder, parts: Sequence[Part]) -> int:
         return n
     at = 0
     for part in parts:
-        end = at + len(part.tokens)
+        n = len(part.tokens)
+        end = at + n
         decoder.tokens[at:end] = part.tokens
-        decoder.positions[at:end] = range(part.start, part.start + len(part.tokens))
-        decoder.sequences[at:end] = part.sequence
-        decoder.outputs[at:end] = False
-        if part.n_outputs:
-            decoder.outputs[end - part.n_outputs : end] = True
+        decoder.positions[at:end] = range(part.start, part.start + n)
+        decoder.sequences[at:end] = [part.sequence] * n
+        decoder.outputs[at:end] = [0] * (n - part.n_outputs) + [1] * part.n_outputs
         at = end
     return at

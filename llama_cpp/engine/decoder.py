@@ -17,8 +17,6 @@ from ..capi.status import call
 from ..errors import ContextCreationError
 from ..models.model import Model, set_fields
 
-_INT32 = ctypes.POINTER(ctypes.c_int32)
-_INT8 = ctypes.POINTER(ctypes.c_int8)
 _UINT8 = ctypes.POINTER(ctypes.c_uint8)
 _FLOAT = ctypes.POINTER(ctypes.c_float)
 
@@ -48,8 +46,8 @@ class Decoder:
     Attributes:
         n_ctx: tokens that one sequence can hold.
         n_batch: tokens of a batch at most; it is computed at once. n_outputs: outputs of a batch at most.
-        tokens, positions, sequences, outputs: a batch, to be written before :meth:`decode`. Arrays of n_batch.
-        samplers: addresses of ``llama_common_sampler``, one for each output to be picked from; an array of n_active.
+        tokens, positions, sequences, outputs: a batch, to be written before :meth:`decode`. ctypes arrays of n_batch.
+        samplers: ``llama_common_sampler *``, one for each output to be picked from; a ctypes array of n_active.
         rows: which output each of them looks at. picked, results: what :meth:`pick` found.
         on_device: the best tokens are found on a GPU; then a batch must be one the engine computes at once.
         copies_wait: a sequence was copied to another stream, which the engine does when it next computes: until then what
@@ -132,15 +130,12 @@ class Decoder:
         llama.llama_attach_threadpool(pointer, self._thread_pools[0], self._thread_pools[-1])
 
     def _make_buffers(self, n_active: int) -> None:
-        self.tokens, self._tokens = _array(self.n_batch, np.int32, _INT32)
-        self.positions, self._positions = _array(self.n_batch, np.int32, _INT32)
-        self.sequences, self._sequences = _array(self.n_batch, np.int32, _INT32)
-        self.outputs, self._outputs = _array(self.n_batch, np.int8, _INT8)
-        self.rows, self._rows = _array(n_active, np.int32, _INT32)
-        self.picked, self._picked = _array(n_active, np.int32, _INT32)
-        self.results, self._results = _array(n_active, np.int32, _INT32)
-        kind = ctypes.POINTER(native.llama_common_sampler_p_ctypes)
-        self.samplers, self._samplers = _array(n_active, np.uint64, kind)
+        # not numpy: for a few numbers its calls cost more, most of all once the model has emptied the processor's caches
+        in_batch, active = ctypes.c_int32 * self.n_batch, ctypes.c_int32 * n_active
+        self.tokens, self.positions, self.sequences = in_batch(), in_batch(), in_batch()
+        self.outputs = (ctypes.c_int8 * self.n_batch)()
+        self.rows, self.picked, self.results = active(), active(), active()
+        self.samplers = (native.llama_common_sampler_p_ctypes * n_active)()
         self._status = ctypes.c_int32()
         self._status_pointer = ctypes.byref(self._status)
 
@@ -151,7 +146,8 @@ class Decoder:
         in the middle of somebody's request. It also compiles and loads what it needs.
         """
         n = min(self.n_batch, self.n_ctx)
-        self.tokens[:n], self.positions[:n], self.sequences[:n], self.outputs[:n] = 0, range(n), 0, False
+        zeros = [0] * n
+        self.tokens[:n], self.positions[:n], self.sequences[:n], self.outputs[:n] = zeros, range(n), zeros, zeros
         self.outputs[n - 1] = True
         status = self.decode(n)
         llama.llama_synchronize(self.pointer)
@@ -194,8 +190,8 @@ class Decoder:
             What ``llama_decode()`` does: 0, or 1 when the cache has no room and nothing was computed, or an error.
         """
         call(
-            native.llama_common_decode, self._native, n_tokens, self._tokens, self._positions, self._sequences,
-            self._outputs, self._status_pointer,
+            native.llama_common_decode, self._native, n_tokens, self.tokens, self.positions, self.sequences,
+            self.outputs, self._status_pointer,
         )  # fmt: skip
         self.copies_wait = False
         return self._status.value
@@ -207,8 +203,8 @@ class Decoder:
             only_best: leave out those that take a look at the whole vocabulary (``LLAMA_COMMON_NEEDS_ALL``).
         """
         call(
-            native.llama_common_pick, self._native, n, self._rows, self._samplers, only_best, self._picked,
-            self._results,
+            native.llama_common_pick, self._native, n, self.rows, self.samplers, only_best, self.picked,
+            self.results,
         )  # fmt: skip
 
     def logits(self, row: int) -> np.ndarray:
@@ -306,12 +302,6 @@ class Decoder:
         """Empties everything."""
         for memory in self._memories:
             llama.llama_memory_clear(memory, True)
-
-
-def _array(n: int, dtype: Any, pointer: Any) -> tuple[np.ndarray, Any]:
-    """An array and the ctypes pointer to it."""
-    array = np.zeros(n, dtype)
-    return array, array.ctypes.data_as(pointer)
 
 
 def pick_from(logits: np.ndarray, sampler: Any) -> int:

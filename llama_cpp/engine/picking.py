@@ -89,13 +89,13 @@ class Picker:
             ]
         n = len(quick)
         decoder.rows[:n] = [row for _, row in quick]
-        decoder.samplers[:n] = [one.request.sampler.pointer.value for one, _ in quick]
+        decoder.samplers[:n] = [one.request.sampler.pointer for one, _ in quick]
         started = time.perf_counter()
         decoder.pick(n, only_best=not alone)
         self._statistics.native_seconds += time.perf_counter() - started
         self._statistics.n_outputs += len(outputs)
         slow = set() if quick is outputs else set(outputs).difference(quick)
-        for (one, row), token, result in zip(quick, decoder.picked[:n].tolist(), decoder.results[:n].tolist()):
+        for (one, row), token, result in zip(quick, decoder.picked[:n], decoder.results[:n]):
             if result == native.LLAMA_COMMON_OK:
                 if one.request.n_logprobs is not None:
                     one.request.note_logprobs(token, *logprobs_of(decoder.logits(row), token, one.request.n_logprobs))

@@ -171,8 +171,8 @@ class Speculator:
         if self._draft is not None:
             decoder = self._decoder
             call(
-                native.llama_common_speculator_process, self._native, n_tokens, _pointer(decoder.tokens),
-                _pointer(decoder.positions), _pointer(decoder.sequences),
+                native.llama_common_speculator_process, self._native, n_tokens, decoder.tokens,
+                decoder.positions, decoder.sequences,
             )  # fmt: skip
 
     def learn(self, one: Running, n_guessed: int, n_right: int) -> None:

@@ -22,6 +22,7 @@ class TextStream:
     def __init__(self, model: Model, stop: Sequence[str] = (), preserved: Collection[int] = ()) -> None:
         self._model = model
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._between = True  # characters: none has begun
         self._stop = [s for s in stop if s]
         self._longest_stop = max(map(len, self._stop), default=0)
         self._preserved = frozenset(preserved)
@@ -31,12 +32,21 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that is certain after this token; empty when it completes nothing."""
-        piece = self._model.token_to_piece(token, special=token in self._preserved)
-        return self._release(self._decoder.decode(piece))
+        piece = None if token in self._preserved else self._model.pieces.get(token)
+        if piece is None:
+            piece = self._model.token_to_piece(token, special=token in self._preserved)
+        if self._between and piece.isascii():
+            text = piece.decode("ascii")
+        else:
+            text = self._decoder.decode(piece)
+            self._between = not self._decoder.getstate()[0]
+        return self._release(text) if self._stop else text
 
     def finish(self) -> str:
         """What was held back, when no more tokens come. A broken character becomes U+FFFD."""
-        text = self._release(self._decoder.decode(b"", final=True))
+        text = self._decoder.decode(b"", final=True)
+        if self._stop:
+            text = self._release(text)
         text, self._held = text + self._held, ""
         return text
 
@@ -44,9 +54,6 @@ class TextStream:
         if self.stopped_by is not None:
             return ""
         self._held += text
-        if not self._stop:
-            certain, self._held = self._held, ""
-            return certain
         places = [(at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
         if places:
             at, self.stopped_by = min(places, key=lambda place: (place[0], -len(place[1])))

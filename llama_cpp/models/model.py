@@ -31,6 +31,7 @@ class Model:
 
     Attributes:
         path, overrides: what it was loaded from, and the metadata that was replaced.
+        pieces: bytes of tokens that :meth:`token_to_piece` was asked for, special ones being empty.
 
     Raises:
         ModelFileError: one of its kinds, when the file cannot be a model.
@@ -57,6 +58,7 @@ class Model:
             native.kv_overrides = native_overrides(overrides)
         gguf.check_gguf(self.path, vocab_only=bool(native.vocab_only), overrides=overrides)
         self.vocab_only = bool(native.vocab_only)
+        self.pieces: dict[int, bytes] = {}
         try:
             with DeferredInterrupts() as interrupts:
                 pointer = _load(self.path, native, interrupts)
@@ -207,7 +209,10 @@ class Model:
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; they may be a part of a character only. Special tokens are empty unless asked for."""
         with self._handle:
-            return self._piece(token, special)
+            piece = self._piece(token, special)
+        if not special:
+            self.pieces[token] = piece
+        return piece
 
     def _piece(self, token: int, special: bool) -> bytes:
         # the engine indexes its vocabulary with it

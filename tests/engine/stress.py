@@ -129,8 +129,8 @@ def main() -> int:
             deadline = time.monotonic() + 10
             while (engine._running or engine._waiting) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            if len(engine._sequences._free) != engine._decoder.rows.size:
-                faults.append(f"{case.name}: {len(engine._sequences._free)} of {engine._decoder.rows.size} sequences are free")
+            if len(engine._sequences._free) != len(engine._decoder.rows):
+                faults.append(f"{case.name}: {len(engine._sequences._free)} of {len(engine._decoder.rows)} sequences are free")
             statistics = engine.statistics
             print(f"{case.name}: {statistics.n_steps} batches, {statistics.n_outputs} tokens picked, "
                   f"{statistics.n_right} of {statistics.n_guessed} guesses right")  # fmt: skip

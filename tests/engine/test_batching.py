@@ -111,8 +111,8 @@ def _swap_sequences(monkeypatch):
     def swapped(decoder, parts):
         n = write(decoder, parts)
         if len({part.sequence for part in parts}) > 1 and all(len(part.tokens) == 1 for part in parts):
-            decoder.sequences[[0, 1]] = decoder.sequences[[1, 0]]
-            decoder.positions[[0, 1]] = decoder.positions[[1, 0]]
+            for array in (decoder.sequences, decoder.positions):
+                array[0], array[1] = array[1], array[0]
         return n
 
     monkeypatch.setattr("llama_cpp.engine.scheduler.write", swapped)

@@ -35,13 +35,13 @@ def decoder(model):
 
 def decode(decoder, tokens, start=0):
     n = len(tokens)
-    decoder.tokens[:n], decoder.positions[:n], decoder.sequences[:n] = tokens, range(start, start + n), 0
+    decoder.tokens[:n], decoder.positions[:n], decoder.sequences[:n] = tokens, range(start, start + n), [0] * n
     decoder.outputs[:n] = [0] * (n - 1) + [1]
     assert decoder.decode(n) == 0
 
 
 def pick(decoder, sampler):
-    decoder.samplers[0], decoder.rows[0] = sampler.pointer.value, 0
+    decoder.samplers[0], decoder.rows[0] = sampler.pointer, 0
     decoder.pick(1)
     assert decoder.results[0] == 0
     return int(decoder.picked[0])
