@@ -186,10 +186,11 @@ def ends(llm: Llama) -> dict[int, float]:
     return {token: -1e9 for token in range(llm.n_vocab()) if llm._open_model.is_end(token)}
 
 
-def timed_stream(llm: Llama, n: int, ask: Callable[[int], Any]) -> float:
-    """Tokens per second of a stream of n tokens."""
+def timed_stream(llm: Llama, n: int, ask: Callable[[int], Any], keep: bool = False) -> float:
+    """Tokens per second of a stream of n tokens; with ``keep``, what others left in the cache stays there."""
     for _ in range(10):
-        llm.reset()
+        if not keep:
+            llm.reset()
         list(ask(1))
         started, reason = time.perf_counter(), None
         for chunk in ask(n):
@@ -266,6 +267,18 @@ def saved(llm: Llama, n: int) -> tuple[float, float]:
     return seconds[0], seconds[-1]
 
 
+def kept(llm: Llama, n: int, n_kept: int, repeat: int) -> tuple[float, float]:
+    """Tokens per second of one stream with earlier prompts, of n_kept tokens together, still in the cache, and without them."""
+    beside, alone = [], []
+    for _ in range(repeat):
+        alone.append(one_stream(llm, n, temperature=0))
+        llm.reset()
+        for text in prompts(4, n_kept // 4, llm.n_vocab()):
+            llm.create_completion(text, max_tokens=1)
+        beside.append(timed_stream(llm, n, lambda n: llm.create_completion([400, 500, 600], max_tokens=n, stream=True, temperature=0), keep=True))
+    return median(beside), median(alone)
+
+
 def seen_logits(llm: Llama, prompt: list[int]) -> np.ndarray:
     """The logits (float32, n_vocab) that follow a prompt."""
     seen: list[np.ndarray] = []
@@ -338,7 +351,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=32)
     parser.add_argument("--n", type=int, default=256, help="tokens of a single stream")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--rows", default="stream,sampled,many,extra,server,device-server,prefix", help="which to measure; there are chat, differences, requests, saved and guess, too")
+    parser.add_argument("--rows", default="stream,sampled,many,extra,server,device-server,prefix", help="which to measure; there are chat, kept, differences, requests, saved and guess, too")
     parser.add_argument("--drafts", default="prompt-lookup", help="what guesses in the row guess, separated by commas")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--ubatch", type=int, default=512, help="prompt tokens computed at once, on both sides")
@@ -415,6 +428,10 @@ def main() -> None:
         with Llama(o.model, n_ctx=o.prefix + 64, **common) as llm:
             first, second = prefix(llm, o.prefix)
             note(f"second request that shares {o.prefix} tokens", second, "the first: seconds to the first token", first, "s")
+    if "kept" in wanted:
+        with Llama(o.model, n_ctx=o.prefix + 1024, **common) as llm:
+            beside, alone = kept(llm, o.n, o.prefix, o.repeat)
+            note(f"one stream beside {o.prefix} tokens kept of others", beside, "without them", alone)
     if {"differences", "requests"} & set(wanted):
         n = o.parallel
         with Llama(o.model, n_ctx=320, n_parallel=n, **common) as llm:
