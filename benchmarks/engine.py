@@ -27,7 +27,7 @@ import threading
 import time
 from statistics import median
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -200,10 +200,19 @@ def timed_stream(llm: Llama, n: int, ask: Callable[[int], Any], keep: bool = Fal
     sys.exit(f"no stream went on for {n} tokens")
 
 
-def many(llm: Llama, n_requests: int, n_prompt: int, n: int, repeat: int, extra: bool = False) -> tuple[float, float]:
+#: Requests beside the others, each with what it asks for in particular.
+BESIDE: dict[str, list[dict[str, Any]]] = {
+    "two more": [{}, {}],
+    "one with a grammar and one with logprobs": [{"grammar": "root ::= [a-zA-Z ]+"}, {"logprobs": 5}],
+}
+
+
+def many(
+    llm: Llama, n_requests: int, n_prompt: int, n: int, repeat: int, beside: Sequence[dict[str, Any]] = ()
+) -> tuple[float, float]:
     """Tokens per second of many requests at once, and the engine's seconds a step outside of the C library.
 
-    With ``extra``, one request with a grammar and one with log-probabilities run beside them.
+    Those ``beside`` them are not counted.
     """
     best, outside = 0.0, 0.0
     texts = prompts(n_requests + 2, n_prompt, llm.n_vocab())
@@ -213,15 +222,10 @@ def many(llm: Llama, n_requests: int, n_prompt: int, n: int, repeat: int, extra:
         before = statistics.n_steps, statistics.seconds - statistics.native_seconds
 
         def run(i: int) -> int:
-            arguments: dict[str, Any] = settings(abs(i))
-            if i == -1:
-                arguments["grammar"] = "root ::= [a-zA-Z ]+"
-            if i == -2:
-                arguments["logprobs"] = 5
-            used = llm.create_completion(texts[i], max_tokens=n, **arguments)["usage"]
-            return used["total_tokens"]
+            arguments: dict[str, Any] = {**settings(abs(i)), **(beside[-i - 1] if i < 0 else {})}
+            return llm.create_completion(texts[i], max_tokens=n, **arguments)["usage"]["total_tokens"]
 
-        seconds, n_tokens = staggered(n_requests, 0.1, run, beside=2 * extra)
+        seconds, n_tokens = staggered(n_requests, 0.1, run, beside=len(beside))
         if n_tokens / seconds > best:
             best = n_tokens / seconds
             outside = (statistics.seconds - statistics.native_seconds - before[1]) / (statistics.n_steps - before[0])
@@ -405,8 +409,8 @@ def main() -> None:
             note(f"{n} requests, 128 in and 128 out", speed, "llama-batched-bench", ceiling)
             note("engine's thread outside of the C library", outside * 1e6, "", None, "µs")
             if "extra" in wanted:
-                more, _ = many(llm, n, 128, 128, o.repeat, extra=True)
-                note("the same beside one grammar and one logprobs", more, "without these", speed)
+                for name, beside in BESIDE.items():
+                    note(f"the same beside {name}", many(llm, n, 128, 128, o.repeat, beside)[0], "without them", speed)
         for row, (name, arguments) in SERVERS.items():
             if row in wanted:
                 with Llama(o.model, vocab_only=True) as llm:
