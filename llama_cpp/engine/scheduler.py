@@ -293,6 +293,8 @@ class BatchingEngine:
         if not parts:
             return False
         n_tokens = write(self._decoder, parts)
+        if not self._decoder.on_device:
+            self._hand_out()  # as late as that: who wakes up before this thread is in the library has to wait for it
         decoding = time.perf_counter()
         try:
             status = self._decoder.decode(n_tokens)
@@ -340,8 +342,6 @@ class BatchingEngine:
         if self._speculator is not None:
             generated = sum(len(part.tokens) for part in parts) == sum(part.n_outputs for part in parts)
             self._speculator.took(len(outputs) * generated, self.statistics.n_outputs - n_before, seconds)
-        if not self._decoder.on_device:
-            self._hand_out()
         return True
 
     def _suspect(self) -> list[Running]:
