@@ -407,6 +407,16 @@ def test_text_stream_shows_a_broken_character_at_the_end_only(vocabulary):
     assert stream.finish() == "\ufffd"
 
 
+def test_text_stream_keeps_the_order_after_a_broken_character(vocabulary):
+    """Also the second time, when the pieces are known already."""
+    *broken, _ = vocabulary.tokenize("x🧵".encode(), add_bos=False)
+    tokens = [*broken, *vocabulary.tokenize("yes 🧵 no".encode(), add_bos=False)]
+    written = b"".join(map(vocabulary._open_model.token_to_piece, tokens)).decode("utf-8", "replace")
+    for _ in range(2):
+        stream = TextStream(vocabulary._open_model)
+        assert "".join(map(stream.push, tokens)) + stream.finish() == written
+
+
 def test_text_stream_finds_a_stop_inside_split_characters(vocabulary):
     pieces, rest = pushed(vocabulary, "a 🧵🦙 b", stop=["🦙"])
     assert ("".join(pieces) + rest).strip() == "a 🧵"
