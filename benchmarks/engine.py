@@ -25,8 +25,8 @@ import sys
 import tempfile
 import threading
 import time
-from statistics import median
 from pathlib import Path
+from statistics import median
 from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
@@ -378,26 +378,27 @@ def main() -> None:
     ours: dict[str, float] = {}  # what llama-cpp-python is asked, too
     streams = {name: sampling for name, sampling in STREAMS.items() if name in wanted}
     if streams or "chat" in wanted:
-        sides: dict[str, list[float]] = {}  # by name, one figure of each turn
         with Llama(o.model, n_ctx=1024, **common) as llm:
             asked = {name: functools.partial(one_stream, llm, **sampling) for name, sampling in streams.items()}
-            depths = [0]
+            benches = {f"llama-bench tg{o.n}": 0}
             if "chat" in wanted:
                 asked["chat"] = functools.partial(one_chat, llm)
-                depths.append(llm.create_chat_completion(MESSAGES, max_tokens=1)["usage"]["prompt_tokens"])
+                depth = llm.create_chat_completion(MESSAGES, max_tokens=1)["usage"]["prompt_tokens"]
+                benches[f"llama-bench tg{o.n} @ d{depth}"] = depth
+            sides: dict[str, list[float]] = {name: [] for name in (*benches, *asked)}  # a figure of each turn
             for ask_for in asked.values():
                 ask_for(32)
             for _ in range(o.repeat):
-                for depth in depths:
-                    sides.setdefault(f"llama-bench tg{o.n}" + f" @ d{depth}" * bool(depth), []).append(tools.generating(o.n, depth) or 0)
+                for name, depth in benches.items():
+                    sides[name].append(tools.generating(o.n, depth) or 0)
                 for name, ask_for in asked.items():
-                    sides.setdefault(name, []).append(ask_for(o.n))
+                    sides[name].append(ask_for(o.n))
         for name in asked:
             ours[name] = max(sides[name])
-            for other, theirs in sides.items():
-                if other not in asked and (name == "chat" or "@" not in other):
-                    ratios = [a / b for a, b in zip(sides[name], theirs) if b]
-                    note(LABELS[name], median(sides[name]), other, median(theirs), ratio=median(ratios) if ratios else None)
+            for other, depth in benches.items():
+                if name == "chat" or not depth:
+                    ratios = [a / b for a, b in zip(sides[name], sides[other]) if b]
+                    note(LABELS[name], median(sides[name]), other, median(sides[other]), ratio=median(ratios) if ratios else None)
     if {"many", "extra", *SERVERS} & set(wanted):
         n = o.parallel
         ceiling = tools.together(128, 128, n, o.unified, o.ubatch, o.repeat)

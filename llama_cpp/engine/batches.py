@@ -142,15 +142,17 @@ class MixedBatches:
 
     def choose(self, running: Sequence[Running], n_places: int = 0) -> list[Part]:
         """What to compute next, with places for so many guesses in each sequence that generates."""
-        parts, generating, reading, picking = [], [], [], []
+        on_device = self._decoder.on_device
+        parts, chosen, reading, n_generating = [], [], [], 0
         for one in running:  # for every token of everybody: this is where the engine's time goes
             n_pending = len(one.request.tokens) - one.n_held
-            (reading if n_pending > 1 else generating if n_pending else picking).append(one)
-        on_device = self._decoder.on_device
-        if generating and not self.burst.goes_first(reading, len(generating)):
-            if picking and on_device:
-                generating = [one for one in running if one.n_pending <= 1]
-            parts = [Part.next_of(one, n_places if on_device else len(one.guess)) for one in generating]
+            if n_pending > 1:
+                reading.append(one)
+            elif n_pending or on_device:
+                chosen.append(one)
+                n_generating += n_pending
+        if n_generating and not self.burst.goes_first(reading, n_generating):
+            parts = [Part.next_of(one, n_places if on_device else len(one.guess)) for one in chosen]
         if not reading:
             return parts
         room = self._decoder.n_batch - sum(len(part.tokens) for part in parts)

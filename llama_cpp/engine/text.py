@@ -32,9 +32,10 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that is certain after this token; empty when it completes nothing."""
-        piece = None if token in self._preserved else self._model.pieces.get(token)
+        special = token in self._preserved
+        piece = None if special else self._model.pieces.get(token)
         if piece is None:
-            piece = self._model.token_to_piece(token, special=token in self._preserved)
+            piece = self._model.token_to_piece(token, special=special)
         if self._between and piece.isascii():
             text = piece.decode("ascii")
         else:
