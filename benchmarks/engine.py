@@ -3,8 +3,9 @@
     python benchmarks/engine.py --model MODEL.gguf [--tools FOLDER] [--parallel 32] [--json FILE]
 
 `--tools` is where llama-bench, llama-batched-bench and llama-server of the same build are. A row whose tool is not there
-has no ratio. Every row is the best of `--repeat` runs; so is the other side. For single streams both sides take turns
-instead, `--repeat` times, and medians are shown, that of the ratios of each turn, too: a machine's speed may drift.
+has no ratio. Where it matters, for streams and for many requests at once, the sides take turns `--repeat` times, and medians are
+shown, that of the ratios of each turn, too: a machine's speed may drift. Every other row is the best of `--repeat` runs; so is the
+other side.
 `--upstream` is an interpreter that has llama-cpp-python from the index (see benchmarks/upstream.py).
 """
 
@@ -207,49 +208,51 @@ BESIDE: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def many(
-    llm: Llama, n_requests: int, n_prompt: int, n: int, repeat: int, beside: Sequence[dict[str, Any]] = ()
-) -> tuple[float, float]:
+def many(llm: Llama, n_requests: int, n_prompt: int, n: int, beside: Sequence[dict[str, Any]] = ()) -> tuple[float, float]:
     """Tokens per second of many requests at once, and the engine's seconds a step outside of the C library.
 
     Those ``beside`` them are not counted.
     """
-    best, outside = 0.0, 0.0
     texts = prompts(n_requests + 2, n_prompt, llm.n_vocab())
-    for _ in range(repeat):
-        llm.reset()
-        statistics = llm._open_engine.statistics
-        before = statistics.n_steps, statistics.seconds - statistics.native_seconds
+    llm.reset()
+    statistics = llm._open_engine.statistics
+    n_steps, outside = statistics.n_steps, statistics.seconds - statistics.native_seconds
 
-        def run(i: int) -> int:
-            arguments: dict[str, Any] = {**settings(abs(i)), **(beside[-i - 1] if i < 0 else {})}
-            return llm.create_completion(texts[i], max_tokens=n, **arguments)["usage"]["total_tokens"]
+    def run(i: int) -> int:
+        arguments: dict[str, Any] = {**settings(abs(i)), **(beside[-i - 1] if i < 0 else {})}
+        return llm.create_completion(texts[i], max_tokens=n, **arguments)["usage"]["total_tokens"]
 
-        seconds, n_tokens = staggered(n_requests, 0.1, run, beside=len(beside))
-        if n_tokens / seconds > best:
-            best = n_tokens / seconds
-            outside = (statistics.seconds - statistics.native_seconds - before[1]) / (statistics.n_steps - before[0])
-    return best, outside
+    seconds, n_tokens = staggered(n_requests, 0.1, run, beside=len(beside))
+    outside = statistics.seconds - statistics.native_seconds - outside
+    return n_tokens / seconds, outside / (statistics.n_steps - n_steps)
 
 
-def server(tools: Tools, llm: Llama, n_requests: int, n_prompt: int, n: int, repeat: int, *arguments: str) -> float | None:
+def served(port: int, texts: Sequence[list[int]], n: int) -> float:
     """Tokens per second of llama-server with the same requests."""
-    if tools.find("llama-server") is None:
-        return None
-    texts = prompts(n_requests, n_prompt, llm.n_vocab())
-    best = 0.0
-    with tools.server(n_requests, n_prompt + n + 64, *arguments) as port:
 
-        def run(i: int) -> int:
-            body = {"prompt": texts[i], "n_predict": n, "ignore_eos": True, "cache_prompt": False, **settings(i)}
-            status, answer = ask(port, "POST", "/completion", body)
-            assert status == 200, answer
-            return answer["tokens_evaluated"] + answer["tokens_predicted"]
+    def run(i: int) -> int:
+        body = {"prompt": texts[i], "n_predict": n, "ignore_eos": True, "cache_prompt": False, **settings(i)}
+        status, answer = ask(port, "POST", "/completion", body)
+        assert status == 200, answer
+        return answer["tokens_evaluated"] + answer["tokens_predicted"]
 
-        for _ in range(repeat + 1):
-            seconds, n_tokens = staggered(n_requests, 0.1, run)
-            best = max(best, n_tokens / seconds)
-    return best
+    seconds, n_tokens = staggered(len(texts), 0.1, run)
+    return n_tokens / seconds
+
+
+def in_turns(sides: dict[str, Callable[[], float | None]], repeat: int) -> dict[str, list[float]]:
+    """What each side reaches, turn by turn: a machine's speed changes within minutes, and its ratios do less."""
+    reached: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeat):
+        for name, run in sides.items():
+            reached[name].append(run() or 0)
+    return reached
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """The median of the turns' ratios, if there is another side."""
+    ratios = [a / b for a, b in zip(ours, theirs) if b]
+    return median(ratios) if ratios else None
 
 
 def prefix(llm: Llama, n: int) -> tuple[float, float]:
@@ -385,38 +388,48 @@ def main() -> None:
                 asked["chat"] = functools.partial(one_chat, llm)
                 depth = llm.create_chat_completion(MESSAGES, max_tokens=1)["usage"]["prompt_tokens"]
                 benches[f"llama-bench tg{o.n} @ d{depth}"] = depth
-            sides: dict[str, list[float]] = {name: [] for name in (*benches, *asked)}  # a figure of each turn
             for ask_for in asked.values():
                 ask_for(32)
-            for _ in range(o.repeat):
-                for name, depth in benches.items():
-                    sides[name].append(tools.generating(o.n, depth) or 0)
-                for name, ask_for in asked.items():
-                    sides[name].append(ask_for(o.n))
+            sides = {name: functools.partial(tools.generating, o.n, depth) for name, depth in benches.items()}
+            reached = in_turns({**sides, **{name: functools.partial(ask_for, o.n) for name, ask_for in asked.items()}}, o.repeat)
         for name in asked:
-            ours[name] = max(sides[name])
+            ours[name] = max(reached[name])
             for other, depth in benches.items():
                 if name == "chat" or not depth:
-                    ratios = [a / b for a, b in zip(sides[name], sides[other]) if b]
-                    note(LABELS[name], median(sides[name]), other, median(sides[other]), ratio=median(ratios) if ratios else None)
+                    ratio = ratio_of(reached[name], reached[other])
+                    note(LABELS[name], median(reached[name]), other, median(reached[other]), ratio=ratio)
     if {"many", "extra", *SERVERS} & set(wanted):
         n = o.parallel
-        ceiling = tools.together(128, 128, n, o.unified, o.ubatch, o.repeat)
         layout = {"n_parallel": n + 2, "kv_unified": o.unified, "n_kv": 320 * (n + 2), "n_batch": o.ubatch, "n_ubatch": o.ubatch}
-        with Llama(o.model, n_ctx=320, **layout, **common) as llm:
-            many(llm, n, 128, 16, 1)
-            speed, outside = many(llm, n, 128, 128, o.repeat)
-            ours["many"] = speed
-            note(f"{n} requests, 128 in and 128 out", speed, "llama-batched-bench", ceiling)
-            note("engine's thread outside of the C library", outside * 1e6, "", None, "µs")
+        with Llama(o.model, n_ctx=320, **layout, **common) as llm, contextlib.ExitStack() as running:
+            outside: list[float] = []
+
+            def alone() -> float:
+                speed, seconds = many(llm, n, 128, 128)
+                outside.append(seconds)
+                return speed
+
+            # the other side's best of two: its process has just been started
+            sides = {"llama-batched-bench": lambda: tools.together(128, 128, n, o.unified, o.ubatch, 2), "alone": alone}
             if "extra" in wanted:
-                for name, beside in BESIDE.items():
-                    note(f"the same beside {name}", many(llm, n, 128, 128, o.repeat, beside)[0], "without them", speed)
-        for row, (name, arguments) in SERVERS.items():
-            if row in wanted:
-                with Llama(o.model, vocab_only=True) as llm:
-                    theirs = server(tools, llm, n, 128, 128, o.repeat, "-ub", str(o.ubatch), *arguments)
-                note(f"{n} requests, 128 in and 128 out", speed, name, theirs)
+                sides |= {name: lambda beside=beside: many(llm, n, 128, 128, beside)[0] for name, beside in BESIDE.items()}
+            texts = prompts(n, 128, llm.n_vocab())
+            servers = {name: arguments for row, (name, arguments) in SERVERS.items() if row in wanted and tools.find("llama-server")}
+            for name, arguments in servers.items():
+                port = running.enter_context(tools.server(n, 320, "-ub", str(o.ubatch), *arguments))
+                served(port, texts, 16)
+                sides[name] = functools.partial(served, port, texts, 128)
+            many(llm, n, 128, 16)
+            reached = in_turns(sides, o.repeat)
+        ours["many"] = max(reached["alone"])
+        row = f"{n} requests, 128 in and 128 out"
+        for name in ("llama-batched-bench", *servers):
+            theirs = reached[name]
+            note(row, median(reached["alone"]), name, median(theirs), ratio=ratio_of(reached["alone"], theirs))
+        note("engine's thread outside of the C library", median(outside) * 1e6, "", None, "µs")
+        for name in BESIDE if "extra" in wanted else ():
+            ratio = ratio_of(reached[name], reached["alone"])
+            note(f"the same beside {name}", median(reached[name]), "without them", median(reached["alone"]), ratio=ratio)
     if o.upstream and ours:
         with Llama(o.model, vocab_only=True) as llm:
             n_vocab = llm.n_vocab()
