@@ -104,9 +104,12 @@ def bill_of_materials(package: str, pin: Pin, document: dict[str, Any]) -> str:
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output.json import JsonV1Dot6
 
-    def component(name: str, version: str, license_id: str, **more: Any) -> Component:
+    try:
+        from cyclonedx.contrib.license.factories import LicenseFactory
+    except ImportError:  # before cyclonedx-python-lib 11
         from cyclonedx.factory.license import LicenseFactory
 
+    def component(name: str, version: str, license_id: str, **more: Any) -> Component:
         return Component(
             type=more.pop("type", ComponentType.LIBRARY),
             name=name,

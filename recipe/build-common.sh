@@ -3,7 +3,7 @@
 # Build engines forbid pip the network. Here it only fetches the pinned engine (native/cmake/source.cmake), whose hash is
 # checked, unless that lies in the cache already.
 unset PIP_NO_INDEX
-for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE CCACHE CCACHE_DIR CCACHE_DISABLE LLAMA_CPP_CACHE; do
+for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE CCACHE CCACHE_DIR CCACHE_DISABLE LLAMA_CPP_CACHE LLAMA_CPP_STAGED; do
   # the recipe passes what it finds, and an empty value is not the same as none
   [ -n "${!name:-}" ] || unset "$name"
 done

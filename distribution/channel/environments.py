@@ -74,6 +74,11 @@ def write(folder: Path, channel: Channel, template: Path, packages: Sequence[Pac
         else:
             if locked:
                 write_atomically(folder / lock, locked)
+            else:
+                notes.append(
+                    f"no {lock}: {' and '.join(also)} out of reach; published along with the packages' dependencies "
+                    '("$(python -m distribution seed --print-path)") the channel needs nothing else'
+                )
     return notes
 
 

@@ -32,7 +32,7 @@ else:
 EPOCH = (1980, 1, 1, 0, 0, 0)
 LEVEL = 19  # zstd; decompression is as fast as for lower ones
 _MACHINE = re.compile(r"^ *- __(?:linux|archspec|unix|cuda)=.*\n", re.MULTILINE)
-_OWN = re.compile(r"^ +(?:CCACHE|CCACHE_DIR|CCACHE_DISABLE|LLAMA_CPP_CACHE|PIP_\w+): .*\n", re.MULTILINE)
+_OWN = re.compile(r"^ +(?:CCACHE|CCACHE_DIR|CCACHE_DISABLE|LLAMA_CPP_CACHE|LLAMA_CPP_STAGED|PIP_\w+): .*\n", re.MULTILINE)
 _BUILT = re.compile(r"^( +timestamp: )20\d\d-\d\d-\d\dT\S+$", re.MULTILINE)
 
 

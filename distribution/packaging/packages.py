@@ -358,6 +358,8 @@ def _build_environment(compiler_cache: Path | None) -> Iterator[None]:
     """What the recipe reads from the environment, set for a while."""
     wanted = {
         "LLAMA_CPP_CACHE": str(cache_dir()),
+        # in the workspace: gone after the build, and the same path on every machine
+        "LLAMA_CPP_STAGED": str(ROOT / "staged"),
         "CCACHE": find_ccache() or "",
         "CCACHE_DIR": str(compiler_cache or os.environ.get("CCACHE_DIR") or Path.home() / ".cache" / "ccache"),
     }

@@ -194,17 +194,20 @@ def check_whole(place: Place) -> set[str]:
 
 
 def test_killed_at_any_moment(place, tmp_path):
-    """A writer dies at one moment after another, a reader solves all the while: the old or the new packages, whole."""
+    """A writer dies at fifty moments, a reader solves all the while: the old or the new packages, whole."""
     place.publish(*release(tmp_path / "0", 0))
-    dice, number, killed = random.Random(3), 1, 0
+    dice, number, killed, turn = random.Random(3), 1, 0, 0
     with Writer(place) as writer, Reader(place.channel.url) as reader:
         started = time.monotonic()
         assert writer.publish([write_package(tmp_path, "tool")]) == 0
         usual = time.monotonic() - started
         held = check_whole(place)
-        for turn in range(ROUNDS):
+        # some writers are done before they are killed: those do not count
+        while killed < ROUNDS:
+            turn += 1
+            assert turn < 10 * ROUNDS, f"only {killed} writers of {turn} died"
             files = release(tmp_path / str(number), number)
-            if turn % 3:
+            if turn % 3 == 0:
                 child = writer.start(files)
                 time.sleep(dice.uniform(0, 1.5 * usual))
                 with contextlib.suppress(ProcessLookupError):
@@ -218,7 +221,7 @@ def test_killed_at_any_moment(place, tmp_path):
             if now != held:
                 held, number = now, number + 1
     seen = [number_of(answer) for answer in reader.answers]
-    assert killed >= ROUNDS // 6 and seen == sorted(seen) and seen[0] == 0 and seen[-1] == number - 1
+    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == number - 1
     check_goes_on(place, tmp_path, number)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -132,10 +133,45 @@ def test_the_folder_that_pip_installed_from_is_forgotten(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
+# build-engine.sh ------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_compiled_for_one_package_serves_the_next(tmp_path: Path) -> None:
+    """The second time nothing is compiled: a cmake that says so would be started otherwise."""
+    staged, prefix, tools = tmp_path / "staged", tmp_path / "prefix", tmp_path / "tools"
+    for path in ("bin/llama-cli", "lib/libllama.so", "share/llama.cpp/licenses/LICENSE"):
+        (staged / "prefix" / path).parent.mkdir(parents=True, exist_ok=True)
+        (staged / "prefix" / path).write_text(path)
+    for folder in (prefix, tools, tmp_path / "work"):
+        folder.mkdir()
+    (tools / "cmake").write_text("#!/bin/sh\necho compiling >&2\nexit 7\n")
+    (tools / "cmake").chmod(0o755)
+
+    def build() -> subprocess.CompletedProcess[str]:
+        return run(
+            "bash", RECIPE / "build-engine.sh", path=str(tools), RECIPE_DIR=str(RECIPE), SRC_DIR=str(tmp_path / "work"),
+            PREFIX=str(prefix), LLAMA_CPP_STAGED=str(staged),
+        )  # fmt: skip
+
+    # a compile that did not end left no mark: what is there is not taken
+    done = build()
+    assert (done.returncode, done.stderr) == (7, "compiling\n") and not list(prefix.iterdir())
+    (staged / "complete").touch()
+    done = build()
+    assert done.returncode == 0 and f"taken from {staged}" in done.stdout, done.stderr
+    assert (prefix / "lib" / "libllama.so").read_text() == "lib/libllama.so" and (prefix / "bin" / "llama-cli").exists()
+    assert (tmp_path / "work" / "licenses" / "LICENSE").exists()
+
+
 # check_files.py -------------------------------------------------------------------------------------------------------
 
 
-def installed(prefix: Path, files: dict[str, str], types: dict[str, str] | None = None) -> None:
+THIS_LIBLLAMA = "libllama ==0.4.0 h1a_0"
+
+
+def installed(
+    prefix: Path, files: dict[str, str], types: dict[str, str] | None = None, depends: Sequence[str] = (THIS_LIBLLAMA,)
+) -> None:
     """The package ``some-thing`` in an environment, as conda records it; another one has a name that begins alike."""
     paths = []
     for path, text in files.items():
@@ -144,7 +180,7 @@ def installed(prefix: Path, files: dict[str, str], types: dict[str, str] | None 
         paths.append({"_path": path, "path_type": (types or {}).get(path, "hardlink")})
     (prefix / "conda-meta").mkdir(parents=True, exist_ok=True)
     for name, held in (("some-thing", paths), ("some-thing-else", [])):
-        record = {"name": name, "paths_data": {"paths": held}}
+        record = {"name": name, "depends": list(depends), "paths_data": {"paths": held}}
         (prefix / "conda-meta" / f"{name}-1.0-h0_0.json").write_text(json.dumps(record))
 
 
@@ -190,6 +226,27 @@ def test_a_link_to_the_build_folder_is_found(tmp_path: Path) -> None:
     (tmp_path / "lib" / "some.so").unlink()
     (tmp_path / "lib" / "some.so").symlink_to("/tmp/build_env/lib/some.so.1")
     assert check_files(tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("depends", "said"),
+    [
+        ((THIS_LIBLLAMA, "gcc_linux-64 14.*"), "brings gcc_linux-64 14.*"),
+        ((THIS_LIBLLAMA, "cuda-driver-dev >=13"), "brings cuda-driver-dev"),
+        ((THIS_LIBLLAMA, "nccl >=2"), "brings nccl"),
+        (("libllama >=0.4.0", "python >=3.10"), "does not ask for one libllama alone"),
+        (("python",), "does not ask for one libllama alone"),
+    ],
+)
+def test_what_a_package_brings_along_is_looked_at(tmp_path: Path, depends: tuple[str, ...], said: str) -> None:
+    installed(tmp_path, {"lib/some.txt": "good"}, depends=depends)
+    done = check_files(tmp_path)
+    assert done.returncode == 1 and said in done.stdout, done.stdout + done.stderr
+
+
+def test_what_a_package_needs_to_run_may_be_brought_along(tmp_path: Path) -> None:
+    installed(tmp_path, {"lib/some.txt": "good"}, depends=(THIS_LIBLLAMA, "libgcc >=12", "cuda-cudart >=13.4.92", "python >=3.10"))
+    assert check_files(tmp_path).returncode == 0
 
 
 def test_a_package_without_files_is_not_taken_for_a_good_one(tmp_path: Path) -> None:

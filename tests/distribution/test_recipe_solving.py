@@ -127,7 +127,7 @@ def test_the_driver_decides_what_can_be_installed(
         ("90a", ["9.0"], ["8.9", "10.0", "12.0"]),
         # machine code runs on later GPUs of the same generation
         ("86", ["8.6", "8.9"], ["8.0", "9.0", "12.0"]),
-        ("portable", ["7.5", "8.9", "12.0"], ["7.0"]),
+        ("portable", ["7.5", "8.9", "9.0", "12.0"], ["7.0", "10.0", "11.0", "12.1"]),
     ],
 )
 def test_the_capability_counts_where_something_tells_it(
