@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from .engine.caches import LlamaCache as LlamaCache
     from .engine.caches import LlamaDiskCache as LlamaDiskCache
     from .engine.caches import LlamaRAMCache as LlamaRAMCache
+    from .engine.functions import LogitsProcessor as LogitsProcessor
+    from .engine.functions import LogitsProcessorList as LogitsProcessorList
+    from .engine.functions import MinTokensLogitsProcessor as MinTokensLogitsProcessor
+    from .engine.functions import StoppingCriteria as StoppingCriteria
+    from .engine.functions import StoppingCriteriaList as StoppingCriteriaList
     from .llama import Llama as Llama
 
 __version__ = "0.4.0"
@@ -23,6 +28,10 @@ _HOME = {
     "Llama": ".llama",
     "AsyncLlama": ".asynchronous",
     **dict.fromkeys(("BaseLlamaCache", "LlamaCache", "LlamaRAMCache", "LlamaDiskCache"), ".engine.caches"),
+    **dict.fromkeys(
+        ("LogitsProcessor", "LogitsProcessorList", "MinTokensLogitsProcessor", "StoppingCriteria", "StoppingCriteriaList"),
+        ".engine.functions",
+    ),
 }
 
 

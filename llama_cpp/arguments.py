@@ -26,7 +26,7 @@ _IGNORED = {
 #: Parts of llama-cpp-python's interface that this version does not have yet.
 _LATER = {
     "Llama": {"embedding", "chat_handler", "tokenizer", "spm_infill", "numa"},
-    "create_completion": {"suffix", "stopping_criteria"},
+    "create_completion": {"suffix"},
     "create_chat_completion": {"functions", "function_call"},
 }
 
@@ -213,11 +213,11 @@ def read_logprobs(n: int | None, n_vocab: int) -> int | None:
     return n
 
 
-def read_processors(processors: Any) -> tuple[Callable[..., Any], ...]:
-    """Logits processors: one, several or none."""
-    if processors is None:
+def read_functions(name: str, functions: Any) -> tuple[Callable[..., Any], ...]:
+    """The argument ``name`` that may be one function, several or none."""
+    if functions is None:
         return ()
-    found = tuple(processors) if isinstance(processors, Sequence) else (processors,)
-    if not all(callable(processor) for processor in found):
-        raise InvalidArgumentError(f"logits_processor={processors!r} must be a function, or a list of them.")
+    found = tuple(functions) if isinstance(functions, Sequence) else (functions,)
+    if not all(callable(function) for function in found):
+        raise InvalidArgumentError(f"{name}={functions!r} must be a function, or a list of them.")
     return found

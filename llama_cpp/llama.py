@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
 from . import responses
 from .answers import Answer, ChatAnswer, TextAnswer
-from .arguments import check_creation, check_unknown, read_logprobs, read_processors, read_stop, usage_wanted
+from .arguments import check_creation, check_unknown, read_functions, read_logprobs, read_stop, usage_wanted
 from .capi import llama as capi
 from .chat.session import ChatReader, ChatRequest
 from .chat.templates import ChatTemplates
+from .engine.functions import LogitsProcessor, StoppingCriteria
 from .engine.params import SamplingParams
-from .engine.requests import Handle, LogitsProcessor, Request
+from .engine.requests import Handle, Request
 from .engine.sampler import Sampler
 from .engine.text import TextStream
 from .errors import InvalidArgumentError
@@ -293,6 +294,7 @@ class Llama:
         stream_options: Mapping[str, Any] | None = None,
         logprobs: int | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriteria | Sequence[StoppingCriteria] | None = None,
         context_full: str = "truncate",
         lora: Mapping[str, float] | None = None,
         speculate: bool = True,
@@ -311,6 +313,8 @@ class Llama:
             logprobs: log-probabilities of each token and of so many most probable ones.
             logits_processor: functions of all tokens so far (int64) and the logits (float32, n_vocab) that return other
                 logits. They run between the batches that all requests share.
+            stopping_criteria: functions of all tokens so far and of the logits of the next one (as above, before any
+                processor); when one of them says True, the text ends there, without that token.
             context_full: what to do when the answer fills n_ctx: "truncate" it, raise an "error", or "shift", which
                 forgets the older half of what was said.
             lora: scales of LoRA adapters by name, in place of lora_path's; ``{}`` is the model without any.
@@ -324,7 +328,7 @@ class Llama:
         Raises:
             ContextLengthError: the prompt does not fit. InvalidArgumentError, UnknownArgumentError: an argument.
             ModelBusyError: too many requests wait. While it runs: DecodeError, GrammarError, ContextFullError,
-            ModelClosedError, and what a logits processor raises.
+            ModelClosedError, and what a logits processor or a stopping criterion raises.
         """
         extra = {name: samplers.pop(name) for name in _SAMPLING & samplers.keys()}
         check_unknown(Llama.create_completion, "create_completion", samplers)
@@ -337,7 +341,8 @@ class Llama:
         )  # fmt: skip
         request, stream_text = self._request(
             tokens, params, max_tokens, read_stop(stop), n_logprobs=read_logprobs(logprobs, self.n_vocab()),
-            processors=read_processors(logits_processor), context_full=context_full, lora=lora, speculate=speculate,
+            processors=read_functions("logits_processor", logits_processor),
+            criteria=read_functions("stopping_criteria", stopping_criteria), context_full=context_full, lora=lora, speculate=speculate,
         )  # fmt: skip
         head = (responses.new_id("cmpl"), responses.now(), model or self.model_path)
         answer = TextAnswer(
@@ -425,7 +430,7 @@ class Llama:
         stops = (*read_stop(stop), *prompt.stop)
         generated, text = self._request(
             tokens, params, max_tokens, stops, prompt.preserved, n_logprobs=read_logprobs(n_logprobs, self.n_vocab()),
-            processors=read_processors(logits_processor), context_full=context_full, lora=lora, speculate=speculate,
+            processors=read_functions("logits_processor", logits_processor), context_full=context_full, lora=lora, speculate=speculate,
         )  # fmt: skip
         head = (responses.new_id("chatcmpl"), responses.now(), model or self.model_path)
         answer = ChatAnswer(

@@ -155,7 +155,13 @@ def test_defaults_written_out_are_silent(smollm2, llm):
         Llama(smollm2, vocab_only=True, logits_all=False, embedding=False, lora_path=None, numa=False).close()
 
 
-@pytest.mark.parametrize("name, value", [("suffix", "end"), ("stopping_criteria", [print])])
+@pytest.mark.parametrize("name", ["logits_processor", "stopping_criteria"])
+def test_what_is_no_function_is_refused(llm, name):
+    with pytest.raises(InvalidArgumentError, match=f"{name}=.*must be a function"):
+        llm.create_completion("x", **{name: [print, 3]})
+
+
+@pytest.mark.parametrize("name, value", [("suffix", "end")])
 def test_what_comes_later_says_so(llm, name, value):
     with pytest.raises(InvalidArgumentError, match=name):
         llm.create_completion("x", **{name: value})

@@ -81,11 +81,11 @@ class Picker:
             return []  # nothing to wait for
         decoder, alone = self._decoder, len(outputs) == 1
         quick = outputs
-        if any(one.request.processors or (one.request.n_logprobs is not None and not alone) for one, _ in outputs):
+        if any(one.request.calls_python or (one.request.n_logprobs is not None and not alone) for one, _ in outputs):
             quick = [
                 (one, row)
                 for one, row in outputs
-                if not one.request.processors and (alone or one.request.n_logprobs is None)
+                if not one.request.calls_python and (alone or one.request.n_logprobs is None)
             ]
         n = len(quick)
         decoder.rows[:n] = [row for _, row in quick]
@@ -105,7 +105,7 @@ class Picker:
             else:
                 self._end(one, _error(result))
         for one, row in slow:
-            helpers = self._callers if one.request.processors else self._helpers
+            helpers = self._callers if one.request.calls_python else self._helpers
             helpers.submit(self._pick_aside, one, decoder.logits(row))
         return [one for one, _ in slow]
 
@@ -114,6 +114,9 @@ class Picker:
         request = one.request
         found: Callable[[], None]
         try:
+            if any(criterion(request.tokens_array(), logits.copy()) for criterion in request.criteria):
+                self._later(one, lambda: self._stop(one))
+                return
             changed = logits
             for processor in request.processors:
                 changed = processor(request.tokens_array(), changed.copy() if changed is logits else changed)
@@ -136,6 +139,11 @@ class Picker:
 
         # the request may have been cancelled meanwhile
         self._later(one, found)
+
+    def _stop(self, one: Running) -> None:
+        """Ends a request as its model would."""
+        one.request.generation.finish_reason = "stop"
+        self._end(one)
 
 
 def _error(result: int) -> Exception:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Hashable, Iterator, Sequence
 
 from ..capi.handle import refuse_fork
 from ..errors import InvalidArgumentError
+from .functions import LogitsProcessor, StoppingCriteria
 from .sampler import Sampler
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ CONTEXT_FULL = ("truncate", "error", "shift")
 
 #: LoRA adapters (``llama_adapter_lora *``), each with its scale.
 Adapters = tuple[tuple[int, float], ...]
-
-LogitsProcessor = Callable[["np.ndarray", "np.ndarray"], "np.ndarray"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Request:
 
     Attributes:
         tokens: the prompt and what was generated; a shift of the context removes some.
+        calls_python: whether functions of its caller are asked about every token.
         adapters: LoRA adapters it is computed with, each with its scale.
         speculate: whether what follows may be guessed.
         key: only requests with an equal one can share what they have computed.
@@ -83,6 +83,7 @@ class Request:
         context_full: str = "truncate",
         n_logprobs: int | None = None,
         processors: Sequence[LogitsProcessor] = (),
+        criteria: Sequence[StoppingCriteria] = (),
         adapters: Adapters = (),
         speculate: bool = True,
     ) -> None:
@@ -96,6 +97,8 @@ class Request:
         self.context_full = context_full
         self.n_logprobs = n_logprobs
         self.processors = processors
+        self.criteria = criteria
+        self.calls_python = bool(processors or criteria)
         self.adapters = adapters
         self.key: Hashable = adapters
         self.speculate = speculate
@@ -107,7 +110,7 @@ class Request:
         self.wake: Callable[[], None] | None = None  # tells the engine to look at it
 
     def tokens_array(self) -> np.ndarray:
-        """All tokens so far, for a logits processor: int64."""
+        """All tokens so far, for functions of the caller: int64."""
         import numpy as np
 
         return np.array(self.tokens, np.int64)
@@ -161,7 +164,7 @@ class Handle:
 
     Raises:
         While iterating: what the request failed with (DecodeError, GrammarError, ContextLengthError, ModelClosedError,
-        or what one of its processors raised).
+        or what one of its processors or stopping criteria raised).
     """
 
     def __init__(self, request: Request) -> None:

@@ -126,7 +126,7 @@ class Speculator:
             one.guess = []
         self._compare(running)
         ready = [one for one in running if one.n_pending == 1]
-        wanting = [one for one in ready if one.request.speculate and not one.request.processors and not one.stops]
+        wanting = [one for one in ready if one.request.speculate and not one.request.calls_python and not one.stops]
         if not wanting or any(one.n_pending > 1 for one in running):
             return 0
         n_sequences = max(one.sequence for one in running) + 1

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 from test_memory_kinds import answer, cached, load
 
+import llama_cpp
 from llama_cpp import Llama, LlamaRAMCache
 from llama_cpp.engine import scheduler
 from llama_cpp.engine.decoder import Decoder
@@ -206,6 +207,66 @@ def test_processors_may_ask_the_model(llm):
     run = lambda: llm.create_completion(PROMPT, max_tokens=2, logits_processor=asking)["usage"]  # noqa: E731
     for found in at_once(run, run):
         assert found["completion_tokens"] in (1, 2), found
+
+
+def test_a_stopping_criterion_ends_the_text_before_its_token(llm):
+    whole = llm.create_completion(PROMPT, max_tokens=8, temperature=0, logprobs=0)["choices"][0]
+    seen = []
+
+    def fifth(tokens, logits):
+        seen.append((len(tokens), logits.shape))
+        logits[:] = 0  # its own copy
+        return len(tokens) >= len(PROMPT) + 4
+
+    never = lambda tokens, logits: False  # noqa: E731
+    stop = lambda: llm.create_completion(  # noqa: E731
+        PROMPT, max_tokens=8, temperature=0, logprobs=0, stopping_criteria=[never, fifth]
+    )
+    go_on = lambda: llm.create_completion(PROMPT, max_tokens=8, temperature=0)["usage"]["completion_tokens"]  # noqa: E731
+    answer, others = at_once(stop, go_on)
+    choice = answer["choices"][0]
+    assert (choice["finish_reason"], answer["usage"]["completion_tokens"], others) == ("stop", 4, 8)
+    assert choice["logprobs"]["tokens"] == whole["logprobs"]["tokens"][:4] and whole["text"].startswith(choice["text"])
+    assert seen == [(len(PROMPT) + i, (llm.n_vocab(),)) for i in range(5)]
+
+
+def test_at_once_and_with_a_stream_a_stopping_criterion_ends_it_too(llm):
+    chunks = list(llm.create_completion(PROMPT, max_tokens=8, stream=True, stopping_criteria=lambda tokens, logits: True))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == ""
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_what_a_stopping_criterion_raises_is_its_requests_error(llm):
+    def broken(tokens, logits):
+        raise ZeroDivisionError("of the criterion")
+
+    with pytest.raises(ZeroDivisionError, match="of the criterion"):
+        llm.create_completion(PROMPT, max_tokens=2, stopping_criteria=broken)
+    assert llm.create_completion(PROMPT, max_tokens=2)["usage"]["completion_tokens"] in (1, 2)
+
+
+def test_lists_of_functions_are_functions(llm):
+    at = lambda n: lambda tokens, logits: len(tokens) >= len(PROMPT) + n  # noqa: E731
+    criteria = llama_cpp.StoppingCriteriaList([at(6), at(3)])
+    assert criteria(np.zeros(len(PROMPT) + 3, np.int64), np.zeros(1, np.float32)) is True
+    for given in (at(3), criteria):
+        answer = llm.create_completion(PROMPT, max_tokens=8, temperature=0, stopping_criteria=given)
+        assert answer["usage"]["completion_tokens"] == 3
+
+    def only(token):
+        def forbid(tokens, logits):
+            others = np.full_like(logits, -np.inf)
+            others[token] = 0
+            return others
+
+        return forbid
+
+    eos, other = llm.token_eos(), 5
+    either = llama_cpp.LogitsProcessorList([only(eos), lambda tokens, logits: np.where(np.arange(len(logits)) == other, -1, logits)])
+    assert llm.create_completion(PROMPT, max_tokens=8, logits_processor=either, temperature=0)["usage"]["completion_tokens"] == 0
+    either.append(llama_cpp.MinTokensLogitsProcessor(3, eos))
+    answer = llm.create_completion(PROMPT, max_tokens=8, logits_processor=either, temperature=0)
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (3, "stop")
 
 
 def test_cancelling_wakes_the_engine(models):
