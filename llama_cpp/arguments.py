@@ -26,7 +26,6 @@ _IGNORED = {
 #: Parts of llama-cpp-python's interface that this version does not have yet.
 _LATER = {
     "Llama": {"embedding", "chat_handler", "tokenizer", "spm_infill", "numa"},
-    "create_completion": {"suffix"},
     "create_chat_completion": {"functions", "function_call"},
 }
 
@@ -211,6 +210,13 @@ def read_logprobs(n: int | None, n_vocab: int) -> int | None:
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= n_vocab):
         raise InvalidArgumentError(f"logprobs={n!r} must be a number of tokens from 0 to {n_vocab}.")
     return n
+
+
+def read_suffix(suffix: Any) -> str:
+    """The text after the one that is wanted."""
+    if not isinstance(suffix, str):
+        raise InvalidArgumentError(f"suffix={suffix!r} must be a str.")
+    return suffix
 
 
 def read_functions(name: str, functions: Any) -> tuple[Callable[..., Any], ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
 from . import responses
 from .answers import Answer, ChatAnswer, TextAnswer
-from .arguments import check_creation, check_unknown, read_functions, read_logprobs, read_stop, usage_wanted
+from .arguments import check_creation, check_unknown, read_functions, read_logprobs, read_stop, read_suffix, usage_wanted
 from .capi import llama as capi
 from .chat.session import ChatReader, ChatRequest
 from .chat.templates import ChatTemplates
@@ -272,6 +272,7 @@ class Llama:
         self,
         prompt: str | Sequence[int],
         *,
+        suffix: str | None = None,
         max_tokens: int | None = 16,
         temperature: float = 0.8,
         top_p: float = 0.95,
@@ -304,6 +305,7 @@ class Llama:
 
         Args:
             prompt: text, or token ids.
+            suffix: what comes after the text, for a model that was trained to fill in (the prompt is what comes before).
             max_tokens: None or less than 1 runs until the model ends or the context is full.
             echo: begin the text with the prompt.
             stop: strings before the earliest of which the text ends.
@@ -333,6 +335,8 @@ class Llama:
         extra = {name: samplers.pop(name) for name in _SAMPLING & samplers.keys()}
         check_unknown(Llama.create_completion, "create_completion", samplers)
         text, tokens = self._read_prompt(prompt)
+        if suffix is not None:
+            tokens = self._open_model.infill(prompt if isinstance(prompt, str) else tokens, read_suffix(suffix))
         params = self._sampling(
             temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
             frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_penalty=repeat_penalty,

@@ -161,10 +161,10 @@ def test_what_is_no_function_is_refused(llm, name):
         llm.create_completion("x", **{name: [print, 3]})
 
 
-@pytest.mark.parametrize("name, value", [("suffix", "end")])
-def test_what_comes_later_says_so(llm, name, value):
-    with pytest.raises(InvalidArgumentError, match=name):
-        llm.create_completion("x", **{name: value})
+@pytest.mark.parametrize("suffix, match", [("end", "trained to fill in"), (["end"], "suffix=.*must be a str")])
+def test_a_suffix_that_cannot_be(llm, suffix, match):
+    with pytest.raises(InvalidArgumentError, match=match):
+        llm.create_completion("x", suffix=suffix)
 
 
 @pytest.mark.parametrize("name, value", [("embedding", True), ("numa", True)])

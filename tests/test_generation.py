@@ -519,3 +519,20 @@ with Llama(sys.argv[1], n_ctx=1024, flash_attn=True) as llm:
 def test_an_answer_is_plain_data(llm):
     answer = llm.create_completion(FRANCE, max_tokens=1)
     assert json.loads(json.dumps(answer)) == answer
+
+
+# --- between two texts ---
+
+
+def test_a_suffix_makes_the_prompt_that_models_fill_in(smollm2):
+    markers = dict(zip(("fim_pre", "fim_suf", "fim_mid"), (3, 4, 5)))
+    overrides = {f"tokenizer.ggml.{name}_token_id": token for name, token in markers.items()}
+    with Llama(smollm2, n_ctx=256, flash_attn=True, kv_overrides=overrides) as model:
+        before, after = "def add(a, b):\n    return <|im_start|> ", "\n\nprint(add(1, 2))"
+        first, second = (model.tokenize(text.encode(), add_bos=False) for text in (before, after))
+        expected = complete(model, [3, *first, 4, *second, 5])
+        assert complete(model, before, suffix=after) == expected
+        assert complete(model, first, suffix=after) == expected
+        answer = model.create_completion(before, suffix=after, max_tokens=1, echo=True)
+        assert answer["usage"]["prompt_tokens"] == 3 + len(first) + len(second)
+        assert answer["choices"][0]["text"].startswith(before)

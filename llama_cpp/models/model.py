@@ -206,6 +206,28 @@ class Model:
             remedy="It must be shorter than 2 GiB, and the model must have a vocabulary.",
         )
 
+    def infill(self, before: str | Sequence[int], after: str) -> list[int]:
+        """The prompt that asks for what is between two texts, in the order prefix, suffix, middle (Bavarian et al. 2022).
+
+        Raises:
+            InvalidArgumentError: the model has no tokens for that. TokenizationError: as in tokenize().
+        """
+        with self._handle:
+            markers = [of(self.vocab_pointer) for of in (llama.llama_vocab_fim_pre, llama.llama_vocab_fim_suf, llama.llama_vocab_fim_mid)]
+            start = [self._token_bos] if llama.llama_vocab_get_add_bos(self.vocab_pointer) else []
+        if min(markers) < 0:
+            raise InvalidArgumentError(
+                "suffix=… needs a model that was trained to fill in, and this one has no tokens for it.",
+                remedy="Take one of a coder's family (Qwen2.5-Coder, for example), or append the suffix to the text yourself.",
+            )
+
+        def read(text: str) -> list[int]:
+            return self.tokenize(text.encode("utf-8", "replace"), add_special=False, parse_special=False)
+
+        first = read(before) if isinstance(before, str) else [token for token in before if [token] != start]
+        prefix, suffix, middle = markers
+        return [*start, prefix, *first, suffix, *read(after), middle]
+
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; they may be a part of a character only. Special tokens are empty unless asked for."""
         with self._handle:
