@@ -240,12 +240,12 @@ def test_a_vocabulary_does_not_generate(smollm2):
 def test_a_closed_model_refuses_everything(smollm2):
     llm = Llama(smollm2, n_ctx=256)
     llm.create_chat_completion([{"role": "user", "content": "x"}], max_tokens=1)
-    stream = llm.create_completion("x", stream=True, max_tokens=50)
+    stream = llm.create_completion("x", stream=True, max_tokens=None, logit_bias={llm.token_eos(): -100})
     next(stream)
     llm.close()
     llm.close()
     for use in (
-        lambda: next(stream),
+        lambda: list(stream),  # what was computed before comes first
         lambda: llm.create_completion("x"),
         lambda: llm.create_completion([1, 2]),
         lambda: llm.create_chat_completion([{"role": "user", "content": "x"}]),
