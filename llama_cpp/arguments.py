@@ -25,7 +25,7 @@ _IGNORED = {
 
 #: Parts of llama-cpp-python's interface that this version does not have yet.
 _LATER = {
-    "Llama": {"embedding", "chat_handler", "tokenizer", "spm_infill", "numa"},
+    "Llama": {"embedding", "chat_handler", "tokenizer", "numa"},
     "create_chat_completion": {"functions", "function_call"},
 }
 
@@ -34,7 +34,6 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "tfs_z": (1.0,),
     "logits_all": (False,),
     "embedding": (False,),
-    "spm_infill": (False,),
     "numa": (False,),
 }
 

@@ -65,6 +65,7 @@ class Llama:
             what else is asked; long prompts are read more slowly. It needs flash attention, gives each request its own
             part of the KV cache, and holds for every model of the process from then on.
         last_n_tokens_size: how many tokens back the penalties look.
+        spm_infill: whether create_completion(suffix=…) puts the suffix before the prompt, as some models learnt it.
         draft_model: what guesses tokens for the model to check several at once, which changes speed and no answer: the path
             of a smaller model with the same vocabulary, "prompt-lookup" (what followed the last tokens before), or "mtp"
             (the model's own heads for that). It is used while it pays.
@@ -127,6 +128,7 @@ class Llama:
         no_perf: bool = True,
         batch_invariant: bool = False,
         last_n_tokens_size: int = 64,
+        spm_infill: bool = False,
         draft_model: str | os.PathLike[str] | None = None,
         n_draft: int = 8,
         lora_path: str | os.PathLike[str] | None = None,
@@ -150,6 +152,7 @@ class Llama:
         self.verbose = bool(verbose)
         self._seed = seed
         self._last_n_tokens_size = last_n_tokens_size
+        self._suffix_first = spm_infill
         self._chat_template = chat_format
         self._model, self._adapters, self._engine = open_model(options)
 
@@ -336,7 +339,8 @@ class Llama:
         check_unknown(Llama.create_completion, "create_completion", samplers)
         text, tokens = self._read_prompt(prompt)
         if suffix is not None:
-            tokens = self._open_model.infill(prompt if isinstance(prompt, str) else tokens, read_suffix(suffix))
+            before = prompt if isinstance(prompt, str) else tokens
+            tokens = self._open_model.infill(before, read_suffix(suffix), suffix_first=self._suffix_first)
         params = self._sampling(
             temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
             frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_penalty=repeat_penalty,

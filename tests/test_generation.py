@@ -536,3 +536,5 @@ def test_a_suffix_makes_the_prompt_that_models_fill_in(smollm2):
         answer = model.create_completion(before, suffix=after, max_tokens=1, echo=True)
         assert answer["usage"]["prompt_tokens"] == 3 + len(first) + len(second)
         assert answer["choices"][0]["text"].startswith(before)
+    with Llama(smollm2, n_ctx=256, flash_attn=True, kv_overrides=overrides, spm_infill=True) as model:
+        assert complete(model, before, suffix=after) == complete(model, [4, *second, 3, *first, 5])

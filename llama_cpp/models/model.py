@@ -206,8 +206,11 @@ class Model:
             remedy="It must be shorter than 2 GiB, and the model must have a vocabulary.",
         )
 
-    def infill(self, before: str | Sequence[int], after: str) -> list[int]:
+    def infill(self, before: str | Sequence[int], after: str, *, suffix_first: bool = False) -> list[int]:
         """The prompt that asks for what is between two texts, in the order prefix, suffix, middle (Bavarian et al. 2022).
+
+        Args:
+            suffix_first: in the order suffix, prefix, middle.
 
         Raises:
             InvalidArgumentError: the model has no tokens for that. TokenizationError: as in tokenize().
@@ -226,7 +229,8 @@ class Model:
 
         first = read(before) if isinstance(before, str) else [token for token in before if [token] != start]
         prefix, suffix, middle = markers
-        return [*start, prefix, *first, suffix, *read(after), middle]
+        ahead, behind = [prefix, *first], [suffix, *read(after)]
+        return [*start, *(behind + ahead if suffix_first else ahead + behind), middle]
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; they may be a part of a character only. Special tokens are empty unless asked for."""
