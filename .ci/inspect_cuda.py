@@ -1,4 +1,4 @@
-"""Builds the SM 12.0 package, runs the tests inside it, and looks at its size, unless its inputs were inspected before.
+"""Builds the SM 12.0 package, runs the tests inside it and looks at its size, unless its inputs were inspected before.
 
 The inputs' digest is in .ci/inspected; `python .ci/inspect_cuda.py --record` builds, tests and writes it anew, `--due` only
 tells by its exit status (0) whether it would build.

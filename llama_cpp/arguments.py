@@ -211,9 +211,9 @@ def read_logprobs(n: int | None, n_vocab: int) -> int | None:
     return n
 
 
-def read_suffix(suffix: Any) -> str:
-    """The text after the one that is wanted."""
-    if not isinstance(suffix, str):
+def read_suffix(suffix: Any) -> str | None:
+    """The text after the one that is wanted; None for none."""
+    if not isinstance(suffix, (str, type(None))):
         raise InvalidArgumentError(f"suffix={suffix!r} must be a str.")
     return suffix
 

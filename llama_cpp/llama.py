@@ -337,10 +337,7 @@ class Llama:
         """
         extra = {name: samplers.pop(name) for name in _SAMPLING & samplers.keys()}
         check_unknown(Llama.create_completion, "create_completion", samplers)
-        text, tokens = self._read_prompt(prompt)
-        if suffix is not None:
-            before = prompt if isinstance(prompt, str) else tokens
-            tokens = self._open_model.infill(before, read_suffix(suffix), suffix_first=self._suffix_first)
+        text, tokens = self._read_prompt(prompt, read_suffix(suffix))
         params = self._sampling(
             temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
             frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_penalty=repeat_penalty,
@@ -448,18 +445,23 @@ class Llama:
 
     # --- inside ---
 
-    def _read_prompt(self, prompt: str | Sequence[int]) -> tuple[str, list[int]]:
+    def _read_prompt(self, prompt: str | Sequence[int], suffix: str | None = None) -> tuple[str, list[int]]:
+        """The prompt as text, and the tokens to begin with, those that ask to fill in before a suffix among them."""
         model = self._open_model
         self._open_engine
+        whole = suffix is None
         if isinstance(prompt, str):
-            tokens = model.tokenize(prompt.encode("utf-8", "replace"), add_special=True, parse_special=True)
-            if not tokens and model.token_bos >= 0:
+            text, tokens = prompt, model.tokenize(prompt.encode("utf-8", "replace"), add_special=whole, parse_special=whole)
+            if not tokens and whole and model.token_bos >= 0:
                 tokens = [model.token_bos]
-            return prompt, tokens
-        if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, Sequence):
+        elif isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, Sequence):
             raise InvalidArgumentError(f"prompt is {type(prompt).__name__}.", remedy="Give a str or a list of tokens.")
-        tokens = [int(token) for token in prompt]
-        return model.detokenize(tokens, special=True).decode("utf-8", "replace"), tokens
+        else:
+            tokens = [int(token) for token in prompt]
+            text = model.detokenize(tokens, special=True).decode("utf-8", "replace")
+        if suffix is not None:
+            tokens = model.infill(tokens, suffix, suffix_first=self._suffix_first)
+        return text, tokens
 
     def _sampling(
         self, *, seed: int | None, logit_bias: Mapping[int | str, float] | None, **rest: Any

@@ -114,12 +114,13 @@ class Picker:
         request = one.request
         found: Callable[[], None]
         try:
-            if any(criterion(request.tokens_array(), logits.copy()) for criterion in request.criteria):
+            tokens = request.tokens_array() if request.calls_python else None
+            if any(criterion(tokens, logits.copy()) for criterion in request.criteria):
                 self._later(one, lambda: self._stop(one))
                 return
             changed = logits
             for processor in request.processors:
-                changed = processor(request.tokens_array(), changed.copy() if changed is logits else changed)
+                changed = processor(tokens, changed.copy() if changed is logits else changed)
                 if np.shape(changed) != logits.shape:
                     raise InvalidArgumentError(
                         f"A logits processor returned an array of shape {np.shape(changed)}.",

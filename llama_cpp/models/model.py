@@ -206,8 +206,8 @@ class Model:
             remedy="It must be shorter than 2 GiB, and the model must have a vocabulary.",
         )
 
-    def infill(self, before: str | Sequence[int], after: str, *, suffix_first: bool = False) -> list[int]:
-        """The prompt that asks for what is between two texts, in the order prefix, suffix, middle (Bavarian et al. 2022).
+    def infill(self, before: Sequence[int], after: str, *, suffix_first: bool = False) -> list[int]:
+        """The prompt that asks for what is between tokens and a text, in the order prefix, suffix, middle (Bavarian et al. 2022).
 
         Args:
             suffix_first: in the order suffix, prefix, middle.
@@ -224,12 +224,10 @@ class Model:
                 remedy="Take one of a coder's family (Qwen2.5-Coder, for example), or append the suffix to the text yourself.",
             )
 
-        def read(text: str) -> list[int]:
-            return self.tokenize(text.encode("utf-8", "replace"), add_special=False, parse_special=False)
-
-        first = read(before) if isinstance(before, str) else [token for token in before if [token] != start]
         prefix, suffix, middle = markers
-        ahead, behind = [prefix, *first], [suffix, *read(after)]
+        rest = before[1:] if start and before[:1] == start else before
+        ahead = [prefix, *rest]
+        behind = [suffix, *self.tokenize(after.encode("utf-8", "replace"), add_special=False, parse_special=False)]
         return [*start, *(behind + ahead if suffix_first else ahead + behind), middle]
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
