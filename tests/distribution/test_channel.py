@@ -354,6 +354,7 @@ def test_a_channel_that_lacks_something_names_the_one_that_has_it(place, tmp_pat
     lacking = write_package(tmp_path, "tool", depends=["openssl >=3", "__glibc >=2.17"])
     done = place.publish(*release(tmp_path / "one", 0), lacking)
     assert not done.complete and State.of(place.channel).manifest.also == ("conda-forge",)
+    assert any("no explicit" in note and "seed --print-path" in note for note in done.notes), done.notes
     text = (place.channel.current() / environments.ENVIRONMENT).read_text()
     assert yaml.safe_load(text)["channels"] == [place.channel.url, "conda-forge"]
     assert place.publish(write_package(tmp_path, "openssl", "3.1")).complete
