@@ -2,6 +2,7 @@
 
 #include "candidates.h"
 #include "device_top_k.h"
+#include "helpers.h"
 #include "support.h"
 
 #include <algorithm>
@@ -18,6 +19,17 @@ struct deleter {
 };
 
 using sampler_ptr = std::unique_ptr<llama_sampler, deleter>;
+
+// Fewer choices are made sooner than another thread is there to help.
+constexpr int32_t ENOUGH_TO_SHARE = 4;
+
+// The status of `body`, whatever it throws; `otherwise` is that of exceptions that carry none.
+template <typename Body> int32_t quietly(llama_common_status otherwise, Body && body) {
+    char *        message = nullptr;
+    const int32_t status  = guarded(&message, otherwise, body);
+    std::free(message);
+    return status;
+}
 
 [[noreturn]] void not_possible() { throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "no token is possible here"); }
 
@@ -99,17 +111,26 @@ struct llama_common_decoder {
     std::vector<int32_t>        ones;
     std::vector<llama_seq_id *> sequences;
     std::vector<int32_t>        outputs;  // where in the last batch the rows of logits come from
+    llama_batch                 batch   = {};
     bool                        waiting = false;
+    std::vector<const float *>  host_rows;
+    helpers                     others;
 
-    candidates         found;
-    std::vector<float> row_of_device;
+    int32_t decode(const llama_batch & next) {
+        batch   = next;
+        waiting = true;
+        return llama_decode(context, batch);
+    }
 
-    void wait() {
+    void wait(bool with_help = false) {
         if (!waiting) {
             return;
         }
         waiting = false;
         llama_synchronize(context);
+        if (with_help) {
+            others.wake();  // while the best tokens are fetched
+        }
         if (device != nullptr && !outputs.empty()) {
             if (device->n_rows() != (int64_t) outputs.size()) {
                 throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "the batch was too long, or too uneven, to be computed at once");
@@ -124,35 +145,41 @@ struct llama_common_decoder {
         }
     }
 
-    const float * logits(int32_t row) {
+    // Where a row's logits are; NULL when that is on a device. Not in several threads at once.
+    const float * on_host(int32_t row) {
         check(row);
-        wait();
-        if (device == nullptr) {
-            const float * logits = llama_get_logits_ith(context, outputs[row]);
-            if (logits == nullptr) {
-                throw failure(LLAMA_COMMON_INTERNAL_ERROR, "the context holds no logits");
-            }
-            return logits;
-        }
-        row_of_device.resize(n_vocab);
-        device->fetch_row(row, row_of_device.data());
-        return row_of_device.data();
-    }
-
-    void find(int32_t row, size_t n) {
-        check(row);
-        wait();
         if (device != nullptr) {
-            device->take(row, (int64_t) n, found);
-        } else {
-            found.take_best(logits(row), n_vocab, n);
+            return nullptr;
         }
+        const float * logits = llama_get_logits_ith(context, outputs[row]);
+        if (logits == nullptr) {
+            throw failure(LLAMA_COMMON_INTERNAL_ERROR, "the context holds no logits");
+        }
+        return logits;
     }
 
-    llama_token pick(int32_t row, const llama_common_sampler & sampler, bool only_best) {
+    // A row's logits; what on_host() gave for it spares fetching them.
+    const float * logits(int32_t row, const float * host) const {
+        if (host != nullptr) {
+            return host;
+        }
+        thread_local std::vector<float> fetched;
+        fetched.resize(n_vocab);
+        device->fetch_row(row, fetched.data());
+        return fetched.data();
+    }
+
+    // Different rows and samplers in different threads.
+    llama_token pick(int32_t row, const float * host, const llama_common_sampler & sampler, bool only_best) const {
+        thread_local candidates found;
         if (sampler.n_needed > 0) {
             // what lowers some of them must leave enough of the others
-            find(row, sampler.before ? sampler.n_needed + 64 : sampler.n_needed);
+            const size_t n = sampler.before ? sampler.n_needed + 64 : sampler.n_needed;
+            if (host == nullptr) {
+                device->take(row, (int64_t) n, found);
+            } else {
+                found.take_best(host, n_vocab, n);
+            }
             sampler.change(found.tokens);
             if (sampler.decided_by(found)) {
                 const llama_token token = sampler.choose(found.tokens);
@@ -165,10 +192,20 @@ struct llama_common_decoder {
         if (only_best) {
             throw failure(LLAMA_COMMON_NEEDS_ALL, "the best tokens do not decide");
         }
-        found.take_all(logits(row), n_vocab);
+        found.take_all(logits(row, host), n_vocab);
         const llama_token token = sampler.choose_from_all(found.tokens);
         sampler.accept(token);
         return token;
+    }
+
+    // Whether each token of the last batch has a token that follows it, and does not end its sequence.
+    bool goes_on(int32_t n_rows, const llama_token * tokens, const int32_t * results) const {
+        if (n_rows != batch.n_tokens || (size_t) n_rows != outputs.size()) {
+            return false;
+        }
+        const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(context));
+        return std::all_of(results, results + n_rows, [](int32_t result) { return result == LLAMA_COMMON_OK; }) &&
+               std::none_of(tokens, tokens + n_rows, [&](llama_token token) { return llama_vocab_is_eog(vocab, token); });
     }
 };
 
@@ -244,25 +281,51 @@ enum llama_common_status llama_common_decode(
                 self.outputs.push_back(i);
             }
         }
-        const llama_batch batch = {n_tokens, tokens, nullptr, positions, self.ones.data(), self.sequences.data(), outputs};
-        *required(result, "result") = llama_decode(self.context, batch);
-        self.waiting                = true;
+        *required(result, "result") =
+            self.decode({n_tokens, tokens, nullptr, positions, self.ones.data(), self.sequences.data(), outputs});
     });
 }
 
 enum llama_common_status llama_common_pick(
         struct llama_common_decoder * decoder, int32_t n_rows, const int32_t * rows,
-        struct llama_common_sampler ** samplers, bool only_best, llama_token * tokens, int32_t * results, char ** error) {
+        struct llama_common_sampler ** samplers, bool only_best, llama_token * tokens, int32_t * results,
+        const int32_t * go_on, int32_t * next, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
-        auto & self = *required(decoder, "decoder");
-        self.wait();
+        auto &     self      = *required(decoder, "decoder");
+        const bool with_help = n_rows >= ENOUGH_TO_SHARE;
+        self.wait(with_help);
+        self.host_rows.resize(n_rows);
         for (int32_t i = 0; i < n_rows; i++) {
-            char * message = nullptr;
             // one request's trouble is not the others'
-            results[i] = guarded(&message, LLAMA_COMMON_GRAMMAR_ERROR, [&] { 
-                tokens[i] = self.pick(rows[i], *samplers[i], only_best);
-            });
-            std::free(message);
+            results[i] = quietly(LLAMA_COMMON_INTERNAL_ERROR, [&] { self.host_rows[i] = self.on_host(rows[i]); });
+        }
+        const auto one = [&](int32_t i) {
+            if (results[i] == LLAMA_COMMON_OK) {
+                results[i] = quietly(LLAMA_COMMON_GRAMMAR_ERROR, [&] {
+                    tokens[i] = self.pick(rows[i], self.host_rows[i], *samplers[i], only_best);
+                });
+            }
+        };
+        if (with_help) {
+            self.others.run(n_rows, one);
+        } else {
+            for (int32_t i = 0; i < n_rows; i++) {
+                one(i);
+            }
+        }
+        if (next != nullptr) {
+            *next = LLAMA_COMMON_NOT_DECODED;
+        }
+        if (go_on == nullptr || next == nullptr || !self.goes_on(n_rows, tokens, results)) {
+            return;
+        }
+        if (__atomic_load_n(go_on, __ATOMIC_RELAXED) != 0) {
+            for (int32_t i = 0; i < n_rows; i++) {
+                const int32_t at = self.outputs[rows[i]];
+                self.batch.token[at] = tokens[i];
+                self.batch.pos[at]++;
+            }
+            *next = self.decode(self.batch);
         }
     });
 }
@@ -281,7 +344,8 @@ enum llama_common_status llama_common_pick_from(
 enum llama_common_status llama_common_get_logits(
         struct llama_common_decoder * decoder, int32_t row, float * logits, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
-        const float * source = required(decoder, "decoder")->logits(row);
+        required(decoder, "decoder")->wait();
+        const float * source = decoder->logits(row, decoder->on_host(row));
         std::copy(source, source + decoder->n_vocab, required(logits, "logits"));
     });
 }

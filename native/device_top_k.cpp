@@ -4,6 +4,7 @@
 #include "ggml.h"
 
 #include <algorithm>
+#include <new>
 
 namespace llama_common_c {
 
@@ -57,10 +58,13 @@ ggml_tensor * grouped(ggml_context * context, ggml_tensor * rows, int64_t size) 
     return ggml_reshape_3d(context, rows, size, rows->ne[0] / size, rows->ne[1]);
 }
 
-void copy(ggml_tensor * tensor, std::vector<int32_t> & host) {
-    host.resize(tensor ? ggml_nelements(tensor) : 0);
-    if (tensor) {
-        ggml_backend_tensor_get(tensor, host.data(), 0, ggml_nbytes(tensor));
+// Of a tensor that a `backend` can copy while others do so, or, should the engine have put it elsewhere, at once.
+void copy(ggml_backend * backend, const ggml_tensor * tensor, void * host) {
+    ggml_backend_buffer * buffer = tensor->view_src ? tensor->view_src->buffer : tensor->buffer;
+    if (ggml_backend_buffer_get_type(buffer) == ggml_backend_get_default_buffer_type(backend)) {
+        ggml_backend_tensor_get_async(backend, tensor, host, 0, ggml_nbytes(tensor));
+    } else {
+        ggml_backend_tensor_get(tensor, host, 0, ggml_nbytes(tensor));
     }
 }
 
@@ -80,7 +84,18 @@ device_top_k::~device_top_k() = default;
 
 void device_top_k::prepare(ggml_backend_buffer_type * buffer_type) {
     ggml_backend_dev_t device = ggml_backend_buft_get_device(buffer_type);
-    on_device                 = device != nullptr && ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU;
+    if (device == nullptr || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+        on_device = false;
+        return;
+    }
+    if (!copier || ggml_backend_get_device(copier.get()) != device) {
+        copier.reset(ggml_backend_dev_init(device, nullptr));
+    }
+    host_type = ggml_backend_dev_host_buffer_type(device);
+    if (host_type == nullptr) {
+        host_type = ggml_backend_cpu_buffer_type();
+    }
+    on_device = copier != nullptr;
 }
 
 void device_top_k::build(ggml_context * context, ggml_cgraph * graph, ggml_tensor * row_of_logits) {
@@ -126,17 +141,38 @@ void device_top_k::build(ggml_context * context, ggml_cgraph * graph, ggml_tenso
 
 int64_t device_top_k::n_rows() const { return logits ? logits->ne[1] : 0; }
 
+// One wait for all three copies.
 void device_top_k::fetch() {
-    host_values.resize(ggml_nelements(values));
-    ggml_backend_tensor_get(values, host_values.data(), 0, ggml_nbytes(values));
-    copy(groups, host_groups);
-    copy(subgroups, host_subgroups);
+    const ggml_tensor * tensors[] = {values, groups, subgroups};
+    size_t              size      = 0;
+    for (const auto * tensor : tensors) {
+        size += tensor ? ggml_nbytes(tensor) : 0;
+    }
+    if (!host || ggml_backend_buffer_get_size(host.get()) < size) {
+        host.reset(ggml_backend_buft_alloc_buffer(host_type, size));
+        if (!host) {
+            throw std::bad_alloc();
+        }
+    }
+    auto *       base     = static_cast<char *>(ggml_backend_buffer_get_base(host.get()));
+    const void * copies[] = {nullptr, nullptr, nullptr};
+    for (int i = 0; i < 3; i++) {
+        if (tensors[i] != nullptr) {
+            copy(copier.get(), tensors[i], base);
+            copies[i] = base;
+            base += ggml_nbytes(tensors[i]);
+        }
+    }
+    ggml_backend_synchronize(copier.get());
+    host_values    = static_cast<const float *>(copies[0]);
+    host_groups    = static_cast<const int32_t *>(copies[1]);
+    host_subgroups = static_cast<const int32_t *>(copies[2]);
 }
 
 void device_top_k::take(int64_t row, int64_t n, candidates & result) const {
     const int64_t size     = values->ne[0];
     const int64_t n_groups = values->ne[1];
-    const float * value    = host_values.data() + row * size * n_groups;
+    const float * value    = host_values + row * size * n_groups;
     // the groups with the greatest maxima come first
     n            = std::min(n, n_groups);
     result.bound = greatest(value + (n - 1) * size, size);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "candidates.h"
+#include "ggml-cpp.h"
 #include "llama.h"
 
 #include <cstdint>
@@ -71,9 +72,13 @@ private:
     ggml_tensor * subgroups  = nullptr;  // [groups chosen last, n_rows], counted inside of `groups`; may be NULL
     int64_t       group_size = 0;
 
-    std::vector<float>   host_values;
-    std::vector<int32_t> host_groups;
-    std::vector<int32_t> host_subgroups;
+    // what fetch() got, in memory that the device writes to by itself
+    ggml_backend_ptr           copier;
+    ggml_backend_buffer_type * host_type = nullptr;
+    ggml_backend_buffer_ptr    host;
+    const float *              host_values    = nullptr;
+    const int32_t *            host_groups    = nullptr;
+    const int32_t *            host_subgroups = nullptr;
 };
 
 }  // namespace llama_common_c

@@ -39,6 +39,9 @@ enum llama_common_status {
     LLAMA_COMMON_NEEDS_ALL        = 7,  // no error: the best tokens alone do not decide
 };
 
+// What stands for the result of llama_decode() where it was not called.
+#define LLAMA_COMMON_NOT_DECODED (-1000)
+
 struct llama_common_chat;         // the chat templates of one model; const after creation, any thread may use it
 struct llama_common_chat_parser;  // reads one answer; one thread at a time
 struct llama_common_top_k;        // the best tokens of each sequence of one context, found on the device
@@ -197,6 +200,10 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_decode(
 // Waits for the last batch and picks a token for each of `n_rows` of its outputs, counted in the order of the batch;
 // `results` are llama_common_status of their own, and only where one is LLAMA_COMMON_OK there is a token. With `only_best`
 // one that takes a look at the whole vocabulary is left out: LLAMA_COMMON_NEEDS_ALL.
+// When each token of the batch had an output, for each a token was picked, and none of them ends its sequence, it goes on:
+// the arrays of the batch are changed to hold these tokens, at the positions that follow, and decoded, so that a device
+// need not wait. *next (NULL allowed) is what llama_decode() returns, or LLAMA_COMMON_NOT_DECODED. `go_on` (NULL allowed)
+// is looked at when all are picked, and holds it back when it is zero then; any thread may set it.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_pick(
         struct llama_common_decoder *  decoder,
         int32_t                        n_rows,
@@ -205,6 +212,8 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_pick(
         bool                           only_best,
         llama_token *                  tokens,
         int32_t *                      results,
+        const int32_t *                go_on,
+        int32_t *                      next,
         char **                        error);
 
 // The same from a copy of an output's logits, which the caller may have changed. Any thread may do that.

@@ -19,6 +19,7 @@ _DRIVER = r"""
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <thread>
 #include <vector>
@@ -100,6 +101,14 @@ int main(int, char ** argv) {
     for (unsigned i = 0; i < 4; i++) {
         samplers.push_back(sampler_of(vocab, false, i));
     }
+    std::atomic<int32_t> may_go_on = 1;  // another thread holds it back now and then
+    others.emplace_back([&] {
+        while (!done) {
+            may_go_on = 1 - may_go_on;
+            std::this_thread::yield();
+        }
+    });
+    int n_on = 0;
     for (int step = 0; step < std::atoi(argv[4]); step++) {
         llama_token  tokens[] = {10, 11, 12, 13}, picked[4];
         llama_pos    positions[] = {step, step, step, step};
@@ -108,7 +117,16 @@ int main(int, char ** argv) {
         int32_t      rows[] = {0, 1, 2, 3}, results[4], result = -1, counts[4];
         llama_token  drafted[16];
         check(llama_common_decode(decoder, 4, tokens, positions, sequences, outputs, &result, nullptr), "decode");
-        check(llama_common_pick(decoder, 4, rows, samplers.data(), false, picked, results, nullptr), "pick");
+        check(llama_common_pick(decoder, 4, rows, samplers.data(), false, picked, results, (int32_t *) &may_go_on, &result, nullptr), "pick");
+        if (result == 0) {
+            // it went on, and does so no more
+            if (std::memcmp(tokens, picked, sizeof(tokens)) != 0 || positions[3] != step + 1) {
+                std::puts("another batch");
+            }
+            check(llama_common_pick(decoder, 4, rows, samplers.data(), false, picked, results, nullptr, nullptr, nullptr), "pick");
+            llama_memory_seq_rm(llama_get_memory(context), -1, step + 1, -1);
+            n_on++;
+        }
         check(llama_common_speculator_begin(guesser, step % 4, tokens, 4, nullptr), "begin");
         check(llama_common_speculator_draft(guesser, 4, sequences, 4, drafted, counts, nullptr), "draft");
     }
@@ -124,7 +142,7 @@ int main(int, char ** argv) {
     llama_common_decoder_free(decoder);
     llama_free(context);
     llama_model_free(model);
-    std::puts("done");
+    std::puts(n_on > 0 ? "done" : "it never went on");
 }
 """
 

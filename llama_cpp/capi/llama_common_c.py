@@ -38,6 +38,8 @@ LLAMA_COMMON_OUT_OF_MEMORY = 5
 LLAMA_COMMON_INTERNAL_ERROR = 6
 LLAMA_COMMON_NEEDS_ALL = 7
 
+LLAMA_COMMON_NOT_DECODED = -1000
+
 llama_common_chat_p = NewType("llama_common_chat_p", int)
 llama_common_chat_p_ctypes = c_void_p
 
@@ -382,6 +384,8 @@ def llama_common_decode(
     c_bool,
     POINTER(llama_token),
     POINTER(c_int32),
+    POINTER(c_int32),
+    POINTER(c_int32),
     POINTER(c_char_p),
 )
 def llama_common_pick(
@@ -392,12 +396,15 @@ def llama_common_pick(
     only_best: bool,
     tokens: PointerLike[llama_token],
     results: PointerLike[c_int32],
+    go_on: PointerLike[c_int32],
+    next: PointerLike[c_int32],
     error: PointerLike[c_char_p],
     /,
 ) -> int:
     """enum llama_common_status llama_common_pick(
         struct llama_common_decoder * decoder, int32_t n_rows, const int32_t * rows,
-        struct llama_common_sampler ** samplers, bool only_best, llama_token * tokens, int32_t * results, char ** error
+        struct llama_common_sampler ** samplers, bool only_best, llama_token * tokens, int32_t * results,
+        const int32_t * go_on, int32_t * next, char ** error
     )"""
     ...
 
@@ -627,19 +634,20 @@ def llama_common_speculator_process(
 
 __all__ = [
     "LLAMA_COMMON_GRAMMAR_ERROR", "LLAMA_COMMON_INTERNAL_ERROR", "LLAMA_COMMON_INVALID_ARGUMENT",
-    "LLAMA_COMMON_NEEDS_ALL", "LLAMA_COMMON_OK", "LLAMA_COMMON_OUT_OF_MEMORY", "LLAMA_COMMON_PARSE_ERROR",
-    "LLAMA_COMMON_TEMPLATE_ERROR", "llama_common_chat_apply", "llama_common_chat_describe", "llama_common_chat_free",
-    "llama_common_chat_init", "llama_common_chat_p", "llama_common_chat_p_ctypes", "llama_common_chat_parser_free",
-    "llama_common_chat_parser_init", "llama_common_chat_parser_p", "llama_common_chat_parser_p_ctypes",
-    "llama_common_chat_parser_parse", "llama_common_chat_parser_update", "llama_common_commit", "llama_common_decode",
-    "llama_common_decoder_free", "llama_common_decoder_init", "llama_common_decoder_on_device",
-    "llama_common_decoder_p", "llama_common_decoder_p_ctypes", "llama_common_get_logits", "llama_common_grammar_init",
-    "llama_common_headers_sha256", "llama_common_json_schema_to_grammar", "llama_common_log_discard",
-    "llama_common_log_set", "llama_common_logprobs", "llama_common_measure", "llama_common_pick",
-    "llama_common_pick_from", "llama_common_sampler_accept", "llama_common_sampler_free", "llama_common_sampler_init",
-    "llama_common_sampler_p", "llama_common_sampler_p_ctypes", "llama_common_speculator_accept",
-    "llama_common_speculator_begin", "llama_common_speculator_draft", "llama_common_speculator_free",
-    "llama_common_speculator_init", "llama_common_speculator_p", "llama_common_speculator_p_ctypes",
-    "llama_common_speculator_process", "llama_common_status", "llama_common_string_free", "llama_common_top_k_configs",
-    "llama_common_top_k_free", "llama_common_top_k_init", "llama_common_top_k_p", "llama_common_top_k_p_ctypes",
+    "LLAMA_COMMON_NEEDS_ALL", "LLAMA_COMMON_NOT_DECODED", "LLAMA_COMMON_OK", "LLAMA_COMMON_OUT_OF_MEMORY",
+    "LLAMA_COMMON_PARSE_ERROR", "LLAMA_COMMON_TEMPLATE_ERROR", "llama_common_chat_apply", "llama_common_chat_describe",
+    "llama_common_chat_free", "llama_common_chat_init", "llama_common_chat_p", "llama_common_chat_p_ctypes",
+    "llama_common_chat_parser_free", "llama_common_chat_parser_init", "llama_common_chat_parser_p",
+    "llama_common_chat_parser_p_ctypes", "llama_common_chat_parser_parse", "llama_common_chat_parser_update",
+    "llama_common_commit", "llama_common_decode", "llama_common_decoder_free", "llama_common_decoder_init",
+    "llama_common_decoder_on_device", "llama_common_decoder_p", "llama_common_decoder_p_ctypes",
+    "llama_common_get_logits", "llama_common_grammar_init", "llama_common_headers_sha256",
+    "llama_common_json_schema_to_grammar", "llama_common_log_discard", "llama_common_log_set", "llama_common_logprobs",
+    "llama_common_measure", "llama_common_pick", "llama_common_pick_from", "llama_common_sampler_accept",
+    "llama_common_sampler_free", "llama_common_sampler_init", "llama_common_sampler_p", "llama_common_sampler_p_ctypes",
+    "llama_common_speculator_accept", "llama_common_speculator_begin", "llama_common_speculator_draft",
+    "llama_common_speculator_free", "llama_common_speculator_init", "llama_common_speculator_p",
+    "llama_common_speculator_p_ctypes", "llama_common_speculator_process", "llama_common_status",
+    "llama_common_string_free", "llama_common_top_k_configs", "llama_common_top_k_free", "llama_common_top_k_init",
+    "llama_common_top_k_p", "llama_common_top_k_p_ctypes",
 ]  # fmt: skip

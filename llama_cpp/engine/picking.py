@@ -70,15 +70,18 @@ class Picker:
         self._helpers.shutdown(wait)
         self._callers.shutdown(wait)
 
-    def pick(self, outputs: Sequence[tuple[Running, int]]) -> list[Running]:
+    def pick(self, outputs: Sequence[tuple[Running, int]], go_on: bool = False) -> tuple[list[Running], int | None]:
         """Picks a token for each output, a request and its row.
+
+        Args:
+            go_on: what is picked may be decoded as the next batch at once, as :meth:`.Decoder.pick` does.
 
         Returns:
             Requests whose sequences sit out until another thread has picked: their own Python code is to be called, or the
-            whole vocabulary to be looked at.
+            whole vocabulary to be looked at. And what decoding the next batch returned; None when it has not begun.
         """
         if not outputs:
-            return []  # nothing to wait for
+            return [], None  # nothing to wait for
         decoder, alone = self._decoder, len(outputs) == 1
         quick = outputs
         if any(one.request.calls_python or (one.request.n_logprobs is not None and not alone) for one, _ in outputs):
@@ -91,7 +94,7 @@ class Picker:
         decoder.rows[:n] = [row for _, row in quick]
         decoder.samplers[:n] = [one.request.sampler.pointer for one, _ in quick]
         started = time.perf_counter()
-        decoder.pick(n, only_best=not alone)
+        begun = decoder.pick(n, only_best=not alone, go_on=go_on)
         self._statistics.native_seconds += time.perf_counter() - started
         self._statistics.n_outputs += len(outputs)
         slow = set() if quick is outputs else set(outputs).difference(quick)
@@ -107,7 +110,7 @@ class Picker:
         for one, row in slow:
             helpers = self._callers if one.request.calls_python else self._helpers
             helpers.submit(self._pick_aside, one, decoder.logits(row))
-        return [one for one, _ in slow]
+        return [one for one, _ in slow], begun
 
     def _pick_aside(self, one: Running, logits: np.ndarray) -> None:
         """Picks a token in a helper thread, and lets the engine's thread give it to its request."""

@@ -2,7 +2,7 @@
 
 A turn of its loop takes in what was asked meanwhile, gives free sequences to waiting requests, computes a batch, picks a
 token for each output and hands the tokens out. On a GPU the tokens of one batch are handed out while the next is
-computed.
+computed: as long as nobody comes or goes, that one is begun in the call that picks.
 """
 
 from __future__ import annotations
@@ -109,6 +109,8 @@ class BatchingEngine:
         self.statistics = Statistics()
         self._is_end = _EndTokens(model)
         self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
+        self._goes_on = self._decoder.on_device  # by itself; a CPU would compute instead of handing out tokens
+        self._begun: tuple[list[Part], int | Exception] = [], 0
         self._without_guesses = False  # there was no room for them
         self._suspects: list[Running] = []
         self._cancelled_meanwhile = False
@@ -197,6 +199,7 @@ class BatchingEngine:
 
     def _post(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
+        self._decoder.go_on.value = False
         if self._closing:
             if self._exiting and threading.current_thread() is not threading.main_thread():
                 threading.Event().wait()  # a daemon thread, which the interpreter is about to end
@@ -286,33 +289,24 @@ class BatchingEngine:
 
     def _step(self) -> bool:
         """Computes a batch and picks what follows; False when there was nothing to compute."""
-        running = self._turns.choose(self._suspect() or self._running)
         started = time.perf_counter()
-        n_places = self._guess(running)
-        parts = self._batches.choose(running, n_places)
+        parts, status = self._continue()
+        if not parts:
+            parts, status = self._begin()
         if not parts:
             return False
-        n_tokens = write(self._decoder, parts)
-        if not self._decoder.on_device:
-            self._hand_out()  # as late as that: who wakes up before this thread is in the library has to wait for it
-        decoding = time.perf_counter()
-        try:
-            status = self._decoder.decode(n_tokens)
-        except (NativeError, MemoryError) as error:  # for what a batch of another shape needs
-            self._fail(parts, error)
-            return True
-        self.statistics.native_seconds += time.perf_counter() - decoding
+        n_tokens = sum(len(part.tokens) for part in parts)
         self.statistics.n_steps += 1
         self.statistics.n_tokens += n_tokens
+        self._hand_out()
         if status == _NO_ROOM:
-            self._without_guesses = any(one.guess for one in running)
-            for one in running:
+            guessing = [part.running for part in parts if part.running and part.running.guess]
+            self._without_guesses = bool(guessing)
+            for one in guessing:
                 one.guess = []
-            if not self._without_guesses:
+            if not guessing:
                 self._make_room()
             return True
-        if self._decoder.on_device:
-            self._hand_out()
         if status == _INVALID and len(parts) > 1:
             # one of them, and each alone will tell which
             self._suspects = [part.running for part in parts if part.running]
@@ -335,14 +329,62 @@ class BatchingEngine:
         n_before = self.statistics.n_outputs
         if max(part.n_outputs for part in parts) > 1:
             self._check_guesses(outputs)
+        elif n_tokens == len(outputs) and self._can_go_on(outputs):
+            self._pick(outputs, parts)
         else:
             self._pick(outputs)
         seconds = time.perf_counter() - started
         self._batches.burst.note(parts, seconds, waited=bool(outputs) or not self._decoder.on_device)
         if self._speculator is not None:
-            generated = sum(len(part.tokens) for part in parts) == sum(part.n_outputs for part in parts)
+            generated = n_tokens == sum(part.n_outputs for part in parts)
             self._speculator.took(len(outputs) * generated, self.statistics.n_outputs - n_before, seconds)
         return True
+
+    def _begin(self) -> tuple[list[Part], int | Exception]:
+        """Begins a batch; returns what is in it, nothing when there is nothing to do, and how that went."""
+        running = self._turns.choose(self._suspect() or self._running)
+        n_places = self._guess(running)
+        parts = self._batches.choose(running, n_places)
+        if not parts:
+            return [], 0
+        n_tokens = write(self._decoder, parts)
+        if not self._decoder.on_device:
+            self._hand_out()  # as late as that: who wakes up before this thread is in the library has to wait for it
+        decoding = time.perf_counter()
+        try:
+            status = self._decoder.decode(n_tokens)
+        except (NativeError, MemoryError) as error:  # for what a batch of another shape needs
+            return parts, error
+        self.statistics.native_seconds += time.perf_counter() - decoding
+        return parts, status
+
+    def _can_go_on(self, outputs: Sequence[tuple[Running, int]]) -> bool:
+        """Whether the next batch, too, will be of those that generate in this one, unless one of their tokens is the last.
+
+        Then the engine goes on by itself, so that a GPU does not wait while tokens are handed out.
+        """
+        if not self._goes_on or self._speculator is not None or len(outputs) != len(self._running):
+            return False
+        if self._waiting and not self._blocked and self._sequences.n_free:
+            return False
+        self._decoder.go_on.value = True  # until something is asked of this thread
+        if not self._inbox.empty():
+            return False
+        n_most = self.n_ctx - 1
+        for one, _ in outputs:
+            request = one.request
+            if request.n_left == 1 or len(request.tokens) >= n_most or request.calls_python or request.n_logprobs is not None:
+                return False
+        return True
+
+    def _continue(self) -> tuple[list[Part], int | Exception]:
+        """What is in the batch that the engine went on with by itself, if it did, and how that went."""
+        (parts, status), self._begun = self._begun, ([], 0)
+        if parts:
+            # who has ended since has left its sequence to others
+            running = set(self._running)
+            parts = [part for part in parts if part.running in running]
+        return parts, status
 
     def _suspect(self) -> list[Running]:
         """The next one of a batch that was refused, to be computed alone; empty when there is none."""
@@ -406,10 +448,18 @@ class BatchingEngine:
             del one.stops[0]
             self._sequences.checkpoint(one.sequence, one.n_held)
 
-    def _pick(self, outputs: Sequence[tuple[Running, int]]) -> None:
-        """Picks a token for each output and gives it to its request, or to be picked in another thread."""
-        for one in self._picker.pick(outputs):
+    def _pick(self, outputs: Sequence[tuple[Running, int]], going_on: list[Part] | None = None) -> None:
+        """Picks a token for each output and gives it to its request, or to be picked in another thread.
+
+        The next batch may be begun at once, when it is to be of the same parts, ``going_on``.
+        """
+        sitting_out, status = self._picker.pick(outputs, go_on=going_on is not None)
+        for one in sitting_out:
             self._forget_ahead(one)
+        if going_on and status is not None:
+            self._begun = going_on, status
+            for one, _ in outputs:
+                one.n_ahead = 1  # of which nobody knows yet whether it is wanted
 
     def _later(self, one: Running, action: Callable[[], None]) -> None:
         """Lets the engine's thread do something for a request, if it still runs then."""

@@ -145,6 +145,11 @@ class InPlace:
         self.saved = saved
 
     @property
+    def n_free(self) -> int:
+        """Sequences that a request could be given."""
+        return len(self._free)
+
+    @property
     def n_kept(self) -> int:
         """Sequences that are kept for later requests."""
         return sum(sequence in self._texts for sequence in self._free)

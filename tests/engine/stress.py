@@ -1,7 +1,8 @@
 """Many threads with mixed requests for a long time: python tests/engine/stress.py [--seconds 600] [--threads 64] [--model GGUF]
 
 Every answer at temperature 0, and every one with a seed, must be what it is alone; nothing may leak or hang. Without a model it
-makes small ones of several kinds of memory, with adapters, guesses and a second tier.
+makes small ones of several kinds of memory, with adapters, guesses and a second tier, and two that go on by themselves from
+batch to batch, as on a GPU.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ WORDS = "the hello a of and to in world that is was for on are with they be at o
 class Case:
     """A model and prompts with the answers they have alone."""
 
-    def __init__(self, name: str, path: Path, n_prompts: int = 48, loras=({},), **arguments) -> None:
+    def __init__(self, name: str, path: Path, n_prompts: int = 48, loras=({},), go_on: bool = False, **arguments) -> None:
         self.name = name
         threads = {"n_threads": 1, "n_threads_batch": 1, "batch_invariant": True, "n_batch": 128, **arguments}
         self.llm = Llama(path, n_ctx=512, n_parallel=threads.pop("n_parallel", 8), **threads)
         self.llm.set_cache(LlamaRAMCache(64 << 20))
+        engine = self.llm._open_engine
+        engine._goes_on = go_on and engine._decoder.unlimited_cut
         numbers = random.Random(name)
         shared = [numbers.randrange(3, 250) for _ in range(150)]
         self.asked = []
@@ -91,7 +94,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if options.model:
-            cases = [Case("model", options.model)]
+            cases = [Case("model", options.model), Case("by itself", options.model, go_on=True)]
         else:
             model = {kind: tiny_models.write(kind, folder / f"{kind}.gguf") for kind in ("dense", "window", "own heads", "hybrid")}
             adapters = {name: tiny_models.write_adapter(folder / f"{name}.gguf", seed) for seed, name in enumerate("ab")}
@@ -101,6 +104,8 @@ def main() -> int:
                 Case("guesses", model["dense"], draft_model=model["dense"]),
                 Case("shared cells", model["dense"], draft_model="prompt-lookup", n_parallel=3),
                 Case("window", model["window"]),
+                Case("by itself", model["dense"], go_on=True),
+                Case("by itself, window", model["window"], go_on=True, n_parallel=3),
                 Case("states", model["hybrid"], n_parallel=3),
                 Case("own heads", model["own heads"], draft_model="mtp", n_parallel=3),
             ]

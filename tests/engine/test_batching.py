@@ -36,10 +36,11 @@ def tiny(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def small(smollm2):
-    """What a test may fill or break."""
+@pytest.fixture(params=["as on a CPU", "as on a GPU"])
+def small(request, smollm2):
+    """What a test may fill or break. As on a GPU, the engine goes on by itself from one batch to the next."""
     with Llama(smollm2, n_ctx=512, n_parallel=4, batch_invariant=True) as model:
+        model._open_engine._goes_on = request.param == "as on a GPU"
         yield model
 
 
@@ -361,6 +362,69 @@ def test_an_abandoned_stream_gives_its_sequence_back(small):
     assert text(small, "The capital of France is") .startswith(" Paris")
     engine = idle(small)
     assert engine.statistics.n_tokens - before < 300
+
+
+@pytest.fixture
+def going_on(smollm2, monkeypatch):
+    """A model that goes on by itself from one batch to the next; and how many it was told to compute."""
+    counted = []
+    decode = Decoder.decode
+    monkeypatch.setattr(Decoder, "decode", lambda self, n: (counted.append(n), decode(self, n))[1])
+    with Llama(smollm2, n_ctx=512, n_parallel=4, batch_invariant=True) as model:
+        model._open_engine._goes_on = True
+        counted.clear()
+        yield model, counted
+
+
+def test_it_goes_on_by_itself(going_on):
+    llm, counted = going_on
+    steps = llm._open_engine.statistics
+    assert len(text(llm, "Once upon a time", max_tokens=40)) > 40
+    assert steps.n_steps == 40 and len(counted) == 2, "the prompt and the first token"
+    counted.clear()
+    before = steps.n_steps
+    answer = llm.create_completion("Once upon a time", max_tokens=10, temperature=0, logprobs=1)
+    assert len(answer["choices"][0]["logprobs"]["tokens"]) == 10
+    assert len(counted) == steps.n_steps - before == 10, "the logits must still be there"
+    counted.clear()
+    ended = llm.create_completion("Once", max_tokens=40, logit_bias={llm.token_eos(): 1e9})
+    assert ended["choices"][0]["finish_reason"] == "stop" and len(counted) == 1
+
+
+def check_what_is_left_behind(llm):
+    """Streams are left early, alone and beside others, and what they leave is what they have said."""
+    asked = prompts(6, seed=3)
+    alone = []
+    for prompt in asked:
+        llm.reset()
+        alone.append(text(llm, prompt, max_tokens=24))
+    llm.reset()
+
+    def leave(i):
+        stream = llm.create_completion(asked[i], stream=True, max_tokens=200, temperature=0)
+        seen = ""
+        while len(seen) < 10:
+            seen += next(stream)["choices"][0]["text"]
+        stream.close()
+        return seen
+
+    for i in range(2):
+        leave(i)
+        engine = idle(llm)
+        for sequence, (_, tokens) in engine._sequences._texts.items():
+            assert engine._decoder.newest(sequence) == len(tokens) - 1
+    llm.reset()
+    assert at_once(lambda i: (leave(i), text(llm, asked[i], max_tokens=24))[1], len(asked)) == alone
+
+
+def test_what_was_computed_of_a_stream_that_ended_is_forgotten(going_on):
+    check_what_is_left_behind(going_on[0])
+
+
+def test_a_token_computed_ahead_and_left_would_be_seen(going_on, monkeypatch):
+    monkeypatch.setattr("llama_cpp.engine.scheduler.BatchingEngine._forget_ahead", lambda self, one: None)
+    with pytest.raises(AssertionError):
+        check_what_is_left_behind(going_on[0])
 
 
 def test_cancelling_stops_a_prompt_that_is_being_read(smollm2):
