@@ -6,6 +6,7 @@ Nothing here waits, so that ``Llama`` and ``AsyncLlama`` share it.
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any, Iterator
 
 from . import responses
@@ -36,7 +37,7 @@ class Answer:
         self._n_told = 0  # tokens whose log-probabilities went out
         self._generation = generation
         self._text = text
-        self._n_tokens = 0
+        self._pushed: list[int] = []
         self._include_usage = include_usage
         self.every_token = text.has_stop
 
@@ -47,15 +48,18 @@ class Answer:
 
     def push(self, token: int) -> str:
         """The text that is certain after a further token."""
-        self._n_tokens += 1
+        self._pushed.append(token)
         return self._text.push(token)
 
     def generation(self) -> Generation:
-        """The request's account up to the last token that was pushed: the engine may be ahead of a stop string."""
+        """The request's account up to the last token that was pushed: a stop string ends it wherever the engine is."""
         if not self.stopped:
             return self._generation
-        tokens, logprobs = self._generation.tokens[: self._n_tokens], self._generation.logprobs[: self._n_tokens]
-        return dataclasses.replace(self._generation, tokens=tokens, logprobs=logprobs, finish_reason="stop")
+        tokens, logprobs = self._pushed, self._generation.logprobs[: len(self._pushed)]
+        seconds = time.perf_counter() - self._generation.first_at
+        return dataclasses.replace(
+            self._generation, tokens=tokens, logprobs=logprobs, predicted_seconds=seconds, finish_reason="stop"
+        )
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """Chunks before the first token."""
@@ -86,8 +90,8 @@ class Answer:
 
     def _untold(self) -> list[TokenLogprobs]:
         """The log-probabilities of tokens that were pushed since this was asked last."""
-        told, self._n_told = self._n_told, self._n_tokens
-        return self._generation.logprobs[told : self._n_tokens]
+        told, self._n_told = self._n_told, len(self._pushed)
+        return self._generation.logprobs[told : len(self._pushed)]
 
     def _piece(self, token: int) -> bytes:
         return self._model.token_to_piece(token, special=True)

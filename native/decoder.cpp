@@ -3,6 +3,7 @@
 #include "candidates.h"
 #include "device_top_k.h"
 #include "helpers.h"
+#include "outbox.h"
 #include "support.h"
 
 #include <algorithm>
@@ -198,6 +199,42 @@ struct llama_common_decoder {
         return token;
     }
 
+    void pick_all(
+            int32_t n_rows, const int32_t * rows, llama_common_sampler ** samplers, bool only_best, llama_token * tokens,
+            int32_t * results) {
+        const bool with_help = n_rows >= ENOUGH_TO_SHARE;
+        wait(with_help);
+        host_rows.resize(n_rows);
+        for (int32_t i = 0; i < n_rows; i++) {
+            // one request's trouble is not the others'
+            results[i] = quietly(LLAMA_COMMON_INTERNAL_ERROR, [&] { host_rows[i] = on_host(rows[i]); });
+        }
+        const auto one = [&](int32_t i) {
+            if (results[i] == LLAMA_COMMON_OK) {
+                results[i] = quietly(LLAMA_COMMON_GRAMMAR_ERROR, [&] {
+                    tokens[i] = pick(rows[i], host_rows[i], *samplers[i], only_best);
+                });
+            }
+        };
+        if (with_help) {
+            others.run(n_rows, one);
+            return;
+        }
+        for (int32_t i = 0; i < n_rows; i++) {
+            one(i);
+        }
+    }
+
+    // Decodes the batch that follows the last one, of what was picked from that.
+    int32_t decode_following(int32_t n_rows, const int32_t * rows, const llama_token * tokens) {
+        for (int32_t i = 0; i < n_rows; i++) {
+            const int32_t at = outputs[rows[i]];
+            batch.token[at]  = tokens[i];
+            batch.pos[at]++;
+        }
+        return decode(batch);
+    }
+
     // Whether each token of the last batch has a token that follows it, and does not end its sequence.
     bool goes_on(int32_t n_rows, const llama_token * tokens, const int32_t * results) const {
         if (n_rows != batch.n_tokens || (size_t) n_rows != outputs.size()) {
@@ -289,43 +326,35 @@ enum llama_common_status llama_common_decode(
 enum llama_common_status llama_common_pick(
         struct llama_common_decoder * decoder, int32_t n_rows, const int32_t * rows,
         struct llama_common_sampler ** samplers, bool only_best, llama_token * tokens, int32_t * results,
-        const int32_t * go_on, int32_t * next, char ** error) {
+        struct llama_common_going_on * going_on, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
-        auto &     self      = *required(decoder, "decoder");
-        const bool with_help = n_rows >= ENOUGH_TO_SHARE;
-        self.wait(with_help);
-        self.host_rows.resize(n_rows);
-        for (int32_t i = 0; i < n_rows; i++) {
-            // one request's trouble is not the others'
-            results[i] = quietly(LLAMA_COMMON_INTERNAL_ERROR, [&] { self.host_rows[i] = self.on_host(rows[i]); });
-        }
-        const auto one = [&](int32_t i) {
-            if (results[i] == LLAMA_COMMON_OK) {
-                results[i] = quietly(LLAMA_COMMON_GRAMMAR_ERROR, [&] {
-                    tokens[i] = self.pick(rows[i], self.host_rows[i], *samplers[i], only_best);
-                });
-            }
-        };
-        if (with_help) {
-            self.others.run(n_rows, one);
-        } else {
-            for (int32_t i = 0; i < n_rows; i++) {
-                one(i);
-            }
-        }
-        if (next != nullptr) {
-            *next = LLAMA_COMMON_NOT_DECODED;
-        }
-        if (go_on == nullptr || next == nullptr || !self.goes_on(n_rows, tokens, results)) {
+        auto & self = *required(decoder, "decoder");
+        if (going_on == nullptr) {
+            self.pick_all(n_rows, rows, samplers, only_best, tokens, results);
             return;
         }
-        if (__atomic_load_n(go_on, __ATOMIC_RELAXED) != 0) {
-            for (int32_t i = 0; i < n_rows; i++) {
-                const int32_t at = self.outputs[rows[i]];
-                self.batch.token[at] = tokens[i];
-                self.batch.pos[at]++;
+        auto & on = *going_on;
+        on.n      = 0;
+        on.status = LLAMA_COMMON_NOT_DECODED;
+        on.begun  = false;
+        while (true) {
+            self.pick_all(n_rows, rows, samplers, only_best, tokens, results);
+            const bool last = on.n == on.n_most;
+            if ((last && !on.begin) || !self.goes_on(n_rows, tokens, results) || !__atomic_load_n(on.allowed, __ATOMIC_RELAXED)) {
+                return;
             }
-            *next = self.decode(self.batch);
+            std::copy(tokens, tokens + n_rows, on.tokens + on.n * n_rows);
+            for (int32_t i = 0; !last && i < n_rows; i++) {
+                if (on.outboxes[i] != nullptr) {
+                    on.outboxes[i]->put(tokens[i]);
+                }
+            }
+            on.n++;
+            on.status = self.decode_following(n_rows, rows, tokens);
+            on.begun  = last || on.status != 0;
+            if (on.begun) {
+                return;
+            }
         }
     });
 }

@@ -47,7 +47,20 @@ struct llama_common_chat_parser;  // reads one answer; one thread at a time
 struct llama_common_top_k;        // the best tokens of each sequence of one context, found on the device
 struct llama_common_sampler;      // what one request samples with; one thread at a time
 struct llama_common_speculator;   // guesses what follows in the sequences of one context; one thread at a time
+struct llama_common_outbox;       // tokens on their way from one thread to another; for any threads
 struct llama_common_decoder;      // decodes the batches of one context; one thread at a time
+
+// How llama_common_pick() goes on by itself.
+struct llama_common_going_on {
+    const int32_t *               allowed;  // looked at after each batch: no further than that when it is zero; any thread may set it
+    int32_t                       n_most;   // so many batches at most, each of which is waited for
+    bool                          begin;    // and one more, which is not: a device computes it meanwhile
+    struct llama_common_outbox ** outboxes; // where tokens are put that another batch was made of: one for each row, or NULL
+    llama_token *                 tokens;   // the same tokens, batch by batch: room for n_most + 1 times the number of rows
+    int32_t                       n;        // result: how often it went on
+    int32_t                       status;   // result: what llama_decode() returned then; LLAMA_COMMON_NOT_DECODED if never
+    bool                          begun;    // result: the last of these batches is not waited for yet
+};
 
 // What this library was built from. Static strings.
 LLAMA_COMMON_C_API const char * llama_common_commit(void);          // llama.cpp commit
@@ -171,6 +184,24 @@ LLAMA_COMMON_C_API void llama_common_sampler_accept(
         const llama_token *           tokens,
         int32_t                       n_tokens);
 
+// Tokens that one thread puts in and another takes out. The caller owns *outbox.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_outbox_init(struct llama_common_outbox ** outbox, char ** error);
+
+LLAMA_COMMON_C_API void llama_common_outbox_free(struct llama_common_outbox * outbox);  // NULL is allowed
+
+LLAMA_COMMON_C_API enum llama_common_status llama_common_outbox_put(
+        struct llama_common_outbox * outbox,
+        llama_token                  token,
+        char **                      error);
+
+// Takes up to `capacity` tokens, in the order in which they were put in; returns how many. It waits for one, so many
+// milliseconds at most.
+LLAMA_COMMON_C_API int32_t llama_common_outbox_take(
+        struct llama_common_outbox * outbox,
+        llama_token *                tokens,
+        int32_t                      capacity,
+        int32_t                      milliseconds);
+
 // Decodes batches in a context and picks the tokens that come out; one thread at a time. `top_k` is NULL or what the
 // context was made with, for `n_seq` sequences. The caller owns *decoder and must free it before the context.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_decoder_init(
@@ -200,10 +231,10 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_decode(
 // Waits for the last batch and picks a token for each of `n_rows` of its outputs, counted in the order of the batch;
 // `results` are llama_common_status of their own, and only where one is LLAMA_COMMON_OK there is a token. With `only_best`
 // one that takes a look at the whole vocabulary is left out: LLAMA_COMMON_NEEDS_ALL.
-// When each token of the batch had an output, for each a token was picked, and none of them ends its sequence, it goes on:
-// the arrays of the batch are changed to hold these tokens, at the positions that follow, and decoded, so that a device
-// need not wait. *next (NULL allowed) is what llama_decode() returns, or LLAMA_COMMON_NOT_DECODED. `go_on` (NULL allowed)
-// is looked at when all are picked, and holds it back when it is zero then; any thread may set it.
+//
+// With `going_on` (NULL allowed): when each token of the batch had an output, for each a token was picked, and none of them
+// ends its sequence, the arrays of the batch are changed to hold these tokens, at the positions that follow, and decoded;
+// and so on. `tokens` and `results` then are those of the last batch that was picked from.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_pick(
         struct llama_common_decoder *  decoder,
         int32_t                        n_rows,
@@ -212,8 +243,7 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_pick(
         bool                           only_best,
         llama_token *                  tokens,
         int32_t *                      results,
-        const int32_t *                go_on,
-        int32_t *                      next,
+        struct llama_common_going_on * going_on,
         char **                        error);
 
 // The same from a copy of an output's logits, which the caller may have changed. Any thread may do that.

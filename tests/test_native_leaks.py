@@ -202,16 +202,16 @@ static void sampling(const struct llama_model * model, struct llama_context * co
         exit(1);
     }
     llama_common_sampler_accept(sampler, prompt, 3);
-    EXPECT(OK, llama_common_pick(decoder, 1, &row, &sampler, false, &token, &result, NULL, NULL, &error));
+    EXPECT(OK, llama_common_pick(decoder, 1, &row, &sampler, false, &token, &result, NULL, &error));
     if (result != OK) {
         exit(1);
     }
     int32_t beyond = 1;
-    EXPECT(OK, llama_common_pick(decoder, 1, &beyond, &sampler, false, &token, &result, NULL, NULL, &error));
+    EXPECT(OK, llama_common_pick(decoder, 1, &beyond, &sampler, false, &token, &result, NULL, &error));
     if (result != BAD) {
         exit(1);
     }
-    EXPECT(BAD, llama_common_pick(NULL, 1, &row, &sampler, false, &token, &result, NULL, NULL, &error));
+    EXPECT(BAD, llama_common_pick(NULL, 1, &row, &sampler, false, &token, &result, NULL, &error));
 
     const int32_t n_vocab = llama_vocab_n_tokens(vocab);
     float * logits = malloc(n_vocab * sizeof(float));

@@ -16,6 +16,7 @@ _DRIVER = r"""
 #include "llama-common-c.h"
 #include "ggml-backend.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -108,7 +109,20 @@ int main(int, char ** argv) {
             std::this_thread::yield();
         }
     });
-    int n_on = 0;
+    // a reader for each sequence, who is handed what the decoder goes on from
+    llama_common_outbox * outboxes[4];
+    std::atomic<int>      n_read = 0, n_put = 0;
+    for (auto & outbox : outboxes) {
+        check(llama_common_outbox_init(&outbox, nullptr), "outbox");
+        others.emplace_back([&] {
+            llama_token tokens[8];
+            while (!done || n_read < n_put) {
+                n_read += llama_common_outbox_take(outbox, tokens, 8, 1);
+            }
+        });
+    }
+    llama_token           gone_on_from[4 * 4];
+    llama_common_going_on on = {(const int32_t *) &may_go_on, 3, false, outboxes, gone_on_from, 0, 0, false};
     for (int step = 0; step < std::atoi(argv[4]); step++) {
         llama_token  tokens[] = {10, 11, 12, 13}, picked[4];
         llama_pos    positions[] = {step, step, step, step};
@@ -117,16 +131,16 @@ int main(int, char ** argv) {
         int32_t      rows[] = {0, 1, 2, 3}, results[4], result = -1, counts[4];
         llama_token  drafted[16];
         check(llama_common_decode(decoder, 4, tokens, positions, sequences, outputs, &result, nullptr), "decode");
-        check(llama_common_pick(decoder, 4, rows, samplers.data(), false, picked, results, (int32_t *) &may_go_on, &result, nullptr), "pick");
-        if (result == 0) {
-            // it went on, and does so no more
-            if (std::memcmp(tokens, picked, sizeof(tokens)) != 0 || positions[3] != step + 1) {
-                std::puts("another batch");
-            }
-            check(llama_common_pick(decoder, 4, rows, samplers.data(), false, picked, results, nullptr, nullptr, nullptr), "pick");
-            llama_memory_seq_rm(llama_get_memory(context), -1, step + 1, -1);
-            n_on++;
+        on.begin = step % 2;
+        check(llama_common_pick(decoder, 4, rows, samplers.data(), false, picked, results, &on, nullptr), "pick");
+        n_put += 4 * std::min(on.n, on.n_most);
+        if (on.n > 0 && (std::memcmp(tokens, gone_on_from + 4 * (on.n - 1), sizeof(tokens)) != 0 || positions[3] != step + on.n)) {
+            std::puts("another batch");
         }
+        if (on.begun) {
+            check(llama_common_pick(decoder, 4, rows, samplers.data(), false, picked, results, nullptr, nullptr), "pick");
+        }
+        llama_memory_seq_rm(llama_get_memory(context), -1, step + 1, -1);
         check(llama_common_speculator_begin(guesser, step % 4, tokens, 4, nullptr), "begin");
         check(llama_common_speculator_draft(guesser, 4, sequences, 4, drafted, counts, nullptr), "draft");
     }
@@ -142,7 +156,10 @@ int main(int, char ** argv) {
     llama_common_decoder_free(decoder);
     llama_free(context);
     llama_model_free(model);
-    std::puts(n_on > 0 ? "done" : "it never went on");
+    for (auto * outbox : outboxes) {
+        llama_common_outbox_free(outbox);
+    }
+    std::puts(n_put > 0 && n_read == n_put ? "done" : "it never went on, or not all was read");
 }
 """
 

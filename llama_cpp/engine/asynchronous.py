@@ -16,7 +16,10 @@ class AsyncOutbox(Outbox):
         self._items: collections.deque[int | None] = collections.deque()
         self._loop = asyncio.get_running_loop()
         self._there = asyncio.Event()
-        self.put = self._items.append
+
+    def put(self, token: int | None) -> None:
+        """As in :class:`Outbox`."""
+        self._items.append(token)
 
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop it was made in."""

@@ -70,18 +70,18 @@ class Picker:
         self._helpers.shutdown(wait)
         self._callers.shutdown(wait)
 
-    def pick(self, outputs: Sequence[tuple[Running, int]], go_on: bool = False) -> tuple[list[Running], int | None]:
+    def pick(self, outputs: Sequence[tuple[Running, int]], go_on: bool = False) -> list[Running]:
         """Picks a token for each output, a request and its row.
 
         Args:
-            go_on: what is picked may be decoded as the next batch at once, as :meth:`.Decoder.pick` does.
+            go_on: what is picked may be decoded at once, as :meth:`.Decoder.pick` does.
 
         Returns:
             Requests whose sequences sit out until another thread has picked: their own Python code is to be called, or the
-            whole vocabulary to be looked at. And what decoding the next batch returned; None when it has not begun.
+            whole vocabulary to be looked at.
         """
         if not outputs:
-            return [], None  # nothing to wait for
+            return []  # nothing to wait for
         decoder, alone = self._decoder, len(outputs) == 1
         quick = outputs
         if any(one.request.calls_python or (one.request.n_logprobs is not None and not alone) for one, _ in outputs):
@@ -94,8 +94,10 @@ class Picker:
         decoder.rows[:n] = [row for _, row in quick]
         decoder.samplers[:n] = [one.request.sampler.pointer for one, _ in quick]
         started = time.perf_counter()
-        begun = decoder.pick(n, only_best=not alone, go_on=go_on)
+        decoder.pick(n, only_best=not alone, go_on=go_on)
         self._statistics.native_seconds += time.perf_counter() - started
+        if go_on and decoder.going_on.n and not self._note_handed_out(quick):
+            return []
         self._statistics.n_outputs += len(outputs)
         slow = set() if quick is outputs else set(outputs).difference(quick)
         for (one, row), token, result in zip(quick, decoder.picked[:n], decoder.results[:n]):
@@ -110,7 +112,26 @@ class Picker:
         for one, row in slow:
             helpers = self._callers if one.request.calls_python else self._helpers
             helpers.submit(self._pick_aside, one, decoder.logits(row))
-        return [one for one, _ in slow], begun
+        return [one for one, _ in slow]
+
+    def _note_handed_out(self, outputs: Sequence[tuple[Running, int]]) -> bool:
+        """Notes what the decoder went on from and handed out by itself; False when that is all there is."""
+        on, n = self._decoder.going_on, len(outputs)
+        n_steps = min(on.n, on.n_most)
+        tokens = on.tokens[: n_steps * n]
+        for i, (one, _) in enumerate(outputs):
+            for token in tokens[i::n]:
+                one.request.count(token)
+            one.request.n_left -= n_steps
+            one.n_held += n_steps
+        self._statistics.n_steps += n_steps
+        self._statistics.n_tokens += n_steps * n
+        self._statistics.n_outputs += n_steps * n
+        if not on.begun or on.n > on.n_most:
+            return True
+        for one, _ in outputs:
+            one.n_held -= 1  # that batch has failed
+        return False
 
     def _pick_aside(self, one: Running, logits: np.ndarray) -> None:
         """Picks a token in a helper thread, and lets the engine's thread give it to its request."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
-import queue
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Hashable, Iterator, Sequence
 
+from ..capi import llama_common_c as native
 from ..capi.handle import refuse_fork
+from ..capi.loader import libraries
+from ..capi.status import call
 from ..errors import InvalidArgumentError
 from .functions import LogitsProcessor, StoppingCriteria
 from .sampler import Sampler
@@ -41,14 +45,14 @@ class TokenLogprobs:
 
 @dataclass
 class Generation:
-    """What one request has come to so far.
+    """What one request has come to so far. While it runs, its tokens may have been handed out before they are noted here.
 
     Attributes:
         n_prompt: tokens in the prompt; ``n_cached`` of them were in the cache already.
         tokens: tokens generated so far, without the one that ended it.
         logprobs: one entry for each token, when the request asked for them.
         prompt_seconds, predicted_seconds: from the moment the request was begun until its first token, and from there
-            until its last.
+            until its last. first_at: when that was, by ``time.perf_counter()``.
         finish_reason: None while it runs; "stop" (the model ended) or "length" (max_tokens, or the context is full).
     """
 
@@ -58,6 +62,7 @@ class Generation:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_seconds: float = 0.0
     predicted_seconds: float = 0.0
+    first_at: float = 0.0
     finish_reason: str | None = None
 
 
@@ -125,11 +130,20 @@ class Request:
         now = time.perf_counter()
         if not generation.tokens:
             generation.prompt_seconds = now - self.begun
-            self.begun = now
+            generation.first_at = now
         else:
-            generation.predicted_seconds = now - self.begun
+            generation.predicted_seconds = now - generation.first_at
         self.tokens.append(token)
         generation.tokens.append(token)
+
+
+@functools.cache
+def _put_function() -> Any:
+    """``llama_common_outbox_put()``, called with Python's lock held: who wakes up must not take it from the engine's thread."""
+    library = libraries()["llama-common-c"]
+    function = ctypes.PyDLL(library._name, handle=library._handle).llama_common_outbox_put
+    function.argtypes = native.llama_common_outbox_put.argtypes
+    return function
 
 
 class Outbox:
@@ -137,14 +151,38 @@ class Outbox:
 
     Attributes:
         streaming: whether single tokens are wanted; otherwise only the end is told.
+        native: the ``llama_common_outbox *`` that tokens can be put into without Python; None where there is no such.
     """
 
     streaming = True
+    native: Any = None
+
+    #: Tokens taken at once, and how long Python's signal handlers may have to wait.
+    _N, _MILLISECONDS = 64, 100
+    _END = -1
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self.put = self._queue.put
-        self.get = self._queue.get
+        self.native = native.llama_common_outbox_p_ctypes()
+        call(native.llama_common_outbox_init, ctypes.byref(self.native))
+        self._buffer = (ctypes.c_int32 * self._N)()
+        self._taken: list[int] = []  # the last one comes first
+
+    def __del__(self) -> None:
+        if self.native:
+            native.llama_common_outbox_free(self.native)
+
+    def put(self, token: int | None) -> None:
+        """To be called in the engine's thread."""
+        if _put_function()(self.native, self._END if token is None else token, None):
+            raise MemoryError("no room for a token on its way")
+
+    def get(self) -> int | None:
+        """The next token, waited for."""
+        while not self._taken:
+            n = native.llama_common_outbox_take(self.native, self._buffer, self._N, self._MILLISECONDS)
+            self._taken = self._buffer[:n][::-1]
+        token = self._taken.pop()
+        return None if token == self._END else token
 
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop that has to be told of tokens put; None when nobody has to be."""

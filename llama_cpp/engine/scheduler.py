@@ -1,8 +1,8 @@
 """The batching engine: one thread owns the context, and everybody's requests share its batches.
 
 A turn of its loop takes in what was asked meanwhile, gives free sequences to waiting requests, computes a batch, picks a
-token for each output and hands the tokens out. On a GPU the tokens of one batch are handed out while the next is
-computed: as long as nobody comes or goes, that one is begun in the call that picks.
+token for each output and hands the tokens out. As long as nobody comes or goes, the call that picks goes on from batch to
+batch by itself, without Python. On a GPU the tokens of one batch are handed out while the next is computed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..errors import (
 from ..models.model import Model
 from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
 from .caches import BaseLlamaCache
-from .decoder import Decoder, can_be_cut
+from .decoder import N_MOST, Decoder, can_be_cut
 from .memory import pays_per_sequence
 from .picking import Picker, Statistics
 from .requests import Request, put_all
@@ -109,7 +109,7 @@ class BatchingEngine:
         self.statistics = Statistics()
         self._is_end = _EndTokens(model)
         self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
-        self._goes_on = self._decoder.on_device  # by itself; a CPU would compute instead of handing out tokens
+        self._begins = self._decoder.on_device  # the next batch at once; a CPU would compute it before tokens are given
         self._begun: tuple[list[Part], int | Exception] = [], 0
         self._without_guesses = False  # there was no room for them
         self._suspects: list[Running] = []
@@ -156,7 +156,7 @@ class BatchingEngine:
         n_waiting = len(self._waiting) + self._inbox.qsize()
         if n_waiting >= self._max_waiting:
             raise ModelBusyError(f"{n_waiting} requests are waiting already.", remedy="Try again when some have ended.")
-        request.wake = lambda: self._inbox.put(self._note_cancelled)
+        request.wake = self._wake
         self._post(lambda: self._waiting.append(request))
 
     def reset(self) -> None:
@@ -193,13 +193,18 @@ class BatchingEngine:
         if os.getpid() != self._pid:
             return
         self._inbox.put(lambda: None)
+        self._decoder.may_go_on.value = False
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
         self._picker.close()
 
+    def _wake(self) -> None:
+        self._inbox.put(self._note_cancelled)
+        self._decoder.may_go_on.value = False
+
     def _post(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
-        self._decoder.go_on.value = False
+        self._decoder.may_go_on.value = False
         if self._closing:
             if self._exiting and threading.current_thread() is not threading.main_thread():
                 threading.Event().wait()  # a daemon thread, which the interpreter is about to end
@@ -296,6 +301,7 @@ class BatchingEngine:
         if not parts:
             return False
         n_tokens = sum(len(part.tokens) for part in parts)
+        n_steps = self.statistics.n_steps
         self.statistics.n_steps += 1
         self.statistics.n_tokens += n_tokens
         self._hand_out()
@@ -329,11 +335,11 @@ class BatchingEngine:
         n_before = self.statistics.n_outputs
         if max(part.n_outputs for part in parts) > 1:
             self._check_guesses(outputs)
-        elif n_tokens == len(outputs) and self._can_go_on(outputs):
+        elif n_tokens == len(outputs) and self._may_go_on(outputs):
             self._pick(outputs, parts)
         else:
             self._pick(outputs)
-        seconds = time.perf_counter() - started
+        seconds = (time.perf_counter() - started) / (self.statistics.n_steps - n_steps)
         self._batches.burst.note(parts, seconds, waited=bool(outputs) or not self._decoder.on_device)
         if self._speculator is not None:
             generated = n_tokens == sum(part.n_outputs for part in parts)
@@ -358,24 +364,34 @@ class BatchingEngine:
         self.statistics.native_seconds += time.perf_counter() - decoding
         return parts, status
 
-    def _can_go_on(self, outputs: Sequence[tuple[Running, int]]) -> bool:
-        """Whether the next batch, too, will be of those that generate in this one, unless one of their tokens is the last.
+    def _may_go_on(self, outputs: Sequence[tuple[Running, int]]) -> bool:
+        """Whether the next batches, too, will be of those that generate in this one, until one of their tokens is the last.
 
-        Then the engine goes on by itself, so that a GPU does not wait while tokens are handed out.
+        Then the decoder goes on by itself: it hands out tokens, and a GPU computes while they are noted here.
         """
-        if not self._goes_on or self._speculator is not None or len(outputs) != len(self._running):
+        if self._speculator is not None or len(outputs) != len(self._running):
             return False
         if self._waiting and not self._blocked and self._sequences.n_free:
             return False
-        self._decoder.go_on.value = True  # until something is asked of this thread
+        decoder, begins = self._decoder, self._begins
+        decoder.may_go_on.value = True  # until something is asked of this thread
         if not self._inbox.empty():
             return False
-        n_most = self.n_ctx - 1
-        for one, _ in outputs:
+        n_most, n_room = N_MOST, self.n_ctx - 1
+        for i, (one, _) in enumerate(outputs):
             request = one.request
-            if request.n_left == 1 or len(request.tokens) >= n_most or request.calls_python or request.n_logprobs is not None:
+            n_written = len(request.tokens)
+            n_most = min(n_most, n_room - n_written - begins)
+            if request.n_left > 0:
+                n_most = min(n_most, request.n_left - 1 - begins)
+            if n_most < 0 or request.calls_python or request.n_logprobs is not None or not request.generation.tokens:
                 return False
-        return True
+            outbox = request.outbox
+            if outbox.streaming and not outbox.native:
+                n_most = 0
+            decoder.outboxes[i] = outbox.native if outbox.streaming else None
+        decoder.going_on.n_most, decoder.going_on.begin = n_most, begins
+        return n_most > 0 or begins
 
     def _continue(self) -> tuple[list[Part], int | Exception]:
         """What is in the batch that the engine went on with by itself, if it did, and how that went."""
@@ -451,19 +467,19 @@ class BatchingEngine:
     def _pick(self, outputs: Sequence[tuple[Running, int]], going_on: list[Part] | None = None) -> None:
         """Picks a token for each output and gives it to its request, or to be picked in another thread.
 
-        The next batch may be begun at once, when it is to be of the same parts, ``going_on``.
+        Batches that follow may be computed at once, when they are to be of the same parts, ``going_on``.
         """
-        sitting_out, status = self._picker.pick(outputs, go_on=going_on is not None)
-        for one in sitting_out:
+        for one in self._picker.pick(outputs, go_on=going_on is not None):
             self._forget_ahead(one)
-        if going_on and status is not None:
-            self._begun = going_on, status
+        if going_on and self._decoder.going_on.begun:
+            self._begun = going_on, self._decoder.going_on.status
             for one, _ in outputs:
                 one.n_ahead = 1  # of which nobody knows yet whether it is wanted
 
     def _later(self, one: Running, action: Callable[[], None]) -> None:
         """Lets the engine's thread do something for a request, if it still runs then."""
         self._inbox.put(lambda: action() if one in self._running else None)
+        self._decoder.may_go_on.value = False
 
     def _give(self, one: Running, token: int) -> None:
         """Adds a token to a request, or ends it."""
