@@ -221,9 +221,9 @@ class Decoder:
         if go_on and self.going_on.n:
             self.copies_wait = False
 
-    def logits(self, row: int) -> np.ndarray:
-        """A copy of an output's logits: float32, n_vocab."""
-        logits = np.empty(self.model.n_vocab, np.float32)
+    def logits(self, row: int, into: np.ndarray | None = None) -> np.ndarray:
+        """A copy of an output's logits: float32, n_vocab; ``into`` is where to put it, for memory that is new costs time."""
+        logits = np.empty(self.model.n_vocab, np.float32) if into is None else into
         call(native.llama_common_get_logits, self._native, row, logits.ctypes.data_as(_FLOAT))
         return logits
 

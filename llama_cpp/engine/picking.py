@@ -61,6 +61,7 @@ class Picker:
         self._statistics = statistics
         self._give, self._end, self._later = give, end, later
         self._helpers = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix=_NAME)
+        self._spare: list[np.ndarray] = []  # for logits, as many as were looked at at once
         # Python code of requests may take its time, or ask the engine
         self._callers = concurrent.futures.ThreadPoolExecutor(n_parallel, thread_name_prefix=_NAME)
 
@@ -110,8 +111,11 @@ class Picker:
             else:
                 self._end(one, _error(result))
         for one, row in slow:
-            helpers = self._callers if one.request.calls_python else self._helpers
-            helpers.submit(self._pick_aside, one, decoder.logits(row))
+            if one.request.calls_python:
+                self._callers.submit(self._pick_aside, one, decoder.logits(row))
+            else:
+                spare = self._spare.pop() if self._spare else None
+                self._helpers.submit(self._pick_aside, one, decoder.logits(row, into=spare))
         return [one for one, _ in slow]
 
     def _note_handed_out(self, outputs: Sequence[tuple[Running, int]]) -> bool:
@@ -164,6 +168,8 @@ class Picker:
 
         # the request may have been cancelled meanwhile
         self._later(one, found)
+        if not request.calls_python:
+            self._spare.append(logits)  # nobody else has seen it
 
     def _stop(self, one: Running) -> None:
         """Ends a request as its model would."""
