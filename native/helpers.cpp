@@ -56,7 +56,8 @@ void helpers::run(int32_t n_wanted, const std::function<void(int32_t)> & wanted)
     open = true;
     do_some();
     // who comes now finds it closed; who came before is waited for, since `wanted` ends with this call
-    open = false;
+    open   = false;
+    n_done = n_calls;
     while (n_helping > 0) {
         std::this_thread::yield();
     }
@@ -80,7 +81,7 @@ void helpers::help() {
         }
         const auto until  = std::chrono::steady_clock::now() + PATIENCE;
         bool       helped = false;
-        while (!helped && std::chrono::steady_clock::now() < until) {
+        while (!helped && n_done < seen && std::chrono::steady_clock::now() < until) {
             n_helping++;
             if (open) {
                 do_some();

@@ -34,7 +34,7 @@ private:
     std::vector<std::thread> threads;
     std::mutex               mutex;
     std::condition_variable  called;
-    uint64_t                 n_calls = 0;  // guarded by the mutex, as is `closing`
+    uint64_t                 n_calls = 0;  // written by the caller under the mutex, as is `closing`
     bool                     closing = false;
 
     // of the run that is going on; written before `open` becomes true
@@ -43,6 +43,7 @@ private:
     std::atomic<int32_t>                 next = 0;
     std::atomic<bool>                    open = false;
     std::atomic<int32_t>                 n_helping = 0;
+    std::atomic<uint64_t>                n_done    = 0;  // calls whose work is done: who comes too late goes back to sleep
 };
 
 }  // namespace llama_common_c
