@@ -335,7 +335,7 @@ enum llama_common_status llama_common_pick(
         }
         auto & on = *going_on;
         on.n      = 0;
-        on.status = LLAMA_COMMON_NOT_DECODED;
+        on.status = 0;
         on.begun  = false;
         while (true) {
             self.pick_all(n_rows, rows, samplers, only_best, tokens, results);
@@ -343,14 +343,18 @@ enum llama_common_status llama_common_pick(
             if ((last && !on.begin) || !self.goes_on(n_rows, tokens, results) || !__atomic_load_n(on.allowed, __ATOMIC_RELAXED)) {
                 return;
             }
-            std::copy(tokens, tokens + n_rows, on.tokens + on.n * n_rows);
             for (int32_t i = 0; !last && i < n_rows; i++) {
+                on.tokens[on.n * n_rows + i] = tokens[i];
                 if (on.outboxes[i] != nullptr) {
                     on.outboxes[i]->put(tokens[i]);
                 }
             }
             on.n++;
-            on.status = self.decode_following(n_rows, rows, tokens);
+            // the tokens that went out before must be told of, so this does not end in an exception
+            const int32_t result = quietly(LLAMA_COMMON_INTERNAL_ERROR, [&] { on.status = self.decode_following(n_rows, rows, tokens); });
+            if (result != LLAMA_COMMON_OK) {
+                on.status = LLAMA_COMMON_DECODE_THREW;
+            }
             on.begun  = last || on.status != 0;
             if (on.begun) {
                 return;

@@ -39,8 +39,8 @@ enum llama_common_status {
     LLAMA_COMMON_NEEDS_ALL        = 7,  // no error: the best tokens alone do not decide
 };
 
-// What stands for the result of llama_decode() where it was not called.
-#define LLAMA_COMMON_NOT_DECODED (-1000)
+// What stands for the result of llama_decode() where it threw an exception instead.
+#define LLAMA_COMMON_DECODE_THREW (-1000)
 
 struct llama_common_chat;         // the chat templates of one model; const after creation, any thread may use it
 struct llama_common_chat_parser;  // reads one answer; one thread at a time
@@ -56,10 +56,10 @@ struct llama_common_going_on {
     int32_t                       n_most;   // so many batches at most, each of which is waited for
     bool                          begin;    // and one more, which is not: a device computes it meanwhile
     struct llama_common_outbox ** outboxes; // where tokens are put that another batch was made of: one for each row, or NULL
-    llama_token *                 tokens;   // the same tokens, batch by batch: room for n_most + 1 times the number of rows
+    llama_token *                 tokens;   // the same tokens, batch by batch: room for n_most times the number of rows
     int32_t                       n;        // result: how often it went on
-    int32_t                       status;   // result: what llama_decode() returned then; LLAMA_COMMON_NOT_DECODED if never
-    bool                          begun;    // result: the last of these batches is not waited for yet
+    int32_t                       status;   // result: what llama_decode() returned last, or LLAMA_COMMON_DECODE_THREW
+    bool                          begun;    // result: the last of these batches has failed, or is not waited for yet
 };
 
 // What this library was built from. Static strings.

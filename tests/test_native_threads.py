@@ -121,7 +121,7 @@ int main(int, char ** argv) {
             }
         });
     }
-    llama_token           gone_on_from[4 * 4];
+    llama_token           gone_on_from[3 * 4];
     llama_common_going_on on = {(const int32_t *) &may_go_on, 3, false, outboxes, gone_on_from, 0, 0, false};
     for (int step = 0; step < std::atoi(argv[4]); step++) {
         llama_token  tokens[] = {10, 11, 12, 13}, picked[4];
@@ -134,7 +134,8 @@ int main(int, char ** argv) {
         on.begin = step % 2;
         check(llama_common_pick(decoder, 4, rows, samplers.data(), false, picked, results, &on, nullptr), "pick");
         n_put += 4 * std::min(on.n, on.n_most);
-        if (on.n > 0 && (std::memcmp(tokens, gone_on_from + 4 * (on.n - 1), sizeof(tokens)) != 0 || positions[3] != step + on.n)) {
+        const llama_token * last = on.begun || on.n == 0 ? picked : gone_on_from + 4 * (on.n - 1);
+        if (on.n > 0 && (std::memcmp(tokens, last, sizeof(tokens)) != 0 || positions[3] != step + on.n)) {
             std::puts("another batch");
         }
         if (on.begun) {

@@ -38,7 +38,7 @@ LLAMA_COMMON_OUT_OF_MEMORY = 5
 LLAMA_COMMON_INTERNAL_ERROR = 6
 LLAMA_COMMON_NEEDS_ALL = 7
 
-LLAMA_COMMON_NOT_DECODED = -1000
+LLAMA_COMMON_DECODE_THREW = -1000
 
 llama_common_chat_p = NewType("llama_common_chat_p", int)
 llama_common_chat_p_ctypes = c_void_p
@@ -692,8 +692,8 @@ def llama_common_speculator_process(
 
 
 __all__ = [
-    "LLAMA_COMMON_GRAMMAR_ERROR", "LLAMA_COMMON_INTERNAL_ERROR", "LLAMA_COMMON_INVALID_ARGUMENT",
-    "LLAMA_COMMON_NEEDS_ALL", "LLAMA_COMMON_NOT_DECODED", "LLAMA_COMMON_OK", "LLAMA_COMMON_OUT_OF_MEMORY",
+    "LLAMA_COMMON_DECODE_THREW", "LLAMA_COMMON_GRAMMAR_ERROR", "LLAMA_COMMON_INTERNAL_ERROR",
+    "LLAMA_COMMON_INVALID_ARGUMENT", "LLAMA_COMMON_NEEDS_ALL", "LLAMA_COMMON_OK", "LLAMA_COMMON_OUT_OF_MEMORY",
     "LLAMA_COMMON_PARSE_ERROR", "LLAMA_COMMON_TEMPLATE_ERROR", "llama_common_chat_apply", "llama_common_chat_describe",
     "llama_common_chat_free", "llama_common_chat_init", "llama_common_chat_p", "llama_common_chat_p_ctypes",
     "llama_common_chat_parser_free", "llama_common_chat_parser_init", "llama_common_chat_parser_p",

@@ -20,9 +20,6 @@ from ..models.model import Model, set_fields
 _UINT8 = ctypes.POINTER(ctypes.c_uint8)
 _FLOAT = ctypes.POINTER(ctypes.c_float)
 
-#: How often :meth:`Decoder.pick` goes on by itself, at most.
-N_MOST = 32
-
 _STATE_FLAGS = {True: llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, False: llama.LLAMA_STATE_SEQ_FLAGS_NONE}
 
 
@@ -52,8 +49,6 @@ class Decoder:
         tokens, positions, sequences, outputs: a batch, to be written before :meth:`decode`. ctypes arrays of n_batch.
         samplers: ``llama_common_sampler *``, one for each output to be picked from; a ctypes array of n_active.
         rows: which output each of them looks at. picked, results: what :meth:`pick` found.
-        may_go_on: set to zero by any thread that wants :meth:`pick` to return as soon as it can.
-        going_on: how it goes on by itself, and how often it did.
         on_device: the best tokens are found on a GPU; then a batch must be one the engine computes at once.
         copies_wait: a sequence was copied to another stream, which the engine does when it next computes: until then what
             is restored into either of them would be lost.
@@ -141,13 +136,8 @@ class Decoder:
         self.outputs = (ctypes.c_int8 * self.n_batch)()
         self.rows, self.picked, self.results = active(), active(), active()
         self.samplers = (native.llama_common_sampler_p_ctypes * n_active)()
-        self._status, self.may_go_on = ctypes.c_int32(), ctypes.c_int32()
+        self._status = ctypes.c_int32()
         self._status_pointer = ctypes.byref(self._status)
-        self.outboxes = (native.llama_common_outbox_p_ctypes * n_active)()
-        self.going_on = native.llama_common_going_on(
-            allowed=ctypes.pointer(self.may_go_on), outboxes=self.outboxes, tokens=(ctypes.c_int32 * (n_active * (N_MOST + 1)))()
-        )
-        self._going_on_pointer = ctypes.byref(self.going_on)
 
     def _warm_up(self) -> None:
         """Computes a batch as large as any, once.
@@ -206,19 +196,18 @@ class Decoder:
         self.copies_wait = False
         return self._status.value
 
-    def pick(self, n: int, only_best: bool = False, go_on: bool = False) -> None:
+    def pick(self, n: int, only_best: bool = False, going_on: native.llama_common_going_on | None = None) -> None:
         """Waits for the batch and fills the first ``n`` of ``picked`` and ``results`` with the help of ``samplers``.
 
         Args:
             only_best: leave out those that take a look at the whole vocabulary (``LLAMA_COMMON_NEEDS_ALL``).
-            go_on: decode what was picked as the next batch, and so on, as ``going_on`` says, if all tokens of this one have
-                an output. So nobody waits until the caller has done the same.
+            going_on: how far to decode what was picked as the next batch, and so on, if all tokens of this one have an output.
         """
         call(
             native.llama_common_pick, self._native, n, self.rows, self.samplers, only_best, self.picked,
-            self.results, self._going_on_pointer if go_on else None,
+            self.results, going_on,
         )  # fmt: skip
-        if go_on and self.going_on.n:
+        if going_on is not None and going_on.n:
             self.copies_wait = False
 
     def logits(self, row: int, into: np.ndarray | None = None) -> np.ndarray:

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..capi import llama_common_c as native
 from ..errors import DecodeError, GrammarError, InvalidArgumentError
-from .batches import Running
+from .batches import Part, Running
 from .decoder import Decoder, logprobs_of, pick_from
+from .going_on import GoingOn
 
 _NAME = "llama-cpp-picker"
 
@@ -71,11 +72,11 @@ class Picker:
         self._helpers.shutdown(wait)
         self._callers.shutdown(wait)
 
-    def pick(self, outputs: Sequence[tuple[Running, int]], go_on: bool = False) -> list[Running]:
+    def pick(self, outputs: Sequence[tuple[Running, int]], going_on: GoingOn | None = None, parts: Sequence[Part] = ()) -> list[Running]:
         """Picks a token for each output, a request and its row.
 
         Args:
-            go_on: what is picked may be decoded at once, as :meth:`.Decoder.pick` does.
+            going_on: how far what is picked may be decoded at once, in batches of the same ``parts``.
 
         Returns:
             Requests whose sequences sit out until another thread has picked: their own Python code is to be called, or the
@@ -95,10 +96,15 @@ class Picker:
         decoder.rows[:n] = [row for _, row in quick]
         decoder.samplers[:n] = [one.request.sampler.pointer for one, _ in quick]
         started = time.perf_counter()
-        decoder.pick(n, only_best=not alone, go_on=go_on)
+        decoder.pick(n, only_best=not alone, going_on=going_on and going_on.native)
         self._statistics.native_seconds += time.perf_counter() - started
-        if go_on and decoder.going_on.n and not self._note_handed_out(quick):
-            return []
+        if going_on is not None:
+            n_steps = going_on.note([one for one, _ in quick], parts)
+            self._statistics.n_steps += n_steps
+            self._statistics.n_tokens += n_steps * n
+            self._statistics.n_outputs += n_steps * n
+            if going_on.failed:
+                return []  # what was picked last is among what is noted
         self._statistics.n_outputs += len(outputs)
         slow = set() if quick is outputs else set(outputs).difference(quick)
         for (one, row), token, result in zip(quick, decoder.picked[:n], decoder.results[:n]):
@@ -117,25 +123,6 @@ class Picker:
                 spare = self._spare.pop() if self._spare else None
                 self._helpers.submit(self._pick_aside, one, decoder.logits(row, into=spare))
         return [one for one, _ in slow]
-
-    def _note_handed_out(self, outputs: Sequence[tuple[Running, int]]) -> bool:
-        """Notes what the decoder went on from and handed out by itself; False when that is all there is."""
-        on, n = self._decoder.going_on, len(outputs)
-        n_steps = min(on.n, on.n_most)
-        tokens = on.tokens[: n_steps * n]
-        for i, (one, _) in enumerate(outputs):
-            for token in tokens[i::n]:
-                one.request.count(token)
-            one.request.n_left -= n_steps
-            one.n_held += n_steps
-        self._statistics.n_steps += n_steps
-        self._statistics.n_tokens += n_steps * n
-        self._statistics.n_outputs += n_steps * n
-        if not on.begun or on.n > on.n_most:
-            return True
-        for one, _ in outputs:
-            one.n_held -= 1  # that batch has failed
-        return False
 
     def _pick_aside(self, one: Running, logits: np.ndarray) -> None:
         """Picks a token in a helper thread, and lets the engine's thread give it to its request."""

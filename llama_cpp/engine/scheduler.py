@@ -30,7 +30,8 @@ from ..errors import (
 from ..models.model import Model
 from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
 from .caches import BaseLlamaCache
-from .decoder import N_MOST, Decoder, can_be_cut
+from .decoder import Decoder, can_be_cut
+from .going_on import GoingOn
 from .memory import pays_per_sequence
 from .picking import Picker, Statistics
 from .requests import Request, put_all
@@ -109,8 +110,7 @@ class BatchingEngine:
         self.statistics = Statistics()
         self._is_end = _EndTokens(model)
         self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
-        self._begins = self._decoder.on_device  # the next batch at once; a CPU would compute it before tokens are given
-        self._begun: tuple[list[Part], int | Exception] = [], 0
+        self._going_on = GoingOn(self._decoder, n_parallel)
         self._without_guesses = False  # there was no room for them
         self._suspects: list[Running] = []
         self._cancelled_meanwhile = False
@@ -193,18 +193,18 @@ class BatchingEngine:
         if os.getpid() != self._pid:
             return
         self._inbox.put(lambda: None)
-        self._decoder.may_go_on.value = False
+        self._going_on.hold_back()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
         self._picker.close()
 
     def _wake(self) -> None:
         self._inbox.put(self._note_cancelled)
-        self._decoder.may_go_on.value = False
+        self._going_on.hold_back()
 
     def _post(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
-        self._decoder.may_go_on.value = False
+        self._going_on.hold_back()
         if self._closing:
             if self._exiting and threading.current_thread() is not threading.main_thread():
                 threading.Event().wait()  # a daemon thread, which the interpreter is about to end
@@ -295,7 +295,8 @@ class BatchingEngine:
     def _step(self) -> bool:
         """Computes a batch and picks what follows; False when there was nothing to compute."""
         started = time.perf_counter()
-        parts, status = self._continue()
+        status: int | Exception
+        parts, status = self._going_on.take_begun(self._running)
         if not parts:
             parts, status = self._begin()
         if not parts:
@@ -335,10 +336,8 @@ class BatchingEngine:
         n_before = self.statistics.n_outputs
         if max(part.n_outputs for part in parts) > 1:
             self._check_guesses(outputs)
-        elif n_tokens == len(outputs) and self._may_go_on(outputs):
-            self._pick(outputs, parts)
         else:
-            self._pick(outputs)
+            self._pick(outputs, parts if n_tokens == len(outputs) and self._may_go_on(outputs) else None)
         seconds = (time.perf_counter() - started) / (self.statistics.n_steps - n_steps)
         self._batches.burst.note(parts, seconds, waited=bool(outputs) or not self._decoder.on_device)
         if self._speculator is not None:
@@ -367,40 +366,13 @@ class BatchingEngine:
     def _may_go_on(self, outputs: Sequence[tuple[Running, int]]) -> bool:
         """Whether the next batches, too, will be of those that generate in this one, until one of their tokens is the last.
 
-        Then the decoder goes on by itself: it hands out tokens, and a GPU computes while they are noted here.
         """
         if self._speculator is not None or len(outputs) != len(self._running):
             return False
         if self._waiting and not self._blocked and self._sequences.n_free:
             return False
-        decoder, begins = self._decoder, self._begins
-        decoder.may_go_on.value = True  # until something is asked of this thread
-        if not self._inbox.empty():
-            return False
-        n_most, n_room = N_MOST, self.n_ctx - 1
-        for i, (one, _) in enumerate(outputs):
-            request = one.request
-            n_written = len(request.tokens)
-            n_most = min(n_most, n_room - n_written - begins)
-            if request.n_left > 0:
-                n_most = min(n_most, request.n_left - 1 - begins)
-            if n_most < 0 or request.calls_python or request.n_logprobs is not None or not request.generation.tokens:
-                return False
-            outbox = request.outbox
-            if outbox.streaming and not outbox.native:
-                n_most = 0
-            decoder.outboxes[i] = outbox.native if outbox.streaming else None
-        decoder.going_on.n_most, decoder.going_on.begin = n_most, begins
-        return n_most > 0 or begins
-
-    def _continue(self) -> tuple[list[Part], int | Exception]:
-        """What is in the batch that the engine went on with by itself, if it did, and how that went."""
-        (parts, status), self._begun = self._begun, ([], 0)
-        if parts:
-            # who has ended since has left its sequence to others
-            running = set(self._running)
-            parts = [part for part in parts if part.running in running]
-        return parts, status
+        self._going_on.allow()
+        return self._inbox.empty() and self._going_on.prepare([one.request for one, _ in outputs], self.n_ctx)
 
     def _suspect(self) -> list[Running]:
         """The next one of a batch that was refused, to be computed alone; empty when there is none."""
@@ -469,17 +441,13 @@ class BatchingEngine:
 
         Batches that follow may be computed at once, when they are to be of the same parts, ``going_on``.
         """
-        for one in self._picker.pick(outputs, go_on=going_on is not None):
+        for one in self._picker.pick(outputs, self._going_on if going_on else None, going_on or []):
             self._forget_ahead(one)
-        if going_on and self._decoder.going_on.begun:
-            self._begun = going_on, self._decoder.going_on.status
-            for one, _ in outputs:
-                one.n_ahead = 1  # of which nobody knows yet whether it is wanted
 
     def _later(self, one: Running, action: Callable[[], None]) -> None:
         """Lets the engine's thread do something for a request, if it still runs then."""
         self._inbox.put(lambda: action() if one in self._running else None)
-        self._decoder.may_go_on.value = False
+        self._going_on.hold_back()
 
     def _give(self, one: Running, token: int) -> None:
         """Adds a token to a request, or ends it."""

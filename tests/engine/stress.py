@@ -31,7 +31,7 @@ class Case:
         self.llm = Llama(path, n_ctx=512, n_parallel=threads.pop("n_parallel", 8), **threads)
         self.llm.set_cache(LlamaRAMCache(64 << 20))
         engine = self.llm._open_engine
-        engine._begins = go_on and engine._decoder.unlimited_cut
+        engine._going_on.begins = go_on and engine._decoder.unlimited_cut
         numbers = random.Random(name)
         shared = [numbers.randrange(3, 250) for _ in range(150)]
         self.asked = []

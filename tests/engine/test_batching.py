@@ -40,7 +40,7 @@ def tiny(tmp_path_factory):
 def small(request, smollm2):
     """What a test may fill or break. As on a GPU, a batch is begun before anything is known of the one before it."""
     with Llama(smollm2, n_ctx=512, n_parallel=4, batch_invariant=True) as model:
-        model._open_engine._begins = request.param == "as on a GPU"
+        model._open_engine._going_on.begins = request.param == "as on a GPU"
         yield model
 
 
@@ -371,7 +371,7 @@ def going_on(smollm2, monkeypatch):
     decode = Decoder.decode
     monkeypatch.setattr(Decoder, "decode", lambda self, n: (counted.append(n), decode(self, n))[1])
     with Llama(smollm2, n_ctx=512, n_parallel=4, batch_invariant=True) as model:
-        model._open_engine._begins = True
+        model._open_engine._going_on.begins = True
         counted.clear()
         yield model, counted
 
@@ -389,6 +389,12 @@ def test_it_goes_on_by_itself(going_on):
     counted.clear()
     ended = llm.create_completion("Once", max_tokens=40, logit_bias={llm.token_eos(): 1e9})
     assert ended["choices"][0]["finish_reason"] == "stop" and len(counted) == 1
+    # as on a CPU, where only what is waited for is computed
+    llm.reset()
+    llm._open_engine._going_on.begins = False
+    counted.clear()
+    assert len(text(llm, "Once upon a time", max_tokens=40)) > 40
+    assert len(counted) == 3, "the prompt, the first token, and the one after 32 more"
 
 
 def check_what_is_left_behind(llm):
@@ -419,12 +425,12 @@ def check_what_is_left_behind(llm):
 
 
 def test_what_was_computed_of_a_stream_that_ended_is_forgotten(going_on, monkeypatch):
-    monkeypatch.setattr("llama_cpp.engine.scheduler.N_MOST", 0)  # then each batch is begun while the last one is handed out
+    monkeypatch.setattr("llama_cpp.engine.going_on.N_MOST", 0)  # then each batch is begun while the last one is handed out
     check_what_is_left_behind(going_on[0])
 
 
 def test_a_token_computed_ahead_and_left_would_be_seen(going_on, monkeypatch):
-    monkeypatch.setattr("llama_cpp.engine.scheduler.N_MOST", 0)
+    monkeypatch.setattr("llama_cpp.engine.going_on.N_MOST", 0)
     monkeypatch.setattr("llama_cpp.engine.scheduler.BatchingEngine._forget_ahead", lambda self, one: None)
     with pytest.raises(AssertionError):
         check_what_is_left_behind(going_on[0])
