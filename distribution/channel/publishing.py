@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from .manifest import CHANNEL_KEY, MANIFEST, Entry, Manifest
 
 INDEX = "repodata.json"
 _TAKES_SECONDS = 100_000_000
+_INDEXER_STOPS = 0.2
+"""Seconds. What it writes later than that, the next writer clears away."""
 COMPLEMENT = "conda-forge"
 """The channel that holds what ours lacks, where it is not complete in itself."""
 
@@ -287,6 +290,8 @@ def _index(folder: Path) -> None:
     try:
         wait(index_fs(folder))
     except Exception as error:
+        # its threads are at other files still, would make the folder anew if it were gone, and cannot be waited for
+        time.sleep(_INDEXER_STOPS)
         # the indexer is Rust, and gives the operating system's error as text
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from error
