@@ -378,28 +378,21 @@ enum llama_common_status llama_common_get_logits(
         struct llama_common_decoder * decoder, int32_t row, float * logits, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         required(decoder, "decoder")->wait();
-        const float * source = decoder->logits(row, decoder->on_host(row));
-        std::copy(source, source + decoder->n_vocab, required(logits, "logits"));
+        required(logits, "logits");
+        if (const float * host = decoder->on_host(row)) {
+            std::copy(host, host + decoder->n_vocab, logits);
+        } else {
+            decoder->device->fetch_row(row, logits);  // straight there: it may be memory that the device writes to
+        }
     });
 }
 
-enum llama_common_status llama_common_logprobs(
-        const float * logits, int32_t n_vocab, llama_token token, int32_t n_top, float * logprob, llama_token * top,
-        float * top_logprobs, char ** error) {
+enum llama_common_status llama_common_top_logits(
+        const float * logits, int32_t n_vocab, int32_t n_top, llama_token * top, float * top_logits, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         required(logits, "logits");
-        if (token < 0 || token >= n_vocab || n_top < 0 || n_top > n_vocab) {
-            throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "no such token, or not so many of them");
-        }
-        const float best = greatest(logits, n_vocab);
-        double      sum  = 0;
-        for (int32_t i = 0; i < n_vocab; i++) {
-            sum += std::exp(logits[i] - best);
-        }
-        const float log_sum = best + (float) std::log(sum);
-        *logprob            = logits[token] - log_sum;
-        if (n_top == 0) {
-            return;
+        if (n_top < 1 || n_top > n_vocab) {
+            throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "there are not so many tokens");
         }
         thread_local candidates found;
         found.take_best(logits, n_vocab, n_top);
@@ -408,8 +401,8 @@ enum llama_common_status llama_common_logprobs(
             return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
         });
         for (int32_t i = 0; i < n_top; i++) {
-            top[i]          = tokens[i].id;
-            top_logprobs[i] = tokens[i].logit - log_sum;
+            top[i]        = tokens[i].id;
+            top_logits[i] = tokens[i].logit;
         }
     });
 }

@@ -261,16 +261,13 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_get_logits(
         float *                       logits,
         char **                       error);
 
-// Natural logarithms of the probabilities of `token` and of the `n_top` most probable tokens, best first, by `n_vocab`
-// logits. Any thread may do that.
-LLAMA_COMMON_C_API enum llama_common_status llama_common_logprobs(
+// The `n_top` tokens with the greatest of `n_vocab` logits, best first. Any thread may do that.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_top_logits(
         const float * logits,
         int32_t       n_vocab,
-        llama_token   token,
         int32_t       n_top,
-        float *       logprob,
         llama_token * top,
-        float *       top_logprobs,
+        float *       top_logits,
         char **       error);
 
 // What a model and a context with these parameters would take, in bytes, measured without loading weights or allocating.

@@ -215,15 +215,16 @@ static void sampling(const struct llama_model * model, struct llama_context * co
 
     const int32_t n_vocab = llama_vocab_n_tokens(vocab);
     float * logits = malloc(n_vocab * sizeof(float));
-    float   logprob, top_logprobs[3];
+    float   top_logits[3];
     llama_token top[3];
     EXPECT(OK, llama_common_get_logits(decoder, 0, logits, &error));
     EXPECT(BAD, llama_common_get_logits(decoder, 1, logits, &error));
     EXPECT(BAD, llama_common_get_logits(decoder, 0, NULL, &error));
     EXPECT(OK, llama_common_pick_from(logits, n_vocab, sampler, &token, &error));
     EXPECT(BAD, llama_common_pick_from(NULL, n_vocab, sampler, &token, &error));
-    EXPECT(OK, llama_common_logprobs(logits, n_vocab, token, 3, &logprob, top, top_logprobs, &error));
-    EXPECT(BAD, llama_common_logprobs(logits, n_vocab, -1, 3, &logprob, top, top_logprobs, &error));
+    EXPECT(OK, llama_common_top_logits(logits, n_vocab, 3, top, top_logits, &error));
+    EXPECT(BAD, llama_common_top_logits(logits, n_vocab, n_vocab + 1, top, top_logits, &error));
+    EXPECT(BAD, llama_common_top_logits(NULL, n_vocab, 3, top, top_logits, &error));
     llama_common_sampler_free(sampler);
 
     // a grammar that is at its end cannot go on: what the sampler throws comes back as an error

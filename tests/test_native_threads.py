@@ -71,13 +71,13 @@ int main(int, char ** argv) {
             auto * own = sampler_of(vocab, id % 2, id);
             while (!done) {
                 llama_token token, top[3];
-                float       logprob, values[3];
+                float       values[3];
                 if (argv[3][0] == 's') {
                     llama_common_get_logits(decoder, 0, copies[id].data(), nullptr);
                 }
                 int status = llama_common_pick_from(copies[id].data(), n_vocab, own, &token, nullptr);
                 if (status == LLAMA_COMMON_OK) {
-                    check(llama_common_logprobs(copies[id].data(), n_vocab, token, 3, &logprob, top, values, nullptr), "logprobs");
+                    check(llama_common_top_logits(copies[id].data(), n_vocab, 3, top, values, nullptr), "top logits");
                 }
             }
             llama_common_sampler_free(own);

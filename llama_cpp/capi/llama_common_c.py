@@ -508,27 +508,22 @@ def llama_common_get_logits(
     llama_common_status,
     POINTER(c_float),
     c_int32,
-    llama_token,
     c_int32,
-    POINTER(c_float),
     POINTER(llama_token),
     POINTER(c_float),
     POINTER(c_char_p),
 )
-def llama_common_logprobs(
+def llama_common_top_logits(
     logits: PointerLike[c_float],
     n_vocab: int,
-    token: int,
     n_top: int,
-    logprob: PointerLike[c_float],
     top: PointerLike[llama_token],
-    top_logprobs: PointerLike[c_float],
+    top_logits: PointerLike[c_float],
     error: PointerLike[c_char_p],
     /,
 ) -> int:
-    """enum llama_common_status llama_common_logprobs(
-        const float * logits, int32_t n_vocab, llama_token token, int32_t n_top, float * logprob, llama_token * top,
-        float * top_logprobs, char ** error
+    """enum llama_common_status llama_common_top_logits(
+        const float * logits, int32_t n_vocab, int32_t n_top, llama_token * top, float * top_logits, char ** error
     )"""
     ...
 
@@ -702,13 +697,13 @@ __all__ = [
     "llama_common_decoder_on_device", "llama_common_decoder_p", "llama_common_decoder_p_ctypes",
     "llama_common_get_logits", "llama_common_going_on", "llama_common_going_on_p", "llama_common_grammar_init",
     "llama_common_headers_sha256", "llama_common_json_schema_to_grammar", "llama_common_log_discard",
-    "llama_common_log_set", "llama_common_logprobs", "llama_common_measure", "llama_common_outbox_free",
-    "llama_common_outbox_init", "llama_common_outbox_p", "llama_common_outbox_p_ctypes", "llama_common_outbox_put",
-    "llama_common_outbox_take", "llama_common_pick", "llama_common_pick_from", "llama_common_sampler_accept",
-    "llama_common_sampler_free", "llama_common_sampler_init", "llama_common_sampler_p", "llama_common_sampler_p_ctypes",
+    "llama_common_log_set", "llama_common_measure", "llama_common_outbox_free", "llama_common_outbox_init",
+    "llama_common_outbox_p", "llama_common_outbox_p_ctypes", "llama_common_outbox_put", "llama_common_outbox_take",
+    "llama_common_pick", "llama_common_pick_from", "llama_common_sampler_accept", "llama_common_sampler_free",
+    "llama_common_sampler_init", "llama_common_sampler_p", "llama_common_sampler_p_ctypes",
     "llama_common_speculator_accept", "llama_common_speculator_begin", "llama_common_speculator_draft",
     "llama_common_speculator_free", "llama_common_speculator_init", "llama_common_speculator_p",
     "llama_common_speculator_p_ctypes", "llama_common_speculator_process", "llama_common_status",
     "llama_common_string_free", "llama_common_top_k_configs", "llama_common_top_k_free", "llama_common_top_k_init",
-    "llama_common_top_k_p", "llama_common_top_k_p_ctypes",
+    "llama_common_top_k_p", "llama_common_top_k_p_ctypes", "llama_common_top_logits",
 ]  # fmt: skip

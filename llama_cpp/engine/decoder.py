@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from ..capi import ggml, ggml_cpu, llama
+from ..capi import ggml, ggml_backend, ggml_cpu, llama
 from ..capi import llama_common_c as native
 from ..capi.backends import has_gpu
 from ..capi.handle import Handle
 from ..capi.interrupts import DeferredInterrupts
 from ..capi.loader import bind_plugin
 from ..capi.status import call
-from ..errors import ContextCreationError
+from ..errors import ContextCreationError, InvalidArgumentError
 from ..models.model import Model, set_fields
 
 _UINT8 = ctypes.POINTER(ctypes.c_uint8)
@@ -216,6 +217,18 @@ class Decoder:
         call(native.llama_common_get_logits, self._native, row, logits.ctypes.data_as(_FLOAT))
         return logits
 
+    def logits_buffer(self) -> np.ndarray:
+        """Memory for :meth:`logits`, to be used again and again: float32, n_vocab. A GPU copies into it by itself."""
+        n = self.model.n_vocab
+        gpu = ggml_backend.ggml_backend_dev_by_type(ggml_backend.GGML_BACKEND_DEVICE_TYPE_GPU) if self.on_device else None
+        kind = gpu and ggml_backend.ggml_backend_dev_host_buffer_type(gpu)
+        buffer = kind and ggml_backend.ggml_backend_buft_alloc_buffer(kind, n * np.float32().nbytes)
+        if not buffer:
+            return np.empty(n, np.float32)
+        memory = (ctypes.c_float * n).from_address(ggml_backend.ggml_backend_buffer_get_base(buffer))
+        weakref.finalize(memory, ggml_backend.ggml_backend_buffer_free, buffer).atexit = False
+        return np.frombuffer(memory, np.float32)
+
     def set_adapters(self, adapters: Sequence[tuple[int, float]]) -> None:
         """Computes with these LoRA adapters from now on; it costs the engine a new plan of its memory."""
         n = len(adapters)
@@ -327,10 +340,15 @@ def logprobs_of(logits: np.ndarray, token: int, n_top: int) -> tuple[float, list
     Raises:
         InvalidArgumentError: there is no such token, or there are not so many.
     """
-    logprob = ctypes.c_float()
+    if not 0 <= token < len(logits):
+        raise InvalidArgumentError(
+            f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {len(logits) - 1}."
+        )
+    with np.errstate(invalid="ignore"):  # a damaged model's logits may be anything
+        best = logits.max()
+        shifted = logits - best
+        log_sum = best + np.log(np.exp(shifted, out=shifted).sum())
     top, values = (ctypes.c_int32 * n_top)(), (ctypes.c_float * n_top)()
-    call(
-        native.llama_common_logprobs, logits.ctypes.data_as(_FLOAT), len(logits), token, n_top, ctypes.byref(logprob),
-        top, values,
-    )  # fmt: skip
-    return logprob.value, list(zip(top, values))
+    if n_top:
+        call(native.llama_common_top_logits, logits.ctypes.data_as(_FLOAT), len(logits), n_top, top, values)
+    return float(logits[token] - log_sum), [(one, float(value - log_sum)) for one, value in zip(top, values)]

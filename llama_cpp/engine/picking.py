@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from typing import Callable, Sequence
+from typing import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -63,6 +63,7 @@ class Picker:
         self._give, self._end, self._later = give, end, later
         self._helpers = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix=_NAME)
         self._spare: list[np.ndarray] = []  # for logits, as many as were looked at at once
+        self._aside: list[tuple[Running, np.ndarray]] = []
         # Python code of requests may take its time, or ask the engine
         self._callers = concurrent.futures.ThreadPoolExecutor(n_parallel, thread_name_prefix=_NAME)
 
@@ -79,8 +80,8 @@ class Picker:
             going_on: how far what is picked may be decoded at once, in batches of the same ``parts``.
 
         Returns:
-            Requests whose sequences sit out until another thread has picked: their own Python code is to be called, or the
-            whole vocabulary to be looked at.
+            Requests whose sequences sit out until another thread has picked, which :meth:`start_aside` lets it do: their
+            own Python code is to be called, or the whole vocabulary to be looked at.
         """
         if not outputs:
             return []  # nothing to wait for
@@ -118,11 +119,20 @@ class Picker:
                 self._end(one, _error(result))
         for one, row in slow:
             if one.request.calls_python:
-                self._callers.submit(self._pick_aside, one, decoder.logits(row))
+                self._aside.append((one, decoder.logits(row)))
             else:
-                spare = self._spare.pop() if self._spare else None
-                self._helpers.submit(self._pick_aside, one, decoder.logits(row, into=spare))
+                spare = self._spare.pop() if self._spare else decoder.logits_buffer()
+                self._aside.append((one, decoder.logits(row, into=spare)))
         return [one for one, _ in slow]
+
+    def start_aside(self, running: Collection[Running]) -> None:
+        """Lets other threads pick for those that sit out and still run: once the next batch was begun, as they hold up this one."""
+        aside, self._aside = self._aside, []
+        for one, logits in aside:
+            if one not in running:
+                continue
+            threads = self._callers if one.request.calls_python else self._helpers
+            threads.submit(self._pick_aside, one, logits)
 
     def _pick_aside(self, one: Running, logits: np.ndarray) -> None:
         """Picks a token in a helper thread, and lets the engine's thread give it to its request."""

@@ -364,9 +364,7 @@ class BatchingEngine:
         return parts, status
 
     def _may_go_on(self, outputs: Sequence[tuple[Running, int]]) -> bool:
-        """Whether the next batches, too, will be of those that generate in this one, until one of their tokens is the last.
-
-        """
+        """Whether the next batches, too, will be of those that generate in this one, until one of their tokens is the last."""
         if self._speculator is not None or len(outputs) != len(self._running):
             return False
         if self._waiting and not self._blocked and self._sequences.n_free:
@@ -530,7 +528,8 @@ class BatchingEngine:
                 self._end(part.running, error)
 
     def _hand_out(self) -> None:
-        """Gives tokens to those who wait for them."""
+        """Gives tokens to those who wait for them, and logits to those who pick from them."""
+        self._picker.start_aside(self._running)
         outgoing, self._outgoing = self._outgoing, []
         put_all(outgoing)
 
