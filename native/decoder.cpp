@@ -84,6 +84,14 @@ struct llama_common_sampler {
         return one.logit > -INFINITY;
     }
 
+    // Leaves those that the grammar allows.
+    void forbid(std::vector<llama_token_data> & tokens) const {
+        llama_token_data_array array = {tokens.data(), tokens.size(), -1, false};
+        llama_sampler_apply(grammar.get(), &array);
+        const auto forbidden = [](const auto & token) { return !(token.logit > -INFINITY); };
+        tokens.erase(std::remove_if(tokens.begin(), tokens.end(), forbidden), tokens.end());
+    }
+
     // From the whole vocabulary, `from`, as it came out of the model.
     llama_token choose_from_all(std::vector<llama_token_data> & from) const {
         change(from);
@@ -173,18 +181,28 @@ struct llama_common_decoder {
     // Different rows and samplers in different threads.
     llama_token pick(int32_t row, const float * host, const llama_common_sampler & sampler, bool only_best) const {
         thread_local candidates found;
-        if (sampler.n_needed > 0) {
-            // what lowers some of them must leave enough of the others
-            const size_t n = sampler.before ? sampler.n_needed + 64 : sampler.n_needed;
+        const auto              take = [&](size_t n) {
             if (host == nullptr) {
                 device->take(row, (int64_t) n, found);
             } else {
                 found.take_best(host, n_vocab, n);
             }
             sampler.change(found.tokens);
+        };
+        if (sampler.n_needed > 0) {
+            // what lowers some of them must leave enough of the others
+            take(sampler.before ? sampler.n_needed + 64 : sampler.n_needed);
             if (sampler.decided_by(found)) {
-                const llama_token token = sampler.choose(found.tokens);
+                llama_token token = sampler.choose(found.tokens);
                 if (sampler.allows(token)) {
+                    sampler.accept(token);
+                    return token;
+                }
+                // a few more are looked at sooner than the whole vocabulary; where the grammar leaves too few, that is next
+                take(sampler.n_needed + device_top_k::MINIMUM);
+                sampler.forbid(found.tokens);
+                if (sampler.decided_by(found)) {
+                    token = sampler.choose(found.tokens);
                     sampler.accept(token);
                     return token;
                 }

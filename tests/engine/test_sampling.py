@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import re
 
 import numpy as np
 import pytest
 
+from llama_cpp.capi.llama_common_c import LLAMA_COMMON_NEEDS_ALL
 from llama_cpp.engine.decoder import Decoder, logprobs_of, pick_from
 from llama_cpp.engine.params import SamplingParams
 from llama_cpp.engine.sampler import Sampler, _n_needed
@@ -114,6 +116,38 @@ def test_a_grammar_is_asked_about_the_token_that_was_chosen(model, decoder):
     assert pick(decoder, allowing) == free
     forbidding = Sampler(model, SamplingParams(temperature=0, grammar={"grammar": "root ::= [0-9]+"}), N_CTX)
     assert model.token_to_piece(pick(decoder, forbidding)).isdigit()
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+@pytest.mark.parametrize("wanted", ["[ a-zA-Z]", "[ a-m]", "[0-9]", "[A-D]"])
+def test_what_a_grammar_leaves_of_the_best_tokens_decides_where_that_is_enough(model, decoder, wanted, temperature):
+    """As it does of the whole vocabulary; and where it is not, that is said."""
+    decoder.forget(0)
+    decode(decoder, model.tokenize(b"My favourite numbers and letters are", add_special=True, parse_special=False))
+    logits = decoder.logits(0)
+    allowed = np.array([bool(re.fullmatch(wanted.encode() + b"+", model.token_to_piece(i))) for i in range(model.n_vocab)])
+    masked = np.where(allowed, logits, -np.float32(np.inf))
+    n_needed = 40 if temperature else 1
+    enough = allowed[np.argsort(-logits)[: n_needed + 128]].sum() >= n_needed
+    n_forbidden = n_decided = 0
+    for seed in range(40):
+        params = SamplingParams(temperature=temperature, top_k=40, top_p=1.0, min_p=0.0, seed=seed)
+        free = Sampler(model, params, N_CTX)
+        expected = pick_from(logits, free.pointer)
+        if not allowed[expected]:
+            n_forbidden += 1
+            expected = pick_from(masked, free.pointer)  # the same generator's second number
+        for only_best in (True, False):
+            asked = Sampler(model, dataclasses.replace(params, grammar={"grammar": f"root ::= {wanted}+"}), N_CTX)
+            decoder.samplers[0], decoder.rows[0] = asked.pointer, 0
+            decoder.pick(1, only_best=only_best)
+            if decoder.results[0] != LLAMA_COMMON_NEEDS_ALL:
+                assert (decoder.results[0], decoder.picked[0]) == (0, expected)
+                n_decided += only_best
+            else:
+                assert only_best
+    assert n_forbidden > 0
+    assert n_decided == 40 if enough else n_decided < 40
 
 
 def test_logits_that_are_not_numbers_are_an_error(model, decoder):
