@@ -167,6 +167,15 @@ struct llama_common_decoder {
         return logits;
     }
 
+    // Copies a row's logits; those that are on a device are there after its wait().
+    void copy_logits(int32_t row, const float * host, float * to) const {
+        if (host == nullptr) {
+            device->copy_row(row, to);
+        } else {
+            std::copy(host, host + n_vocab, to);
+        }
+    }
+
     // A row's logits; what on_host() gave for it spares fetching them.
     const float * logits(int32_t row, const float * host) const {
         if (host != nullptr) {
@@ -218,14 +227,22 @@ struct llama_common_decoder {
     }
 
     void pick_all(
-            int32_t n_rows, const int32_t * rows, llama_common_sampler ** samplers, bool only_best, llama_token * tokens,
-            int32_t * results) {
+            int32_t n_rows, const int32_t * rows, llama_common_sampler ** samplers, float * const * logits, bool only_best,
+            llama_token * tokens, int32_t * results) {
         const bool with_help = n_rows >= ENOUGH_TO_SHARE;
         wait(with_help);
         host_rows.resize(n_rows);
         for (int32_t i = 0; i < n_rows; i++) {
             // one request's trouble is not the others'
-            results[i] = quietly(LLAMA_COMMON_INTERNAL_ERROR, [&] { host_rows[i] = on_host(rows[i]); });
+            results[i] = quietly(LLAMA_COMMON_INTERNAL_ERROR, [&] {
+                host_rows[i] = on_host(rows[i]);
+                if (logits != nullptr && logits[i] != nullptr) {
+                    copy_logits(rows[i], host_rows[i], logits[i]);
+                }
+            });
+        }
+        if (device != nullptr && logits != nullptr) {
+            device->wait();
         }
         const auto one = [&](int32_t i) {
             if (results[i] == LLAMA_COMMON_OK) {
@@ -343,12 +360,12 @@ enum llama_common_status llama_common_decode(
 
 enum llama_common_status llama_common_pick(
         struct llama_common_decoder * decoder, int32_t n_rows, const int32_t * rows,
-        struct llama_common_sampler ** samplers, bool only_best, llama_token * tokens, int32_t * results,
-        struct llama_common_going_on * going_on, char ** error) {
+        struct llama_common_sampler ** samplers, float * const * logits, bool only_best, llama_token * tokens,
+        int32_t * results, struct llama_common_going_on * going_on, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         auto & self = *required(decoder, "decoder");
         if (going_on == nullptr) {
-            self.pick_all(n_rows, rows, samplers, only_best, tokens, results);
+            self.pick_all(n_rows, rows, samplers, logits, only_best, tokens, results);
             return;
         }
         auto & on = *going_on;
@@ -356,7 +373,7 @@ enum llama_common_status llama_common_pick(
         on.status = 0;
         on.begun  = false;
         while (true) {
-            self.pick_all(n_rows, rows, samplers, only_best, tokens, results);
+            self.pick_all(n_rows, rows, samplers, logits, only_best, tokens, results);
             const bool last = on.n == on.n_most;
             if ((last && !on.begin) || !self.goes_on(n_rows, tokens, results) || !__atomic_load_n(on.allowed, __ATOMIC_RELAXED)) {
                 return;
@@ -397,10 +414,9 @@ enum llama_common_status llama_common_get_logits(
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         required(decoder, "decoder")->wait();
         required(logits, "logits");
-        if (const float * host = decoder->on_host(row)) {
-            std::copy(host, host + decoder->n_vocab, logits);
-        } else {
-            decoder->device->fetch_row(row, logits);  // straight there: it may be memory that the device writes to
+        decoder->copy_logits(row, decoder->on_host(row), logits);
+        if (decoder->device != nullptr) {
+            decoder->device->wait();
         }
     });
 }

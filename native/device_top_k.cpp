@@ -59,12 +59,12 @@ ggml_tensor * grouped(ggml_context * context, ggml_tensor * rows, int64_t size) 
 }
 
 // Of a tensor that a `backend` can copy while others do so, or, should the engine have put it elsewhere, at once.
-void copy(ggml_backend * backend, const ggml_tensor * tensor, void * host) {
+void copy(ggml_backend * backend, const ggml_tensor * tensor, void * host, size_t offset, size_t size) {
     ggml_backend_buffer * buffer = tensor->view_src ? tensor->view_src->buffer : tensor->buffer;
     if (ggml_backend_buffer_get_type(buffer) == ggml_backend_get_default_buffer_type(backend)) {
-        ggml_backend_tensor_get_async(backend, tensor, host, 0, ggml_nbytes(tensor));
+        ggml_backend_tensor_get_async(backend, tensor, host, offset, size);
     } else {
-        ggml_backend_tensor_get(tensor, host, 0, ggml_nbytes(tensor));
+        ggml_backend_tensor_get(tensor, host, offset, size);
     }
 }
 
@@ -158,12 +158,12 @@ void device_top_k::fetch() {
     const void * copies[] = {nullptr, nullptr, nullptr};
     for (int i = 0; i < 3; i++) {
         if (tensors[i] != nullptr) {
-            copy(copier.get(), tensors[i], base);
+            copy(copier.get(), tensors[i], base, 0, ggml_nbytes(tensors[i]));
             copies[i] = base;
             base += ggml_nbytes(tensors[i]);
         }
     }
-    ggml_backend_synchronize(copier.get());
+    wait();
     host_values    = static_cast<const float *>(copies[0]);
     host_groups    = static_cast<const int32_t *>(copies[1]);
     host_subgroups = static_cast<const int32_t *>(copies[2]);
@@ -188,8 +188,14 @@ void device_top_k::take(int64_t row, int64_t n, candidates & result) const {
     }
 }
 
-void device_top_k::fetch_row(int64_t row, float * host) const {
-    ggml_backend_tensor_get(logits, host, row * logits->nb[1], logits->ne[0] * sizeof(float));
+void device_top_k::fetch_row(int64_t row, float * to) const {
+    ggml_backend_tensor_get(logits, to, row * logits->nb[1], logits->ne[0] * sizeof(float));
 }
+
+void device_top_k::copy_row(int64_t row, float * to) const {
+    copy(copier.get(), logits, to, row * logits->nb[1], logits->ne[0] * sizeof(float));
+}
+
+void device_top_k::wait() const { ggml_backend_synchronize(copier.get()); }
 
 }  // namespace llama_common_c

@@ -47,8 +47,10 @@ public:
     // After fetch(): the `n` best tokens of a row, as far as they were selected, and those beside them that reach the bound.
     void take(int64_t row, int64_t n, candidates & result) const;
 
-    // A whole row of logits, straight from the device.
-    void fetch_row(int64_t row, float * logits) const;
+    // A whole row of logits, straight from the device, at once and in any thread; or in a while, after wait().
+    void fetch_row(int64_t row, float * to) const;
+    void copy_row(int64_t row, float * to) const;
+    void wait() const;
 
     // What the engine calls through llama_sampler_i.
     void prepare(ggml_backend_buffer_type * buffer_type);

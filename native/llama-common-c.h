@@ -230,7 +230,8 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_decode(
 
 // Waits for the last batch and picks a token for each of `n_rows` of its outputs, counted in the order of the batch;
 // `results` are llama_common_status of their own, and only where one is LLAMA_COMMON_OK there is a token. With `only_best`
-// one that takes a look at the whole vocabulary is left out: LLAMA_COMMON_NEEDS_ALL.
+// one that takes a look at the whole vocabulary is left out: LLAMA_COMMON_NEEDS_ALL. `logits` (NULL allowed): where to put
+// those of each row, n_vocab of them, as they come out of the model; NULL for none.
 //
 // With `going_on` (NULL allowed): when each token of the batch had an output, for each a token was picked, and none of them
 // ends its sequence, the arrays of the batch are changed to hold these tokens, at the positions that follow, and decoded;
@@ -240,6 +241,7 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_pick(
         int32_t                        n_rows,
         const int32_t *                rows,
         struct llama_common_sampler ** samplers,
+        float * const *                logits,
         bool                           only_best,
         llama_token *                  tokens,
         int32_t *                      results,

@@ -202,16 +202,16 @@ static void sampling(const struct llama_model * model, struct llama_context * co
         exit(1);
     }
     llama_common_sampler_accept(sampler, prompt, 3);
-    EXPECT(OK, llama_common_pick(decoder, 1, &row, &sampler, false, &token, &result, NULL, &error));
+    EXPECT(OK, llama_common_pick(decoder, 1, &row, &sampler, NULL, false, &token, &result, NULL, &error));
     if (result != OK) {
         exit(1);
     }
     int32_t beyond = 1;
-    EXPECT(OK, llama_common_pick(decoder, 1, &beyond, &sampler, false, &token, &result, NULL, &error));
+    EXPECT(OK, llama_common_pick(decoder, 1, &beyond, &sampler, NULL, false, &token, &result, NULL, &error));
     if (result != BAD) {
         exit(1);
     }
-    EXPECT(BAD, llama_common_pick(NULL, 1, &row, &sampler, false, &token, &result, NULL, &error));
+    EXPECT(BAD, llama_common_pick(NULL, 1, &row, &sampler, NULL, false, &token, &result, NULL, &error));
 
     const int32_t n_vocab = llama_vocab_n_tokens(vocab);
     float * logits = malloc(n_vocab * sizeof(float));
@@ -219,6 +219,12 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     llama_token top[3];
     EXPECT(OK, llama_common_get_logits(decoder, 0, logits, &error));
     EXPECT(BAD, llama_common_get_logits(decoder, 1, logits, &error));
+    float * copies[] = {malloc(n_vocab * sizeof(float))};
+    EXPECT(OK, llama_common_pick(decoder, 1, &row, &sampler, copies, false, &token, &result, NULL, &error));
+    if (result != OK || memcmp(copies[0], logits, n_vocab * sizeof(float)) != 0) {
+        exit(1);
+    }
+    free(copies[0]);
     EXPECT(BAD, llama_common_get_logits(decoder, 0, NULL, &error));
     EXPECT(OK, llama_common_pick_from(logits, n_vocab, sampler, &token, &error));
     EXPECT(BAD, llama_common_pick_from(NULL, n_vocab, sampler, &token, &error));

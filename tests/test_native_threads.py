@@ -132,14 +132,14 @@ int main(int, char ** argv) {
         llama_token  drafted[16];
         check(llama_common_decode(decoder, 4, tokens, positions, sequences, outputs, &result, nullptr), "decode");
         on.begin = step % 2;
-        check(llama_common_pick(decoder, 4, rows, samplers.data(), false, picked, results, &on, nullptr), "pick");
+        check(llama_common_pick(decoder, 4, rows, samplers.data(), nullptr, false, picked, results, &on, nullptr), "pick");
         n_put += 4 * std::min(on.n, on.n_most);
         const llama_token * last = on.begun || on.n == 0 ? picked : gone_on_from + 4 * (on.n - 1);
         if (on.n > 0 && (std::memcmp(tokens, last, sizeof(tokens)) != 0 || positions[3] != step + on.n)) {
             std::puts("another batch");
         }
         if (on.begun) {
-            check(llama_common_pick(decoder, 4, rows, samplers.data(), false, picked, results, nullptr, nullptr), "pick");
+            check(llama_common_pick(decoder, 4, rows, samplers.data(), nullptr, false, picked, results, nullptr, nullptr), "pick");
         }
         llama_memory_seq_rm(llama_get_memory(context), -1, step + 1, -1);
         check(llama_common_speculator_begin(guesser, step % 4, tokens, 4, nullptr), "begin");

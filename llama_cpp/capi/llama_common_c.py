@@ -442,6 +442,7 @@ def llama_common_decode(
     c_int32,
     POINTER(c_int32),
     POINTER(llama_common_sampler_p_ctypes),
+    POINTER(POINTER(c_float)),
     c_bool,
     POINTER(llama_token),
     POINTER(c_int32),
@@ -453,6 +454,7 @@ def llama_common_pick(
     n_rows: int,
     rows: PointerLike[c_int32],
     samplers: PointerLike[llama_common_sampler_p_ctypes],
+    logits: PointerLike[Pointer[c_float]],
     only_best: bool,
     tokens: PointerLike[llama_token],
     results: PointerLike[c_int32],
@@ -462,8 +464,8 @@ def llama_common_pick(
 ) -> int:
     """enum llama_common_status llama_common_pick(
         struct llama_common_decoder * decoder, int32_t n_rows, const int32_t * rows,
-        struct llama_common_sampler ** samplers, bool only_best, llama_token * tokens, int32_t * results,
-        struct llama_common_going_on * going_on, char ** error
+        struct llama_common_sampler ** samplers, float * const * logits, bool only_best, llama_token * tokens,
+        int32_t * results, struct llama_common_going_on * going_on, char ** error
     )"""
     ...
 

@@ -137,6 +137,7 @@ class Decoder:
         self.outputs = (ctypes.c_int8 * self.n_batch)()
         self.rows, self.picked, self.results = active(), active(), active()
         self.samplers = (native.llama_common_sampler_p_ctypes * n_active)()
+        self._where = (_FLOAT * n_active)()
         self._status = ctypes.c_int32()
         self._status_pointer = ctypes.byref(self._status)
 
@@ -197,15 +198,26 @@ class Decoder:
         self.copies_wait = False
         return self._status.value
 
-    def pick(self, n: int, only_best: bool = False, going_on: native.llama_common_going_on | None = None) -> None:
+    def pick(
+        self,
+        n: int,
+        only_best: bool = False,
+        going_on: native.llama_common_going_on | None = None,
+        logits: Sequence[np.ndarray | None] | None = None,
+    ) -> None:
         """Waits for the batch and fills the first ``n`` of ``picked`` and ``results`` with the help of ``samplers``.
 
         Args:
             only_best: leave out those that take a look at the whole vocabulary (``LLAMA_COMMON_NEEDS_ALL``).
             going_on: how far to decode what was picked as the next batch, and so on, if all tokens of this one have an output.
+            logits: where to put those of each output, float32, n_vocab; of the last batch that was picked from.
         """
+        where = None
+        if logits is not None:
+            where = self._where
+            where[:n] = [None if array is None else array.ctypes.data_as(_FLOAT) for array in logits]
         call(
-            native.llama_common_pick, self._native, n, self.rows, self.samplers, only_best, self.picked,
+            native.llama_common_pick, self._native, n, self.rows, self.samplers, where, only_best, self.picked,
             self.results, going_on,
         )  # fmt: skip
         if going_on is not None and going_on.n:

@@ -57,11 +57,11 @@ class GoingOn:
             if request.n_left > 0:
                 n_most = min(n_most, request.n_left - 1 - begins)
             # what follows a prompt is noted before anything else is computed: others may begin with it
-            if n_most < 0 or request.calls_python or request.n_logprobs is not None or not request.generation.tokens:
+            if n_most < 0 or request.calls_python or not request.generation.tokens:
                 return False
             outbox = request.outbox
-            if outbox.streaming and not outbox.native:
-                n_most = 0
+            if request.n_logprobs is not None or outbox.streaming and not outbox.native:
+                n_most = 0  # to be seen in Python, one by one
             self._outboxes[i] = outbox.native if outbox.streaming else None
         self.native.n_most, self.native.begin = n_most, begins
         return n_most > 0 or begins

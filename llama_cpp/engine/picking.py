@@ -87,17 +87,19 @@ class Picker:
             return []  # nothing to wait for
         decoder, alone = self._decoder, len(outputs) == 1
         quick = outputs
-        if any(one.request.calls_python or (one.request.n_logprobs is not None and not alone) for one, _ in outputs):
-            quick = [
-                (one, row)
-                for one, row in outputs
-                if not one.request.calls_python and (alone or one.request.n_logprobs is None)
-            ]
+        if any(one.request.calls_python for one, _ in outputs):
+            quick = [(one, row) for one, row in outputs if not one.request.calls_python]
         n = len(quick)
+        wanted = {
+            one: self._spare.pop() if self._spare else decoder.logits_buffer()
+            for one, _ in quick
+            if one.request.n_logprobs is not None
+        }
         decoder.rows[:n] = [row for _, row in quick]
         decoder.samplers[:n] = [one.request.sampler.pointer for one, _ in quick]
         started = time.perf_counter()
-        decoder.pick(n, only_best=not alone, going_on=going_on and going_on.native)
+        logits = [wanted.get(one) for one, _ in quick] if wanted else None
+        decoder.pick(n, only_best=not alone, going_on=going_on and going_on.native, logits=logits)
         self._statistics.native_seconds += time.perf_counter() - started
         if going_on is not None:
             n_steps = going_on.note([one for one, _ in quick], parts)
@@ -110,8 +112,8 @@ class Picker:
         slow = set() if quick is outputs else set(outputs).difference(quick)
         for (one, row), token, result in zip(quick, decoder.picked[:n], decoder.results[:n]):
             if result == native.LLAMA_COMMON_OK:
-                if one.request.n_logprobs is not None:
-                    one.request.note_logprobs(token, *logprobs_of(decoder.logits(row), token, one.request.n_logprobs))
+                if one in wanted:
+                    one.request.note_logprobs(token, *logprobs_of(wanted[one], token, one.request.n_logprobs))
                 self._give(one, token)
             elif result == native.LLAMA_COMMON_NEEDS_ALL:
                 slow.add((one, row))
@@ -120,9 +122,12 @@ class Picker:
         for one, row in slow:
             if one.request.calls_python:
                 self._aside.append((one, decoder.logits(row)))
+            elif one in wanted:
+                self._aside.append((one, wanted.pop(one)))
             else:
                 spare = self._spare.pop() if self._spare else decoder.logits_buffer()
                 self._aside.append((one, decoder.logits(row, into=spare)))
+        self._spare += wanted.values()
         return [one for one, _ in slow]
 
     def start_aside(self, running: Collection[Running]) -> None:

@@ -385,7 +385,7 @@ def test_it_goes_on_by_itself(going_on):
     before = steps.n_steps
     answer = llm.create_completion("Once upon a time", max_tokens=10, temperature=0, logprobs=1)
     assert len(answer["choices"][0]["logprobs"]["tokens"]) == 10
-    assert len(counted) == steps.n_steps - before == 10, "the logits must still be there"
+    assert steps.n_steps - before == 10 and len(counted) == 2, "each is begun before the last one's logits are looked at"
     counted.clear()
     ended = llm.create_completion("Once", max_tokens=40, logit_bias={llm.token_eos(): 1e9})
     assert ended["choices"][0]["finish_reason"] == "stop" and len(counted) == 1
@@ -395,6 +395,28 @@ def test_it_goes_on_by_itself(going_on):
     counted.clear()
     assert len(text(llm, "Once upon a time", max_tokens=40)) > 40
     assert len(counted) == 3, "the prompt, the first token, and the one after 32 more"
+
+
+def test_log_probabilities_are_the_same_beside_others(small):
+    asked = prompts(6, seed=4)
+
+    def run(i):
+        wanted = {} if i % 3 == 2 else {"logprobs": 3}
+        if i % 3 == 1:
+            wanted["grammar"] = "root ::= [0-9]+"  # not what the model would say: its whole vocabulary is looked at
+        answer = small.create_completion(asked[i], max_tokens=12, temperature=0.8, seed=i, **wanted)
+        return answer["choices"][0]
+
+    small.reset()
+    alone = []
+    for i in range(6):
+        alone.append(run(i))
+        small.reset()
+    assert at_once(run, 6) == alone
+    for choice in alone:
+        if found := choice["logprobs"]:
+            assert len(found["token_logprobs"]) == 12 and max(found["token_logprobs"]) <= 0
+            assert all(len(top) == 3 for top in found["top_logprobs"])
 
 
 def check_what_is_left_behind(llm):

@@ -167,6 +167,11 @@ def test_logprobs_are_those_of_the_logits(model, decoder):
         assert value == pytest.approx(expected[17], abs=1e-4)
         assert [token for token, _ in top] == order[:n].tolist()
         np.testing.assert_allclose([p for _, p in top], expected[order[:n]], atol=1e-4)
+    copy = decoder.logits_buffer()
+    decoder.samplers[0], decoder.rows[0] = (sampler := Sampler(model, SamplingParams(temperature=0), N_CTX)).pointer, 0
+    decoder.pick(1, logits=[copy])
+    np.testing.assert_array_equal(copy, logits)
+    assert decoder.picked[0] == order[0] and sampler.pointer
     with pytest.raises(InvalidArgumentError):
         logprobs_of(logits, model.n_vocab, 1)
     with pytest.raises(InvalidArgumentError):
