@@ -10,6 +10,7 @@ namespace llama_common_c {
 namespace {
 
 constexpr size_t GROUP = 64;
+constexpr float  LARGE = 1e6f;
 
 }  // namespace
 
@@ -18,7 +19,9 @@ void candidates::take_all(const float * logits, size_t n_vocab) {
     tokens.resize(n_vocab);
     bool numbers = true;
     for (size_t i = 0; i < n_vocab; i++) {
-        tokens[i] = {(llama_token) i, logits[i], 0.0f};
+        // a function that forces a token may make it infinite: the difference of two of these is not a number, and what
+        // sorts large vocabularies converts logits to integers
+        tokens[i] = {(llama_token) i, std::min(logits[i], LARGE), 0.0f};
         numbers &= !(logits[i] != logits[i]);
     }
     if (!numbers) {

@@ -310,10 +310,13 @@ enum llama_common_status llama_common_sampler_init(
 
 void llama_common_sampler_free(struct llama_common_sampler * sampler) { delete sampler; }
 
-void llama_common_sampler_accept(struct llama_common_sampler * sampler, const llama_token * tokens, int32_t n_tokens) {
-    for (int32_t i = 0; sampler->before && i < n_tokens; i++) {
-        llama_sampler_accept(sampler->before.get(), tokens[i]);
-    }
+enum llama_common_status llama_common_sampler_accept(
+        struct llama_common_sampler * sampler, const llama_token * tokens, int32_t n_tokens, char ** error) {
+    return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
+        for (int32_t i = 0; required(sampler, "sampler")->before && i < n_tokens; i++) {
+            llama_sampler_accept(sampler->before.get(), tokens[i]);
+        }
+    });
 }
 
 enum llama_common_status llama_common_decoder_init(
@@ -431,6 +434,9 @@ enum llama_common_status llama_common_top_logits(
         thread_local candidates found;
         found.take_best(logits, n_vocab, n_top);
         auto & tokens = found.tokens;
+        if (tokens.size() < (size_t) n_top) {
+            throw failure(LLAMA_COMMON_INTERNAL_ERROR, "the model's logits are not numbers");
+        }
         std::partial_sort(tokens.begin(), tokens.begin() + n_top, tokens.end(), [](const auto & a, const auto & b) {
             return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
         });

@@ -6,8 +6,8 @@
 //     LLAMA_COMMON_OK and `error` is not NULL, *error receives the message.
 //   - A `char *` handed out (results and errors) belongs to the caller: llama_common_string_free().
 //     A `const char *` handed out is static and must not be freed.
-//   - Arguments are only borrowed for the length of the call.
-//   - An output is only written on LLAMA_COMMON_OK, `error` only otherwise.
+//   - Arguments are only borrowed for the length of the call, where nothing else is said.
+//   - An output is only written on LLAMA_COMMON_OK, `error` only otherwise; llama_common_pick() writes what it comes to.
 
 #ifndef LLAMA_COMMON_C_H
 #define LLAMA_COMMON_C_H
@@ -56,7 +56,7 @@ struct llama_common_going_on {
     int32_t                       n_most;   // so many batches at most, each of which is waited for
     bool                          begin;    // and one more, which is not: a device computes it meanwhile
     struct llama_common_outbox ** outboxes; // where tokens are put that another batch was made of: one for each row, or NULL
-    llama_token *                 tokens;   // the same tokens, batch by batch: room for n_most times the number of rows
+    llama_token *                 tokens;   // the same tokens, batch by batch, n_most at most: room for that times the number of rows
     int32_t                       n;        // result: how often it went on
     int32_t                       status;   // result: what llama_decode() returned last, or LLAMA_COMMON_DECODE_THREW
     bool                          begun;    // result: the last of these batches has failed, or is not waited for yet
@@ -179,10 +179,11 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_sampler_init(
 LLAMA_COMMON_C_API void llama_common_sampler_free(struct llama_common_sampler * sampler);  // NULL is allowed
 
 // Lets the penalties see tokens of the prompt.
-LLAMA_COMMON_C_API void llama_common_sampler_accept(
+LLAMA_COMMON_C_API enum llama_common_status llama_common_sampler_accept(
         struct llama_common_sampler * sampler,
         const llama_token *           tokens,
-        int32_t                       n_tokens);
+        int32_t                       n_tokens,
+        char **                       error);
 
 // Tokens that one thread puts in and another takes out. The caller owns *outbox.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_outbox_init(struct llama_common_outbox ** outbox, char ** error);
@@ -218,6 +219,7 @@ LLAMA_COMMON_C_API bool llama_common_decoder_on_device(const struct llama_common
 
 // llama_decode() of `n_tokens` tokens, each of one sequence; *result is what it returns. On a device it does not wait.
 // Where the best tokens are found on the device, the engine must be able to compute the batch at once (one ubatch).
+// The arrays must stay until the next batch: llama_common_pick() changes them when it goes on by itself.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_decode(
         struct llama_common_decoder * decoder,
         int32_t                       n_tokens,
@@ -274,7 +276,7 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_top_logits(
 
 // What a model and a context with these parameters would take, in bytes, measured without loading weights or allocating.
 // `result`: {"devices": [{"name", "total", "free", "model", "context", "compute"}], "n_layer", "n_ctx_train"}; the last
-// device is the host. Not for several threads at once: the engine's log is redirected meanwhile.
+// device is the host. Not for several threads at once: llama.cpp's log is redirected meanwhile, whoever writes to it.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_measure(
         const char *                        path,
         const struct llama_model_params *   model_params,

@@ -20,6 +20,7 @@ _DRIVER = r"""
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <math.h>
 #include <string.h>
 
 static char * error = NULL;
@@ -201,7 +202,8 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     if (result != 0 || llama_common_decoder_on_device(decoder)) {
         exit(1);
     }
-    llama_common_sampler_accept(sampler, prompt, 3);
+    EXPECT(OK, llama_common_sampler_accept(sampler, prompt, 3, &error));
+    EXPECT(BAD, llama_common_sampler_accept(NULL, prompt, 3, &error));
     EXPECT(OK, llama_common_pick(decoder, 1, &row, &sampler, NULL, false, &token, &result, NULL, &error));
     if (result != OK) {
         exit(1);
@@ -231,6 +233,11 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     EXPECT(OK, llama_common_top_logits(logits, n_vocab, 3, top, top_logits, &error));
     EXPECT(BAD, llama_common_top_logits(logits, n_vocab, n_vocab + 1, top, top_logits, &error));
     EXPECT(BAD, llama_common_top_logits(NULL, n_vocab, 3, top, top_logits, &error));
+    for (int32_t i = 1; i < n_vocab; i++) {
+        logits[i] = NAN;
+    }
+    EXPECT(LLAMA_COMMON_INTERNAL_ERROR, llama_common_top_logits(logits, n_vocab, 3, top, top_logits, &error));
+    EXPECT(OK, llama_common_get_logits(decoder, 0, logits, &error));
     llama_common_sampler_free(sampler);
 
     // a grammar that is at its end cannot go on: what the sampler throws comes back as an error

@@ -329,12 +329,23 @@ def llama_common_sampler_free(sampler: llama_common_sampler_p | None, /) -> None
     ...
 
 
-@bind("llama-common-c", None, llama_common_sampler_p_ctypes, POINTER(llama_token), c_int32)
+@bind(
+    "llama-common-c",
+    llama_common_status,
+    llama_common_sampler_p_ctypes,
+    POINTER(llama_token),
+    c_int32,
+    POINTER(c_char_p),
+)
 def llama_common_sampler_accept(
-    sampler: llama_common_sampler_p | None, tokens: PointerLike[llama_token], n_tokens: int, /
-) -> None:
-    """void llama_common_sampler_accept(
-        struct llama_common_sampler * sampler, const llama_token * tokens, int32_t n_tokens
+    sampler: llama_common_sampler_p | None,
+    tokens: PointerLike[llama_token],
+    n_tokens: int,
+    error: PointerLike[c_char_p],
+    /,
+) -> int:
+    """enum llama_common_status llama_common_sampler_accept(
+        struct llama_common_sampler * sampler, const llama_token * tokens, int32_t n_tokens, char ** error
     )"""
     ...
 

@@ -81,7 +81,7 @@ class GoingOn:
                 one.request.count(token)
             one.request.n_left -= n_steps
             one.n_held += n_held
-            one.n_ahead = int(on.begun)  # nobody knows yet whether that is wanted
+            one.n_ahead = int(on.begun and on.status == 0)  # nobody knows yet whether that is wanted
         if on.begun:
             self._begun = parts
         return n_steps

@@ -12,7 +12,7 @@ from typing import Callable, Collection, Sequence
 import numpy as np
 
 from ..capi import llama_common_c as native
-from ..errors import DecodeError, GrammarError, InvalidArgumentError
+from ..errors import DecodeError, GrammarError, InvalidArgumentError, LlamaCppError
 from .batches import Part, Running
 from .decoder import Decoder, logprobs_of, pick_from
 from .going_on import GoingOn
@@ -99,7 +99,11 @@ class Picker:
         decoder.samplers[:n] = [one.request.sampler.pointer for one, _ in quick]
         started = time.perf_counter()
         logits = [wanted.get(one) for one, _ in quick] if wanted else None
-        decoder.pick(n, only_best=not alone, going_on=going_on and going_on.native, logits=logits)
+        try:
+            decoder.pick(n, only_best=not alone, going_on=going_on and going_on.native, logits=logits)
+        except (LlamaCppError, MemoryError) as error:
+            self._fail([one for one, _ in outputs], error)
+            return []
         self._statistics.native_seconds += time.perf_counter() - started
         if going_on is not None:
             n_steps = going_on.note([one for one, _ in quick], parts)
@@ -112,9 +116,13 @@ class Picker:
         slow = set() if quick is outputs else set(outputs).difference(quick)
         for (one, row), token, result in zip(quick, decoder.picked[:n], decoder.results[:n]):
             if result == native.LLAMA_COMMON_OK:
-                if one in wanted:
-                    one.request.note_logprobs(token, *logprobs_of(wanted[one], token, one.request.n_logprobs))
-                self._give(one, token)
+                try:
+                    if one in wanted:
+                        one.request.note_logprobs(token, *logprobs_of(wanted[one], token, one.request.n_logprobs))
+                except (LlamaCppError, MemoryError) as error:
+                    self._end(one, error)
+                else:
+                    self._give(one, token)
             elif result == native.LLAMA_COMMON_NEEDS_ALL:
                 slow.add((one, row))
             else:
@@ -129,6 +137,13 @@ class Picker:
                 self._aside.append((one, decoder.logits(row, into=spare)))
         self._spare += wanted.values()
         return [one for one, _ in slow]
+
+    def _fail(self, running: Sequence[Running], why: Exception) -> None:
+        """Ends those that nothing could be picked for."""
+        error = DecodeError(f"What was computed could not be read ({why}).", remedy="The model can be used again.")
+        for one in running:
+            one.n_held = one.n_ahead = 0  # nobody knows what its sequence holds
+            self._end(one, error)
 
     def start_aside(self, running: Collection[Running]) -> None:
         """Lets other threads pick for those that sit out and still run: once the next batch was begun, as they hold up this one."""

@@ -57,7 +57,7 @@ class Sampler:
         """Lets the penalties see the end of the prompt."""
         if self._penalty_window:
             tokens = tokens[-self._penalty_window :]
-            native.llama_common_sampler_accept(self.pointer, (ctypes.c_int32 * len(tokens))(*tokens), len(tokens))
+            call(native.llama_common_sampler_accept, self.pointer, (ctypes.c_int32 * len(tokens))(*tokens), len(tokens))
 
     def _change(self, chain: _Chain, p: SamplingParams) -> None:
         n_vocab = self._model.n_vocab
@@ -91,7 +91,7 @@ class Sampler:
     def _truncate_and_choose(self, chain: _Chain, p: SamplingParams) -> None:
         n_vocab = self._model.n_vocab
         seed = llama.LLAMA_DEFAULT_SEED if p.seed is None else p.seed & _SEED_MASK
-        if p.temperature == 0:
+        if _takes_the_best(p):
             chain.add(llama.llama_sampler_init_greedy())
         elif p.temperature < 0:
             chain.add(llama.llama_sampler_init_dist(seed))
@@ -161,6 +161,11 @@ class _Chain:
             llama.llama_sampler_free(self._pointer)
 
 
+def _takes_the_best(p: SamplingParams) -> bool:
+    # logits divided by less than that may be infinite
+    return 0 <= p.temperature < 1e-30
+
+
 def _n_needed(p: SamplingParams) -> int:
     """How many of the most probable tokens decide the choice; 0 when all do.
 
@@ -169,7 +174,7 @@ def _n_needed(p: SamplingParams) -> int:
     raises = any(bias > 0 for bias in p.logit_bias.values()) or p.repeat_penalty < 1
     if raises or p.frequency_penalty < 0 or p.presence_penalty < 0:
         return 0
-    if p.temperature == 0:
+    if _takes_the_best(p):
         return 1
     if p.temperature < 0 or p.mirostat_mode or p.top_n_sigma > 0:
         return 0

@@ -39,13 +39,17 @@ class Case:
             tokens = shared[: numbers.randrange(150)] * (numbers.random() < 0.6) + numbers.choices(range(3, 250), k=numbers.randrange(1, 90))
             how = numbers.choice([{"temperature": 0}, {"temperature": 0.9, "seed": numbers.randrange(1000), "presence_penalty": 0.4}])
             self.asked.append((tokens, {**how, "max_tokens": numbers.randrange(1, 40), "lora": numbers.choice(loras)}))
-        self.expected = []
+        self.expected, self.numbers = [], []
         for tokens, how in self.asked:
             self.llm.reset()
             self.expected.append(self.text(tokens, **how))
+            self.numbers.append(self.number(tokens, **how))
 
     def text(self, tokens, **how):
         return self.llm.create_completion(tokens, **how)["choices"][0]["text"]
+
+    def number(self, tokens, **how):
+        return self.text(tokens, grammar="root ::= [0-9]+", **{**how, "max_tokens": 3})
 
 
 def fail(tokens, logits):
@@ -71,7 +75,8 @@ def one(case: Case, numbers: random.Random) -> str:
         expected, stop = case.expected[which], numbers.choice("aeiou ")
         assert case.text(tokens, stop=[stop], **how) == expected.partition(stop)[0]
     elif kind == "grammar":
-        assert case.text(tokens, grammar="root ::= [0-9]+", **{**how, "max_tokens": 3}).isdigit()
+        found = case.number(tokens, **how)
+        assert found.isdigit() and found == case.numbers[which], (case.name, which, how, found, case.numbers[which])
     elif kind == "logprobs":
         answer = case.llm.create_completion(tokens, logprobs=2, **how)["choices"][0]
         assert answer["text"] == case.expected[which]

@@ -54,11 +54,11 @@ def test_streams_interleave(run, llm):
 def test_leaving_a_stream_and_cancelling_a_task_end_the_request(run):
     async def work(model):
         engine = model._llama._open_engine
-        stream = await model.create_completion("Once upon a time", max_tokens=400, stream=True)
+        stream = await model.create_completion("Once upon a time", max_tokens=400, temperature=0, stream=True)
         async for _ in stream:
             break
         await stream.aclose()
-        task = asyncio.create_task(model.create_completion("Once upon a time", max_tokens=400))
+        task = asyncio.create_task(model.create_completion("Once upon a time", max_tokens=400, temperature=0))
         await asyncio.sleep(0.5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -91,7 +91,7 @@ def test_errors_are_raised_where_they_are_awaited(run):
 
         with pytest.raises(LookupError):
             await model.create_completion("x", logits_processor=fail)
-        running = asyncio.create_task(model.create_completion("Once", max_tokens=400))
+        running = asyncio.create_task(model.create_completion("Once upon a time", max_tokens=400, temperature=0))
         await asyncio.sleep(0.3)
         await model.close()
         with pytest.raises(ModelClosedError):

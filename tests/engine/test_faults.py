@@ -124,6 +124,31 @@ def test_an_exception_of_the_engine_ends_what_was_computed_and_nothing_else(llm,
     assert answer(llm, PROMPT) == expected
 
 
+def test_what_cannot_be_read_ends_its_batch_and_nothing_else(llm, monkeypatch):
+    expected = answer(llm, PROMPT)
+    pick, failing = Decoder.pick, [True]
+
+    def fail(self, *args, **how):
+        if failing and failing.pop():
+            raise MemoryError("none left")
+        pick(self, *args, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Decoder, "pick", fail)
+        with pytest.raises(DecodeError, match="none left"):
+            answer(llm, PROMPT)
+    assert answer(llm, PROMPT) == expected and len(llm._open_engine._sequences._free) == 3
+
+    def not_numbers(logits, token, n_top):
+        raise NativeError("not numbers")
+
+    monkeypatch.setattr("llama_cpp.engine.picking.logprobs_of", not_numbers)
+    bad = lambda: llm.create_completion([9, 9], max_tokens=9, logprobs=3)  # noqa: E731
+    error, found = at_once(bad, lambda: answer(llm, PROMPT))
+    assert isinstance(error, NativeError) and found == expected
+    assert answer(llm, PROMPT) == expected and len(llm._open_engine._sequences._free) == 3
+
+
 @pytest.mark.parametrize("broken", ["put", "get", "names"])
 def test_a_cache_that_fails_costs_time_only(llm, broken, caplog):
     class Broken(LlamaRAMCache):

@@ -155,6 +155,36 @@ def test_logits_that_are_not_numbers_are_an_error(model, decoder):
         pick_from(np.full(model.n_vocab, np.nan, np.float32), Sampler(model, SamplingParams(), N_CTX).pointer)
 
 
+@pytest.mark.parametrize("one", [
+    {}, {"min_p": 0.0}, {"top_k": 0, "top_p": 1.0, "min_p": 0.0}, {"top_k": 200}, {"typical_p": 0.9}, {"mirostat_mode": 1},
+    {"mirostat_mode": 2}, {"top_n_sigma": 1.0}, {"adaptive_target": 0.3}, {"temperature": 0}, {"repeat_penalty": 1.3},
+])  # fmt: skip
+def test_a_token_that_a_function_made_infinite_is_taken(model, decoder, one):
+    decoder.forget(0)
+    decode(decoder, model.tokenize(b"Once upon a time", add_special=True, parse_special=False))
+    logits = decoder.logits(0)
+    logits[77] = np.inf
+    for seed in range(5):
+        assert pick_from(logits, Sampler(model, SamplingParams(**one, seed=seed), N_CTX).pointer) == 77
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-31, 1e-29, 1e-9])
+def test_next_to_no_temperature_takes_the_most_probable(model, decoder, temperature):
+    decoder.forget(0)
+    decode(decoder, model.tokenize(b"Once upon a time", add_special=True, parse_special=False))
+    best = int(decoder.logits(0).argmax())
+    for one in ({}, {"top_k": 0}, {"dynatemp_range": 2 * temperature, "dynatemp_exponent": 20.0}):
+        assert pick(decoder, Sampler(model, SamplingParams(temperature=temperature, seed=1, **one), N_CTX)) == best
+
+
+def test_log_probabilities_of_what_are_no_numbers_are_an_error():
+    for n in (0, 1, 3):
+        logits = np.full(49152, np.nan, np.float32)
+        logits[:n] = 1
+        with pytest.raises(NativeError, match="not numbers"):
+            logprobs_of(logits, 0, 5)
+
+
 def test_logprobs_are_those_of_the_logits(model, decoder):
     decoder.forget(0)
     decode(decoder, model.tokenize(b"Water boils at", add_special=True, parse_special=False))
