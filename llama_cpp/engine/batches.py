@@ -23,6 +23,10 @@ class Running:
 
     While its prompt is read, batches end at each of the ``stops``. While it generates, its next token can be followed by
     a ``guess``; what was computed of that (``n_ahead`` tokens) is held once it turned out to be right.
+
+    Between two turns the sequence's cells hold ``n_held + n_ahead`` tokens. Ahead of a request may also be the token that was
+    picked for it last, where a batch of it was begun; it is held as soon as that batch is waited for. Whoever ends, or has to
+    sit out, first has what is ahead removed. ``n_pending`` is 1 for who generates, 0 for who sits out, more while reading.
     """
 
     request: Request
@@ -98,13 +102,15 @@ class Burst:
 
     Taking turns would take longer for all: what is computed of the few that generate costs nearly as much as of many, and a
     GPU needs a new plan for every other number of them. So when more requests wait to be read than generate, and all of
-    them are read within half a second, reading goes first. How fast that is, is measured while it goes.
+    them are read within half a second, reading goes first. How fast that is, is measured while it goes. Afterwards those who
+    generate go on for as long as they have waited: however many prompts come, half of the time is theirs.
     """
 
     SECONDS = 0.5
 
     def __init__(self) -> None:
         self._until: float | None = None
+        self._began = self._not_before = 0.0
         # of late, and since the last batch that was waited for
         self._tokens = self._seconds = self._tokens_since = self._seconds_since = 0.0
 
@@ -112,9 +118,9 @@ class Burst:
         """Whether those who generate wait for those whose prompts are read."""
         now = time.perf_counter()
         if self._until is None:
-            if not len(reading) > n_generating > 0:
+            if not len(reading) > n_generating > 0 or now < self._not_before:
                 return False
-            self._until = now + self.SECONDS
+            self._began, self._until = now, now + self.SECONDS
         n_tokens = sum(one.n_pending for one in reading)
         return 0 < n_tokens * self._seconds <= (self._until - now) * self._tokens
 
@@ -129,8 +135,10 @@ class Burst:
                 self._tokens = 0.9 * self._tokens + self._tokens_since
                 self._seconds = 0.9 * self._seconds + self._seconds_since
             self._tokens_since = self._seconds_since = 0.0
-        if any(len(part.tokens) == part.n_outputs for part in parts):
-            self._until = None  # those who generate had their turn
+        if self._until is not None and any(len(part.tokens) == part.n_outputs for part in parts):
+            self._until = None  # those who generate had a turn
+            now = time.perf_counter()
+            self._not_before = now + (now - self._began)
 
 
 class MixedBatches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from typing import Any, Mapping, Sequence
 
@@ -34,6 +35,25 @@ def can_be_cut(model: Model) -> bool:
     """Whether a model's memory can be cut anywhere: that of recurrent and hybrid ones can not."""
     with model.in_use() as pointer:
         return not (llama.llama_model_is_recurrent(pointer) or llama.llama_model_is_hybrid(pointer))
+
+
+def _keys_can_shift(model: Model, type_k: int) -> bool:
+    """Whether keys of a type can be moved to other positions.
+
+    The engine ends the process where it cannot: with bfloat16, and with quantized keys that it does not rotate
+    (``llama_kv_cache``: heads of one size, a multiple of 64).
+    """
+    if type_k in (ggml.GGML_TYPE_F16, ggml.GGML_TYPE_F32):
+        return True
+    if not ggml.ggml_is_quantized(type_k) or os.environ.get("LLAMA_ATTN_ROT_DISABLE"):
+        return False
+    metadata = model.metadata()
+    about = f"{metadata.get('general.architecture')}.attention."
+    try:
+        length = int(metadata.get(about + "key_length") or model.n_embd // int(metadata[about + "head_count"]))
+        return length % 64 == 0 and int(metadata.get(about + "key_length_swa", length)) == length
+    except (KeyError, ValueError):
+        return False  # not the same in all layers
 
 
 class Decoder:
@@ -70,6 +90,7 @@ class Decoder:
         wanted.n_outputs_max_per_seq = 1 + n_guesses
         self._repeated: Any = None
         self._has_streams = not wanted.kv_unified
+        self._keys_can_shift = _keys_can_shift(model, wanted.type_k)
         self.copies_wait = False
         try:
             with model.in_use() as model_pointer, DeferredInterrupts():
@@ -117,7 +138,7 @@ class Decoder:
         # a batch that is computed at once is never split, and a model without causal attention must see all of it
         self.n_batch: int = min(llama.llama_n_batch(pointer), llama.llama_n_ubatch(pointer))
         self.n_window: int = llama.llama_model_n_swa(model_pointer)
-        self.can_shift: bool = llama.llama_memory_can_shift(self._memory)
+        self.can_shift: bool = llama.llama_memory_can_shift(self._memory) and self._keys_can_shift
 
     def _attach_threads(self, pointer: Any) -> None:
         """Gives the context threads that stay: without them it starts new ones for every batch."""
@@ -253,7 +274,7 @@ class Decoder:
     def repeat_in(self, memory: Any) -> None:
         """Does in a draft's memory, too, what is done from here on; None ends that."""
         self._repeated = memory
-        self.can_shift = all(map(llama.llama_memory_can_shift, self._memories))
+        self.can_shift = self._keys_can_shift and all(map(llama.llama_memory_can_shift, self._memories))
 
     @property
     def _memories(self) -> list[Any]:

@@ -57,7 +57,7 @@ class GoingOn:
             if request.n_left > 0:
                 n_most = min(n_most, request.n_left - 1 - begins)
             # what follows a prompt is noted before anything else is computed: others may begin with it
-            if n_most < 0 or request.calls_python or not request.generation.tokens:
+            if n_most < 0 or request.sits_out or not request.generation.tokens:
                 return False
             outbox = request.outbox
             if request.n_logprobs is not None or outbox.streaming and not outbox.native:

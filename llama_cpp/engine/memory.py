@@ -7,12 +7,16 @@ can be continued later.
 from __future__ import annotations
 
 import collections
+import logging
 
 import numpy as np
 
 from ..capi import llama
+from ..errors import NativeError
 from ..models.model import Model
 from .decoder import Decoder, can_be_cut
+
+logger = logging.getLogger("llama_cpp")
 
 #: What all checkpoints of a context may take, in bytes of host memory.
 CHECKPOINT_BYTES = 1 << 30
@@ -97,7 +101,11 @@ class Checkpointed(FullAttention):
 
     def checkpoint(self, sequence: int, n_held: int) -> None:
         """As in :class:`FullAttention`."""
-        state = self._decoder.save(sequence, partial=True)
+        try:
+            state = self._decoder.save(sequence, partial=True)
+        except (NativeError, MemoryError) as error:
+            logger.warning("a checkpoint could not be taken (%s); going on without", error)
+            return
         if 0 < len(state) <= CHECKPOINT_BYTES:
             self._checkpoints[sequence, n_held] = state
         while sum(map(len, self._checkpoints.values())) > CHECKPOINT_BYTES:

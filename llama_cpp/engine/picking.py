@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import threading
 import time
@@ -16,6 +15,7 @@ from ..errors import DecodeError, GrammarError, InvalidArgumentError, LlamaCppEr
 from .batches import Part, Running
 from .decoder import Decoder, logprobs_of, pick_from
 from .going_on import GoingOn
+from .threads import Threads
 
 _NAME = "llama-cpp-picker"
 
@@ -37,6 +37,11 @@ class Statistics:
     n_right: int = 0
     seconds: float = 0.0
     native_seconds: float = 0.0
+
+
+def in_helper() -> bool:
+    """Whether the thread that asks picks for requests, of whatever engine."""
+    return threading.current_thread().name == _NAME
 
 
 class Picker:
@@ -61,17 +66,17 @@ class Picker:
         self._decoder = decoder
         self._statistics = statistics
         self._give, self._end, self._later = give, end, later
-        self._helpers = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix=_NAME)
+        self._helpers = Threads(min(8, os.cpu_count() or 1), _NAME)
         self._spare: list[np.ndarray] = []  # for logits, as many as were looked at at once
         self._aside: list[tuple[Running, np.ndarray]] = []
         # Python code of requests may take its time, or ask the engine
-        self._callers = concurrent.futures.ThreadPoolExecutor(n_parallel, thread_name_prefix=_NAME)
+        self._callers = Threads(n_parallel, _NAME)
 
-    def close(self) -> None:
-        """Waits for the helpers to end, unless one of them is who calls."""
-        wait = not threading.current_thread().name.startswith(_NAME)
-        self._helpers.shutdown(wait)
-        self._callers.shutdown(wait)
+    def close(self, exiting: bool) -> None:
+        """Waits for the helpers to end, unless one of them is who calls; for Python code not if the interpreter is exiting."""
+        wait = not in_helper()
+        self._helpers.close(wait)
+        self._callers.close(wait and not exiting)
 
     def pick(self, outputs: Sequence[tuple[Running, int]], going_on: GoingOn | None = None, parts: Sequence[Part] = ()) -> list[Running]:
         """Picks a token for each output, a request and its row.
@@ -87,8 +92,8 @@ class Picker:
             return []  # nothing to wait for
         decoder, alone = self._decoder, len(outputs) == 1
         quick = outputs
-        if any(one.request.calls_python for one, _ in outputs):
-            quick = [(one, row) for one, row in outputs if not one.request.calls_python]
+        if any(one.request.sits_out for one, _ in outputs):
+            quick = [(one, row) for one, row in outputs if not one.request.sits_out]
         n = len(quick)
         wanted = {
             one: self._spare.pop() if self._spare else decoder.logits_buffer()
@@ -171,8 +176,9 @@ class Picker:
                         f"A logits processor returned an array of shape {np.shape(changed)}.",
                         remedy=f"Return one of the shape it was given, {logits.shape}.",
                     )
-            token = pick_from(changed, request.sampler.pointer)
-            logprobs = None if request.n_logprobs is None else logprobs_of(logits, token, request.n_logprobs)
+            with self._decoder.model.in_use():  # that code may have closed it
+                token = pick_from(changed, request.sampler.pointer)
+                logprobs = None if request.n_logprobs is None else logprobs_of(logits, token, request.n_logprobs)
         except BaseException as raised:  # whoever waits for the token would do so for ever
             error = raised
             found = lambda: self._end(one, error)  # noqa: E731

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
 import os
 import time
 from dataclasses import dataclass, field
@@ -96,16 +97,25 @@ class Request:
             raise InvalidArgumentError(
                 f"context_full={context_full!r} does not exist.", remedy=f"Choose one of {', '.join(CONTEXT_FULL)}."
             )
+        try:
+            n_most = -1 if max_tokens is None else operator.index(max_tokens)
+        except TypeError:
+            raise InvalidArgumentError(
+                f"max_tokens={max_tokens!r} is not a number of tokens.", remedy="Give an int, or None for no limit."
+            ) from None
         self.tokens = list(prompt)
         self.sampler = sampler
-        self.n_left = max_tokens if max_tokens is not None and max_tokens > 0 else -1
+        self.n_left = n_most if n_most > 0 else -1
         self.context_full = context_full
         self.n_logprobs = n_logprobs
         self.processors = processors
         self.criteria = criteria
         self.calls_python = bool(processors or criteria)
+        # others do not wait for that, nor for so many log-probabilities
+        self.sits_out = self.calls_python or (n_logprobs or 0) > 100
         self.adapters = adapters
         self.key: Hashable = adapters
+        self.shares = True  # what it leaves behind may serve others
         self.speculate = speculate
         self.generation = Generation(n_prompt=len(prompt))
         self.cancelled = False

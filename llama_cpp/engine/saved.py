@@ -124,13 +124,12 @@ class SavedStates:
         name, n_tokens = self._names[entry]
         try:
             value = None if self._failed else self._cache.get(name)
+            if value is not None and len(value) > _HEAD.size:
+                state = memoryview(value)[_HEAD.size :]
+                if _HEAD.unpack_from(value) == (_MAGIC, n_tokens, self._digest(name, state)):
+                    return np.frombuffer(state, np.uint8)
         except Exception as error:
             self._give_up(error)
-            value = None
-        if value is not None and len(value) > _HEAD.size:
-            state = memoryview(value)[_HEAD.size :]
-            if _HEAD.unpack_from(value) == (_MAGIC, n_tokens, self._digest(name, state)):
-                return np.frombuffer(state, np.uint8)
         self._forget(entry)
         return None
 

@@ -33,7 +33,7 @@ from .caches import BaseLlamaCache
 from .decoder import Decoder, can_be_cut
 from .going_on import GoingOn
 from .memory import pays_per_sequence
-from .picking import Picker, Statistics
+from .picking import Picker, Statistics, in_helper
 from .requests import Request, put_all
 from .saved import SavedStates, fingerprint_of
 from .sequences import InPlace, Shelved
@@ -150,9 +150,14 @@ class BatchingEngine:
         """Queues a request whose prompt was checked; its outbox gets the tokens.
 
         Raises:
-            ModelBusyError: too many requests wait. ModelClosedError, ForkedProcessError.
+            ModelBusyError: too many requests wait, or this one would wait for who waits for it. ModelClosedError, ForkedProcessError.
         """
         self._decoder.pointer  # raises when closed or forked
+        if in_helper() and not self._sequences.n_free and all(one.request.calls_python for one in list(self._running)):
+            raise ModelBusyError(
+                "Every request that is computed waits for Python code, and this one, which is asked by such code, for one of them.",
+                remedy="Raise n_parallel.",
+            )
         n_waiting = len(self._waiting) + self._inbox.qsize()
         if n_waiting >= self._max_waiting:
             raise ModelBusyError(f"{n_waiting} requests are waiting already.", remedy="Try again when some have ended.")
@@ -196,7 +201,7 @@ class BatchingEngine:
         self._going_on.hold_back()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
-        self._picker.close()
+        self._picker.close(self._exiting)
 
     def _wake(self) -> None:
         self._inbox.put(self._note_cancelled)
@@ -223,16 +228,18 @@ class BatchingEngine:
         try:
             worked = False
             while not self._closing:
-                self._take_in(wait=not worked)
-                started = time.perf_counter()
-                self._admit()
-                worked = self._step()
-                self.statistics.seconds += time.perf_counter() - started
+                try:
+                    self._take_in(wait=not worked)
+                    started = time.perf_counter()
+                    self._admit()
+                    worked = self._step()
+                    self.statistics.seconds += time.perf_counter() - started
+                except Exception as error:
+                    worked = True
+                    self._recover(error)
         except BaseException as error:
             self._closing = True
-            self._exiting = not threading.main_thread().is_alive()  # then helpers take no more work
-            if not self._exiting:
-                logger.exception("the engine's thread failed")
+            logger.exception("the engine's thread failed")
             self._end_all(error)
         finally:
             self._end_all(ModelClosedError("The model is closed.", remedy="Create a new Llama."))
@@ -249,6 +256,7 @@ class BatchingEngine:
             self._end(one)
         if self._cancelled_meanwhile:
             self._cancelled_meanwhile = False
+            self._blocked = False  # whoever it was for may be among them
             self._outgoing += [(request, None) for request in self._waiting if request.cancelled]
             self._waiting = collections.deque(request for request in self._waiting if not request.cancelled)
 
@@ -487,7 +495,7 @@ class BatchingEngine:
                 one.n_held = n_kept if self._sequences.take_back(one.sequence, n_kept) else 0
                 one.n_shared = one.n_held
             # what remains was computed with what is gone in sight: no other request may begin with it
-            request.key = object()
+            request.key, request.shares = object(), False
             self._sequences.note(one.sequence, request.tokens[: one.n_held], request.key)
         else:
             request.generation.finish_reason = "length"
@@ -496,10 +504,11 @@ class BatchingEngine:
     def _end(self, one: Running, error: BaseException | None = None) -> None:
         """Ends a request and frees its sequence; what it holds is kept for others."""
         self._blocked = False
+        one.request.error = error
         self._forget_ahead(one)
         self._running.remove(one)
-        self._sequences.give_back(one.sequence, one.request.tokens[: one.n_held], one.request.key)
-        one.request.error = error
+        kept = one.request.tokens[: one.n_held] if one.request.shares else []
+        self._sequences.give_back(one.sequence, kept, one.request.key)
         self._outgoing.append((one.request, None))
 
     def _make_room(self) -> None:
@@ -527,19 +536,34 @@ class BatchingEngine:
                 part.running.n_held = 0  # nobody knows what its sequence holds
                 self._end(part.running, error)
 
+    def _recover(self, error: Exception) -> None:
+        """What nobody has foreseen: whoever runs ends with it, or else who would be next, and the others go on."""
+        logger.exception("the engine failed, and goes on without the requests it was working on")
+        failed = DecodeError(f"The engine failed ({error!r}).", remedy="The model can be used again; the log (llama_cpp) has more.")
+        if not self._running and self._waiting:
+            self._waiting[0].error = failed
+            self._outgoing.append((self._waiting.popleft(), None))
+        for one in self._running:
+            one.n_held = one.n_ahead = 0  # nobody knows what its sequence holds
+        self._end_running(failed)
+
     def _hand_out(self) -> None:
         """Gives tokens to those who wait for them, and logits to those who pick from them."""
         self._picker.start_aside(self._running)
         outgoing, self._outgoing = self._outgoing, []
         put_all(outgoing)
 
-    def _end_all(self, error: BaseException) -> None:
+    def _end_running(self, error: BaseException) -> None:
         for one in list(self._running):
             try:
                 self._end(one, error)
             except Exception:  # whatever happened to its sequence: nobody shall wait for ever
                 logger.exception("a request could not be ended as it should")
                 self._outgoing.append((one.request, None))
+        self._running.clear()
+
+    def _end_all(self, error: BaseException) -> None:
+        self._end_running(error)
         while not self._inbox.empty():
             self._inbox.get()()
         for request in self._waiting:

@@ -1,8 +1,11 @@
 """What goes wrong with one request, or in code that is not ours, stays there: the others go on and nobody waits for ever."""
 
 import random
+import subprocess
+import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -11,12 +14,19 @@ from test_memory_kinds import answer, cached, load
 
 import llama_cpp
 from llama_cpp import Llama, LlamaRAMCache
-from llama_cpp.engine import scheduler
+from llama_cpp.engine import batches, scheduler
 from llama_cpp.engine.decoder import Decoder
 from llama_cpp.engine.params import SamplingParams
 from llama_cpp.engine.requests import Handle, Request
 from llama_cpp.engine.sampler import Sampler
-from llama_cpp.errors import DecodeError, InvalidArgumentError, ModelClosedError, NativeError
+from llama_cpp.errors import (
+    ContextFullError,
+    DecodeError,
+    InvalidArgumentError,
+    ModelBusyError,
+    ModelClosedError,
+    NativeError,
+)
 
 PROMPT = [11, 12, 13, 14]
 
@@ -77,6 +87,126 @@ def test_logits_of_another_shape_are_refused(llm, change):
     error, other = at_once(bad, lambda: answer(llm, PROMPT))
     assert isinstance(error, InvalidArgumentError) and "shape" in str(error)
     assert other == expected
+
+
+@pytest.mark.parametrize("wrong", [20.0, 2.5, "9"])
+def test_a_number_of_tokens_is_an_int(llm, wrong):
+    expected = answer(llm, PROMPT)
+    with pytest.raises(InvalidArgumentError, match="max_tokens"):
+        llm.create_completion(PROMPT, max_tokens=wrong)
+    assert answer(llm, PROMPT) == expected
+
+
+@pytest.mark.parametrize("type_k, can", [("GGML_TYPE_F16", True), ("GGML_TYPE_BF16", False), ("GGML_TYPE_Q8_0", False)])
+def test_keys_that_cannot_be_moved_end_a_request_and_not_the_process(models, type_k, can):
+    """Heads of 32: only those of a multiple of 64 are rotated, which quantized keys need to be moved."""
+    endless = {"max_tokens": 700, "context_full": "shift"}
+    with load(models, "dense", type_k=getattr(llama_cpp, type_k)) as llm:
+        bias = {llm.token_eos(): -1e9}
+        if can:
+            assert llm.create_completion(PROMPT, logit_bias=bias, **endless)["usage"]["completion_tokens"] == 700
+        else:
+            with pytest.raises(ContextFullError, match="shift"):
+                llm.create_completion(PROMPT, logit_bias=bias, **endless)
+        assert len(answer(llm, PROMPT)) > 0
+
+
+def test_what_nobody_has_foreseen_ends_who_runs_and_nobody_else(llm, monkeypatch):
+    expected = answer(llm, PROMPT)
+    engine = llm._open_engine
+    for where in ("_step", "_admit"):
+        with monkeypatch.context() as patched:
+            failing, real = [ZeroDivisionError("a defect")], getattr(engine, where)
+
+            def fail(failing=failing, real=real):
+                if failing:
+                    raise failing.pop()
+                return real()
+
+            patched.setattr(engine, where, fail)
+            with pytest.raises(DecodeError, match="a defect"):
+                answer(llm, PROMPT)
+            assert answer(llm, PROMPT) == expected and len(engine._sequences._free) == 3
+
+
+def test_a_processor_that_closes_the_model_ends_its_request(models):
+    llm = load(models, "dense")
+
+    def close(tokens, logits):
+        llm.close()
+        return logits
+
+    with pytest.raises(ModelClosedError):
+        llm.create_completion(PROMPT, logits_processor=close, grammar="root ::= [a-z0-9A-Z ]*")
+
+
+def test_who_would_wait_for_itself_is_told(models):
+    with load(models, "dense", n_parallel=1) as llm:
+
+        def ask(tokens, logits):
+            llm.create_completion([9, 8], max_tokens=2)
+            return logits
+
+        with pytest.raises(ModelBusyError, match="Raise n_parallel"):
+            llm.create_completion(PROMPT, logits_processor=ask)
+        assert len(answer(llm, PROMPT)) > 0
+
+
+def test_a_thread_that_generates_when_the_main_thread_ends_does_so_to_its_end(models, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import threading, time
+from llama_cpp import Llama
+from llama_cpp.engine.decoder import Decoder
+decode = Decoder.decode
+Decoder.decode = lambda self, n: (time.sleep(0.02), decode(self, n))[1]
+llm = Llama({str(models["dense"])!r}, n_ctx=512, n_threads=1, verbose=False)
+bias = {{llm.token_eos(): -1e9}}
+def work():
+    answer = llm.create_completion([11, 12, 13], max_tokens=20, stopping_criteria=lambda t, l: False, logit_bias=bias)
+    print(answer["usage"]["completion_tokens"])
+threading.Thread(target=work).start()
+time.sleep(0.2)
+"""
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "20\n"), done.stderr
+
+
+def test_who_waited_for_room_behind_one_that_was_cancelled_waits_no_longer(models):
+    with load(models, "dense", n_parallel=3, n_kv=512, kv_unified=True, batch_invariant=False) as llm:
+        bias = {llm.token_eos(): -1e9}
+        first = llm.create_completion(PROMPT, max_tokens=300, stream=True, logit_bias=bias)
+        next(first)
+        engine = llm._open_engine
+        large = Request([9] * 490, Sampler(llm._open_model, SamplingParams(), 512), 5)
+        handle = Handle(large)
+        engine.submit(large)
+        while not engine._blocked:
+            time.sleep(0.001)
+        handle.cancel()
+        small = llm.create_completion([9, 8], max_tokens=2)
+        assert small["usage"]["completion_tokens"] > 0 and engine._running, "the first one goes on"
+        first.close()
+
+
+def test_who_generates_has_half_of_the_time_however_many_prompts_come():
+    """Of a clock that goes as long as what is computed is said to take."""
+    now, waited = [0.0], 0.0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(batches.time, "perf_counter", lambda: now[0])
+        burst = batches.Burst()
+        reading = [types.SimpleNamespace(n_pending=100) for _ in range(5)]
+        generating = [batches.Part(0, 0, [1], None, n_outputs=1)]
+        prompt = [batches.Part(1, 0, [1] * 100, types.SimpleNamespace(), n_outputs=0)]
+        for _ in range(1000):
+            goes_first = burst.goes_first(reading, 1)
+            seconds = 0.02 if goes_first else 0.005
+            now[0] += seconds
+            waited += seconds * goes_first
+            burst.note(prompt if goes_first else generating + prompt, seconds, waited=True)
+    assert 0.3 * now[0] < waited < 0.6 * now[0]
 
 
 def test_a_stream_keeps_its_model(models):
