@@ -204,7 +204,8 @@ class InPlace:
             self.saved.save(tokens, lambda n_head: self._decoder.save(sequence, n_head=n_head))
 
     def _drop(self, sequence: int) -> None:
-        self._save(sequence)
+        if not self._decoder.copies_wait:  # it may be one that was copied, and whose state is not there yet
+            self._save(sequence)
         self._forget_note(sequence)
         self._forget(sequence)
 

@@ -177,14 +177,16 @@ time.sleep(0.2)
 def test_who_waited_for_room_behind_one_that_was_cancelled_waits_no_longer(models):
     with load(models, "dense", n_parallel=3, n_kv=512, kv_unified=True, batch_invariant=False) as llm:
         bias = {llm.token_eos(): -1e9}
-        first = llm.create_completion(PROMPT, max_tokens=300, stream=True, logit_bias=bias)
-        next(first)
+        first = llm.create_completion(PROMPT, max_tokens=None, context_full="shift", stream=True, logit_bias=bias)
+        next(first)  # it ends when it is closed
         engine = llm._open_engine
-        large = Request([9] * 490, Sampler(llm._open_model, SamplingParams(), 512), 5)
+        large = Request([9] * 510, Sampler(llm._open_model, SamplingParams(), 512), 5)
         handle = Handle(large)
         engine.submit(large)
-        while not engine._blocked:
+        deadline = time.monotonic() + 30
+        while not engine._blocked and time.monotonic() < deadline:
             time.sleep(0.001)
+        assert engine._blocked
         handle.cancel()
         small = llm.create_completion([9, 8], max_tokens=2)
         assert small["usage"]["completion_tokens"] > 0 and engine._running, "the first one goes on"
