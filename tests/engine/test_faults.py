@@ -281,7 +281,7 @@ def test_what_cannot_be_read_ends_its_batch_and_nothing_else(llm, monkeypatch):
     assert answer(llm, PROMPT) == expected and len(llm._open_engine._sequences._free) == 3
 
 
-@pytest.mark.parametrize("broken", ["put", "get", "names"])
+@pytest.mark.parametrize("broken", ["put", "get", "names", "type"])
 def test_a_cache_that_fails_costs_time_only(llm, broken, caplog):
     class Broken(LlamaRAMCache):
         fails = False
@@ -295,7 +295,7 @@ def test_a_cache_that_fails_costs_time_only(llm, broken, caplog):
             return self._or_fail("put", *arguments)
 
         def get(self, *arguments):
-            return self._or_fail("get", *arguments)
+            return 5 if self.fails and broken == "type" else self._or_fail("get", *arguments)
 
         def names(self):
             return self._or_fail("names")
