@@ -401,7 +401,7 @@ def test_log_probabilities_are_the_same_beside_others(small):
     asked = prompts(6, seed=4)
 
     def run(i):
-        wanted = {} if i % 3 == 2 else {"logprobs": 3}
+        wanted = {} if i % 3 == 2 else {"logprobs": 3 if i else 150}  # so many are counted beside the others
         if i % 3 == 1:
             wanted["grammar"] = "root ::= [0-9]+"  # not what the model would say: its whole vocabulary is looked at
         answer = small.create_completion(asked[i], max_tokens=12, temperature=0.8, seed=i, **wanted)
@@ -416,7 +416,7 @@ def test_log_probabilities_are_the_same_beside_others(small):
     for choice in alone:
         if found := choice["logprobs"]:
             assert len(found["token_logprobs"]) == 12 and max(found["token_logprobs"]) <= 0
-            assert all(len(top) == 3 for top in found["top_logprobs"])
+            assert all(len(top) == 3 or len(top) > 100 for top in found["top_logprobs"])
 
 
 def check_what_is_left_behind(llm):

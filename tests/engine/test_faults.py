@@ -105,6 +105,8 @@ def test_keys_that_cannot_be_moved_end_a_request_and_not_the_process(models, typ
         bias = {llm.token_eos(): -1e9}
         if can:
             assert llm.create_completion(PROMPT, logit_bias=bias, **endless)["usage"]["completion_tokens"] == 700
+            keys = [key for key, _ in llm._open_engine._sequences._texts.values()]
+            assert all(isinstance(key, tuple) for key in keys), "what it leaves serves nobody, and takes up no room"
         else:
             with pytest.raises(ContextFullError, match="shift"):
                 llm.create_completion(PROMPT, logit_bias=bias, **endless)
