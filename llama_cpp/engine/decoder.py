@@ -37,7 +37,7 @@ def can_be_cut(model: Model) -> bool:
         return not (llama.llama_model_is_recurrent(pointer) or llama.llama_model_is_hybrid(pointer))
 
 
-def _keys_can_shift(model: Model, type_k: int) -> bool:
+def keys_can_shift(model: Model, type_k: int) -> bool:
     """Whether keys of a type can be moved to other positions.
 
     The engine ends the process where it cannot: with bfloat16, and with quantized keys that it does not rotate
@@ -90,7 +90,7 @@ class Decoder:
         wanted.n_outputs_max_per_seq = 1 + n_guesses
         self._repeated: Any = None
         self._has_streams = not wanted.kv_unified
-        self._keys_can_shift = _keys_can_shift(model, wanted.type_k)
+        self._keys_can_shift = keys_can_shift(model, wanted.type_k)
         self.copies_wait = False
         try:
             with model.in_use() as model_pointer, DeferredInterrupts():
@@ -271,10 +271,10 @@ class Decoder:
 
     # --- memory ---
 
-    def repeat_in(self, memory: Any) -> None:
+    def repeat_in(self, memory: Any, keys_can_shift: bool = True) -> None:
         """Does in a draft's memory, too, what is done from here on; None ends that."""
         self._repeated = memory
-        self.can_shift = self._keys_can_shift and all(map(llama.llama_memory_can_shift, self._memories))
+        self.can_shift = self._keys_can_shift and keys_can_shift and all(map(llama.llama_memory_can_shift, self._memories))
 
     @property
     def _memories(self) -> list[Any]:

@@ -19,7 +19,7 @@ from ..capi.status import call
 from ..errors import ContextCreationError, InvalidArgumentError, NativeError
 from ..models.model import Model, set_fields
 from .batches import Running
-from .decoder import Decoder
+from .decoder import Decoder, keys_can_shift
 from .pace import Pace
 from .params import OWN_HEADS, PROMPT_LOOKUP
 from .requests import Request
@@ -101,7 +101,7 @@ class Speculator:
         if not context:
             raise ContextCreationError("There is no memory for a context of the draft model.", remedy="Ask for a smaller n_ctx.")
         self._draft = Handle(context, llama.llama_free, parent=model.in_use())
-        self._decoder.repeat_in(llama.llama_get_memory(context))
+        self._decoder.repeat_in(llama.llama_get_memory(context), keys_can_shift(model, wanted.type_k))
 
     def close(self) -> None:
         """Frees what guesses, before the decoder is closed."""

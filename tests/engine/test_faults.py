@@ -113,6 +113,22 @@ def test_keys_that_cannot_be_moved_end_a_request_and_not_the_process(models, typ
         assert len(answer(llm, PROMPT)) > 0
 
 
+def test_keys_of_a_draft_are_to_be_moved_as_well(models, tmp_path, monkeypatch):
+    heads = {"attention.key_length": 64, "attention.value_length": 64}
+    monkeypatch.setitem(tiny_models.KINDS, "heads of 64", ("qwen3", {**tiny_models._ATTENTION, **heads}))
+    rotated = tiny_models.write("heads of 64", tmp_path / "rotated.gguf")
+    types = {"type_k": llama_cpp.GGML_TYPE_Q8_0, "n_parallel": 2, "n_ctx": 512, "n_threads": 1}
+    for draft, can in ((None, True), (rotated, True), (models["dense"], False)):
+        with Llama(rotated, draft_model=draft, **types) as llm:
+            assert llm._open_engine._decoder.can_shift == can
+            ask = lambda: llm.create_completion(PROMPT, max_tokens=700, context_full="shift", logit_bias={llm.token_eos(): -1e9})  # noqa: E731
+            if can:
+                assert ask()["usage"]["completion_tokens"] == 700
+            else:
+                with pytest.raises(ContextFullError, match="shift"):
+                    ask()
+
+
 def test_what_nobody_has_foreseen_ends_who_runs_and_nobody_else(llm, monkeypatch):
     expected = answer(llm, PROMPT)
     engine = llm._open_engine
