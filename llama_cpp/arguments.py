@@ -25,7 +25,7 @@ _IGNORED = {
 
 #: Parts of llama-cpp-python's interface that this version does not have yet.
 _LATER = {
-    "Llama": {"embedding", "chat_handler", "tokenizer", "numa"},
+    "Llama": {"chat_handler", "tokenizer", "numa"},
     "create_chat_completion": {"functions", "function_call"},
 }
 
@@ -33,7 +33,6 @@ _LATER = {
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "tfs_z": (1.0,),
     "logits_all": (False,),
-    "embedding": (False,),
     "numa": (False,),
 }
 
@@ -131,6 +130,8 @@ def check_creation(**values: Any) -> None:
             raise InvalidArgumentError(f"{name}={value!r} does not exist.", remedy=f"There are {listed}.")
     if values["batch_invariant"] and (values["flash_attn"] is False or values["kv_unified"]):
         raise InvalidArgumentError("batch_invariant needs flash attention and kv_unified=False.")
+    if not isinstance(values["embedding"], bool):
+        raise InvalidArgumentError(f"embedding={values['embedding']!r} must be True or False.")
     if values["flash_attn"] not in (None, True, False):
         raise InvalidArgumentError(f"flash_attn={values['flash_attn']!r} must be True, False or None.")
     if not isinstance(values["draft_model"], (str, os.PathLike, type(None))):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any, AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, AsyncIterator, Mapping, Sequence
 
+from . import embeddings
 from .answers import Answer
 from .engine.asynchronous import AsyncHandle
 from .engine.requests import Request
 from .llama import Llama
+
+if TYPE_CHECKING:
+    from .embeddings import Text
 
 
 class _Preparing(Llama):
@@ -46,6 +50,20 @@ class AsyncLlama:
     ) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
         """As :meth:`Llama.create_chat_completion`."""
         return await self._run(self._llama.create_chat_completion, messages, **arguments)
+
+    async def embed(
+        self, input: str | Sequence[int] | Sequence[Text], normalize: bool = False, truncate: bool = True, return_count: bool = False
+    ) -> Any:
+        """As :meth:`Llama.embed`."""
+        job, single = await asyncio.to_thread(self._llama._vectors, input, truncate)
+        vectors = await asyncio.wrap_future(job.future)
+        return self._llama._listed(job, single, vectors, normalize, return_count)
+
+    async def create_embedding(self, input: str | Sequence[int] | Sequence[Text], model: str | None = None) -> dict[str, Any]:
+        """As :meth:`Llama.create_embedding`."""
+        job, _ = await asyncio.to_thread(self._llama._vectors, input, True)
+        vectors, n = self._llama._listed(job, False, await asyncio.wrap_future(job.future), False, True)
+        return embeddings.answer(vectors, n, model or self._llama.model_path)
 
     async def _run(self, method: Any, *args: Any, **arguments: Any) -> Any:
         # reading a long prompt takes its time

@@ -151,17 +151,18 @@ class IgnoredArgumentWarning(UserWarning):
 
 
 class ContextLengthError(LlamaCppError, ValueError):
-    """A prompt does not fit into the context.
+    """A prompt, or a text whose vector is asked for, does not fit into the context.
 
     Attributes:
         n_prompt: tokens in the prompt.
         n_ctx: tokens the context can hold.
     """
 
-    def __init__(self, n_prompt: int, n_ctx: int) -> None:
+    def __init__(self, n_prompt: int, n_ctx: int, *, answered: bool = True) -> None:
+        what, rest = ("prompt", ", one of which is for the answer") if answered else ("text", "")
         super().__init__(
-            f"The prompt has {n_prompt} tokens; the context holds {n_ctx}, one of which is for the answer.",
-            remedy=f"Shorten the prompt, or create the model with n_ctx={n_prompt + 256} or more (0 takes the "
+            f"The {what} has {n_prompt} tokens; the context holds {n_ctx}{rest}.",
+            remedy=f"Shorten the {what}, or create the model with n_ctx={n_prompt + 256} or more (0 takes the "
             "length the model was trained with).",
         )
         self.n_prompt = n_prompt

@@ -6,9 +6,10 @@ import dataclasses
 import logging
 import os
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
-from . import responses
+from . import embeddings, responses
 from .answers import Answer, ChatAnswer, TextAnswer
 from .arguments import check_creation, check_unknown, read_functions, read_logprobs, read_stop, read_suffix, usage_wanted
 from .capi import llama as capi
@@ -21,10 +22,14 @@ from .engine.sampler import Sampler
 from .engine.text import TextStream
 from .errors import InvalidArgumentError
 from .models.model import Model
-from .opening import open_model
+from .opening import open_engine, open_model
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from .embeddings import Text
     from .engine.caches import BaseLlamaCache
+    from .engine.embedding import Embedder, Job
     from .engine.scheduler import BatchingEngine
 
 logger = logging.getLogger("llama_cpp")
@@ -58,7 +63,11 @@ class Llama:
             its own part of n_kv, which is faster when many long ones run. None shares unless there is n_ctx for each.
         n_batch, n_ubatch: prompt tokens handed to the engine at once, and computed at once.
         n_threads, n_threads_batch: for generation and for prompts; None asks the machine.
-        rope_*, yarn_*, pooling_type, attention_type: context extension and the like, as llama.cpp has them.
+        rope_*, yarn_*, attention_type: context extension and the like, as llama.cpp has them.
+        embedding: compute vectors of texts (:meth:`embed`) instead of generating. A batch has n_batch tokens, or n_ctx if that is
+            more, of n_parallel texts (None is 64, or 2), each of n_ctx tokens at most. A context to generate with is made
+            when that is asked for.
+        pooling_type: how the vectors of tokens become one of a text (``LLAMA_POOLING_TYPE_*``), instead of the model's own way.
         offload_kqv, op_offload, swa_full: as llama.cpp has them.
         flash_attn: None lets the engine decide.
         batch_invariant: on a CPU, compute every token in one way, so that at temperature 0 an answer does not depend on
@@ -112,6 +121,7 @@ class Llama:
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
         rope_scaling_type: int = capi.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED,
+        embedding: bool = False,
         pooling_type: int = capi.LLAMA_POOLING_TYPE_UNSPECIFIED,
         attention_type: int = capi.LLAMA_ATTENTION_TYPE_UNSPECIFIED,
         rope_freq_base: float = 0.0,
@@ -144,6 +154,7 @@ class Llama:
         self._templates: ChatTemplates | None = None
         self._model: Model | None = None
         self._engine: BatchingEngine | None = None
+        self._embedder: Embedder | None = None
         check_unknown(Llama.__init__, "Llama", unknown)
         check_creation(**options)
         if verbose:
@@ -154,7 +165,9 @@ class Llama:
         self._last_n_tokens_size = last_n_tokens_size
         self._suffix_first = spm_infill
         self._chat_template = chat_format
-        self._model, self._adapters, self._engine = open_model(options)
+        self._options = options
+        self._opening = threading.Lock()
+        self._model, self._adapters, self._engine, self._embedder = open_model(options)
 
     # --- lifetime ---
 
@@ -163,7 +176,7 @@ class Llama:
 
         Other threads may be using it: each of them ends what it is in the middle of, or gets a ModelClosedError.
         """
-        for name in ("_templates", "_engine", "_model"):  # what is made from the model goes first
+        for name in ("_templates", "_embedder", "_engine", "_model"):  # what is made from the model goes first
             part = getattr(self, name, None)
             if part is not None:
                 part.close()
@@ -188,12 +201,22 @@ class Llama:
 
     @property
     def _open_engine(self) -> BatchingEngine:
-        self._open_model
+        model = self._open_model
+        if self._engine is None and self._embedder is not None:
+            with self._opening:
+                self._engine = self._engine or open_engine(model, self._options)
         if self._engine is None:
             raise InvalidArgumentError(
                 "This model was loaded with vocab_only=True.", remedy="Load it without to generate text."
             )
         return self._engine
+
+    @property
+    def _open_embedder(self) -> Embedder:
+        self._open_model
+        if self._embedder is None:
+            raise InvalidArgumentError("This model was loaded to generate.", remedy="Load it with embedding=True for vectors.")
+        return self._embedder
 
     # --- what it is ---
 
@@ -210,11 +233,16 @@ class Llama:
     @property
     def ctx(self) -> int | None:
         """The ``llama_context *``, for the low-level API."""
-        return self._open_engine.context_pointer
+        return (self._embedder or self._open_engine).context_pointer
 
     def n_ctx(self) -> int:
         """Tokens the context holds."""
-        return self._open_engine.n_ctx
+        self._open_model
+        return (self._embedder or self._open_engine).n_ctx
+
+    def pooling_type(self) -> int:
+        """How vectors of tokens become one of a text (``LLAMA_POOLING_TYPE_*``), of a model loaded with embedding=True."""
+        return self._open_embedder.pooling_type
 
     def n_embd(self) -> int:
         return self._open_model.n_embd
@@ -256,7 +284,9 @@ class Llama:
 
     def reset(self) -> None:
         """Forgets what the cache holds."""
-        self._open_engine.reset()
+        self._open_model
+        if self._embedder is None or self._engine is not None:  # vectors leave nothing
+            self._open_engine.reset()
 
     def set_cache(self, cache: BaseLlamaCache | None) -> None:
         """Keeps what requests have computed in ``cache`` when the context has no room for it any more.
@@ -268,6 +298,36 @@ class Llama:
     def set_seed(self, seed: int | None) -> None:
         """The seed of requests that bring none."""
         self._seed = seed
+
+    # --- vectors ---
+
+    def embed(
+        self, input: str | Sequence[int] | Sequence[Text], normalize: bool = False, truncate: bool = True, return_count: bool = False
+    ) -> Any:
+        """Vectors of texts, for a model loaded with embedding=True. What several threads ask for is computed together.
+
+        Args:
+            input: a text or its token ids, or a list of such.
+            normalize: scale them to a length of 1 (L2); a classifier's scores stay as they are.
+            truncate: leave out the end of a text of more than n_ctx tokens, instead of raising.
+            return_count: return the number of tokens, too.
+
+        Returns:
+            A list of floats, of n_embd numbers, or of the scores of a model that ranks; with ``LLAMA_POOLING_TYPE_NONE`` a list
+            of such lists, one for each token. For a list of texts, a list of that. With ``return_count``: that and the number.
+
+        Raises:
+            InvalidArgumentError: the model was not loaded for it, or the input. ContextLengthError: a text is too long.
+            ModelBusyError: too many texts wait. DecodeError, ModelClosedError.
+        """
+        job, single = self._vectors(input, truncate)
+        return self._listed(job, single, job.result(), normalize, return_count)
+
+    def create_embedding(self, input: str | Sequence[int] | Sequence[Text], model: str | None = None) -> dict[str, Any]:
+        """Vectors of texts in OpenAI's form; see :meth:`embed`."""
+        job, _ = self._vectors(input, truncate=True)
+        vectors, n = self._listed(job, False, job.result(), False, True)
+        return embeddings.answer(vectors, n, model or self.model_path)
 
     # --- completions ---
 
@@ -444,6 +504,17 @@ class Llama:
         return self._deliver(answer, generated, stream)
 
     # --- inside ---
+
+    def _vectors(self, input: Any, truncate: bool) -> tuple[Job, bool]:
+        """Texts on their way to vectors, and whether it is a single one."""
+        model, embedder = self._open_model, self._open_embedder
+        texts, single = embeddings.read_texts(input)
+        return embedder.submit([embeddings.tokens_of(model, text, embedder.n_ctx, truncate) for text in texts]), single
+
+    def _listed(self, job: Job, single: bool, vectors: list[np.ndarray], normalize: bool, return_count: bool) -> Any:
+        found = embeddings.listed(vectors, normalize, self.pooling_type())
+        output = found[0] if single else found
+        return (output, sum(map(len, job.texts))) if return_count else output
 
     def _read_prompt(self, prompt: str | Sequence[int], suffix: str | None = None) -> tuple[str, list[int]]:
         """The prompt as text, and the tokens to begin with, those that ask to fill in before a suffix among them."""

@@ -1,4 +1,4 @@
-"""From what ``Llama()`` was asked for to an open model and the engine that generates with it."""
+"""From what ``Llama()`` was asked for to an open model, and what generates with it or computes vectors."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .models.devices import check_split_mode, note_user, remote_devices
 from .models.model import Model
 
 if TYPE_CHECKING:
+    from .engine.embedding import Embedder
     from .engine.scheduler import BatchingEngine
 
 _FLASH_ATTENTION = {
@@ -39,6 +40,7 @@ class Opened(NamedTuple):
     model: Model
     adapters: AdapterSet | None
     engine: BatchingEngine | None
+    embedder: Embedder | None
 
 
 def open_model(options: Mapping[str, Any]) -> Opened:
@@ -53,11 +55,7 @@ def open_model(options: Mapping[str, Any]) -> Opened:
     """
     path = os.fspath(options["model_path"])
     adapters = read_adapters(options["lora_path"], options["lora_scale"], options["lora_adapters"])
-    model_params = {
-        **{name: options[name] for name in _MODEL_FIELDS},
-        "load_mode": load_mode(options["use_mmap"], options["use_mlock"]),
-        "load_mtp": options["draft_model"] == OWN_HEADS,
-    }
+    model_params = _model_params(options)
     check_split_mode(options["split_mode"])
     servers = read_servers(options["rpc_servers"])
     if servers:
@@ -74,17 +72,18 @@ def open_model(options: Mapping[str, Any]) -> Opened:
     context_params: dict[str, Any] = {}
     try:
         if options["vocab_only"]:
-            return Opened(model, None, None)
+            return Opened(model, None, None, None)
         adapter_set = AdapterSet(model, *adapters)
-        context_params, n_slots = _context(model, options)
+        if not options["embedding"]:
+            context_params = _generation_params(model, options)
+            check_host_memory(model, model_params, context_params)
+            return Opened(model, adapter_set, _engine(model, context_params, options), None)
+        context_params = _embedding_params(model, options)
         check_host_memory(model, model_params, context_params)
-        from .engine.scheduler import BatchingEngine  # numpy takes longer to import than all the rest
+        from .engine.embedding import Embedder
 
-        engine = BatchingEngine(
-            model, context_params, n_slots, options["n_ctx"],
-            guess_from=options["draft_model"], n_guesses=options["n_draft"], n_gpu_layers=options["n_gpu_layers"],
-        )  # fmt: skip
-        return Opened(model, adapter_set, engine)
+        embedder = Embedder(model, context_params, options["batch_invariant"], adapter_set.choose(None))
+        return Opened(model, adapter_set, None, embedder)
     except ContextCreationError as error:
         model.close()  # what would fit is a question of what is free without it
         raise explained(error, path, model_params, context_params) from error
@@ -93,23 +92,76 @@ def open_model(options: Mapping[str, Any]) -> Opened:
         raise
 
 
-def _context(model: Model, options: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """The fields of ``llama_context_params`` that are not left to the engine, and how many requests run at once."""
-    from .engine.decoder import ggml_cpu_set_batch_invariant
+def open_engine(model: Model, options: Mapping[str, Any]) -> BatchingEngine:
+    """Makes what generates with a model that was opened for something else.
+
+    Raises:
+        ContextCreationError, InvalidArgumentError: as :func:`open_model`.
+    """
+    context_params = _generation_params(model, options)
+    check_host_memory(model, _model_params(options), context_params)
+    return _engine(model, context_params, options)
+
+
+def _engine(model: Model, context_params: Mapping[str, Any], options: Mapping[str, Any]) -> BatchingEngine:
+    from .engine.scheduler import BatchingEngine  # numpy takes longer to import than all the rest
+
+    return BatchingEngine(
+        model, context_params, _n_parallel(model, options, 8), options["n_ctx"],
+        guess_from=options["draft_model"], n_guesses=options["n_draft"], n_gpu_layers=options["n_gpu_layers"],
+    )  # fmt: skip
+
+
+def _n_parallel(model: Model, options: Mapping[str, Any], otherwise: int) -> int:
+    """How many requests or texts are computed at once."""
     from .engine.memory import pays_per_sequence
 
-    flash_attn, kv_unified = options["flash_attn"], options["kv_unified"]
+    n: int = options["n_parallel"] or (2 if pays_per_sequence(model) else otherwise)
+    return n
+
+
+def _model_params(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``llama_model_params`` that are not left to the engine."""
+    return {
+        **{name: options[name] for name in _MODEL_FIELDS},
+        "load_mode": load_mode(options["use_mmap"], options["use_mlock"]),
+        "load_mtp": options["draft_model"] == OWN_HEADS,
+    }
+
+
+def _generation_params(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``llama_context_params`` that are not left to the engine."""
+    sizes = context_sizes(
+        options["n_ctx"] or model.n_ctx_train, _n_parallel(model, options, 8), bool(options["n_parallel"]), options["n_kv"],
+        False if options["batch_invariant"] else options["kv_unified"],
+    )  # fmt: skip
+    return {**_context_params(options), "n_ubatch": min(options["n_ubatch"], options["n_batch"]), **sizes}
+
+
+def _embedding_params(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
+    """As _generation_params(), for whole texts at once: n_ctx is what one of them can have, n_batch what a batch can."""
+    n_ctx = options["n_ctx"] or model.n_ctx_train
+    if model.learnt_positions:
+        n_ctx = min(n_ctx, model.n_ctx_train)
+    n_batch = max(n_ctx, options["n_batch"])
+    return {
+        **_context_params(options), "n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_batch, "embeddings": True, "kv_unified": True,
+        "n_seq_max": min(_n_parallel(model, options, 64), n_batch),  # the engine asserts that it is no more
+    }  # fmt: skip
+
+
+def _context_params(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are the same for whatever is done with the model."""
+    from .engine.decoder import ggml_cpu_set_batch_invariant
+
+    flash_attn = options["flash_attn"]
     if options["batch_invariant"]:
-        flash_attn, kv_unified = True, False
+        flash_attn = True
         ggml_cpu_set_batch_invariant(True)
-    n_parallel = options["n_parallel"]
-    n_slots = n_parallel or (2 if pays_per_sequence(model) else 8)
     params = {
         **{name: options[name] for name in _CONTEXT_FIELDS},
-        "n_ubatch": min(options["n_ubatch"], options["n_batch"]),
         "n_threads": options["n_threads"] or default_threads(),
         "n_threads_batch": options["n_threads_batch"] or default_batch_threads(),
         "flash_attn_type": _FLASH_ATTENTION[flash_attn],
-        **context_sizes(options["n_ctx"] or model.n_ctx_train, n_slots, bool(n_parallel), options["n_kv"], kv_unified),
     }
-    return {name: value for name, value in params.items() if value is not None}, n_slots
+    return {name: value for name, value in params.items() if value is not None}

@@ -203,6 +203,21 @@ LLAMA_COMMON_C_API int32_t llama_common_outbox_take(
         int32_t                      capacity,
         int32_t                      milliseconds);
 
+// Vectors of `n_texts` texts, whose tokens follow each other, from a context made for that (`embeddings`): one for each text, or
+// with LLAMA_POOLING_TYPE_NONE one for each token. `n_floats` is the room there, which must be just what they take: each has
+// llama_model_n_embd_out() of them, with LLAMA_POOLING_TYPE_RANK llama_model_n_cls_out(). The context computes all of the
+// tokens at once, so they must be no more than its ubatch. *result is what llama_decode() or llama_encode() returns; the
+// vectors are there when it is 0. One thread at a time; what the context holds is forgotten.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_embed(
+        struct llama_context * context,
+        int32_t                n_texts,
+        const int32_t *        lengths,
+        const llama_token *    tokens,
+        float *                vectors,
+        size_t                 n_floats,
+        int32_t *              result,
+        char **                error);
+
 // Decodes batches in a context and picks the tokens that come out; one thread at a time. `top_k` is NULL or what the
 // context was made with, for `n_seq` sequences. The caller owns *decoder and must free it before the context.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_decoder_init(

@@ -167,7 +167,13 @@ def test_a_suffix_that_cannot_be(llm, suffix, match):
         llm.create_completion("x", suffix=suffix)
 
 
-@pytest.mark.parametrize("name, value", [("embedding", True), ("numa", True)])
+@pytest.mark.parametrize("value", [1, "yes", None])
+def test_embedding_is_yes_or_no(smollm2, value):
+    with pytest.raises(InvalidArgumentError, match="embedding"):
+        Llama(smollm2, embedding=value)
+
+
+@pytest.mark.parametrize("name, value", [("chat_handler", print), ("numa", True)])
 def test_what_comes_later_says_so_at_creation(smollm2, name, value):
     with pytest.raises(InvalidArgumentError, match=name):
         Llama(smollm2, **{name: value})

@@ -384,6 +384,36 @@ def llama_common_outbox_take(
     "llama-common-c",
     llama_common_status,
     llama_context_p_ctypes,
+    c_int32,
+    POINTER(c_int32),
+    POINTER(llama_token),
+    POINTER(c_float),
+    c_size_t,
+    POINTER(c_int32),
+    POINTER(c_char_p),
+)
+def llama_common_embed(
+    context: llama_context_p | None,
+    n_texts: int,
+    lengths: PointerLike[c_int32],
+    tokens: PointerLike[llama_token],
+    vectors: PointerLike[c_float],
+    n_floats: int,
+    result: PointerLike[c_int32],
+    error: PointerLike[c_char_p],
+    /,
+) -> int:
+    """enum llama_common_status llama_common_embed(
+        struct llama_context * context, int32_t n_texts, const int32_t * lengths, const llama_token * tokens,
+        float * vectors, size_t n_floats, int32_t * result, char ** error
+    )"""
+    ...
+
+
+@bind(
+    "llama-common-c",
+    llama_common_status,
+    llama_context_p_ctypes,
     llama_common_top_k_p_ctypes,
     c_int32,
     POINTER(llama_common_decoder_p_ctypes),
@@ -707,7 +737,7 @@ __all__ = [
     "llama_common_chat_parser_free", "llama_common_chat_parser_init", "llama_common_chat_parser_p",
     "llama_common_chat_parser_p_ctypes", "llama_common_chat_parser_parse", "llama_common_chat_parser_update",
     "llama_common_commit", "llama_common_decode", "llama_common_decoder_free", "llama_common_decoder_init",
-    "llama_common_decoder_on_device", "llama_common_decoder_p", "llama_common_decoder_p_ctypes",
+    "llama_common_decoder_on_device", "llama_common_decoder_p", "llama_common_decoder_p_ctypes", "llama_common_embed",
     "llama_common_get_logits", "llama_common_going_on", "llama_common_going_on_p", "llama_common_grammar_init",
     "llama_common_headers_sha256", "llama_common_json_schema_to_grammar", "llama_common_log_discard",
     "llama_common_log_set", "llama_common_measure", "llama_common_outbox_free", "llama_common_outbox_init",

@@ -56,6 +56,38 @@ def keys_can_shift(model: Model, type_k: int) -> bool:
         return False  # not the same in all layers
 
 
+def attach_threads(context: Any) -> list[Any]:
+    """Gives a context threads that stay: without them it starts new ones for every batch.
+
+    Returns:
+        What to free after the context, with :func:`free_threads`.
+    """
+    pools: list[Any] = []
+    numbers = llama.llama_n_threads(context), llama.llama_n_threads_batch(context)
+    for n in dict.fromkeys(numbers):
+        wanted = ggml.ggml_threadpool_params_default(n)
+        pool = ggml_cpu.ggml_threadpool_new(ctypes.byref(wanted))
+        if not pool:
+            return pools  # the context has its own way
+        pools.append(pool)
+    llama.llama_attach_threadpool(context, pools[0], pools[-1])
+    return pools
+
+
+def free_threads(pools: Sequence[Any]) -> None:
+    """Ends the threads that a context had."""
+    for pool in pools:
+        ggml_cpu.ggml_threadpool_free(pool)
+
+
+def set_adapters(context: Any, adapters: Sequence[tuple[int, float]]) -> None:
+    """Lets a context compute with these LoRA adapters (``llama_adapter_lora *``), each with its scale."""
+    n = len(adapters)
+    pointers = (llama.llama_adapter_lora_p_ctypes * n)(*(pointer for pointer, _ in adapters))
+    scales = (ctypes.c_float * n)(*(scale for _, scale in adapters))
+    llama.llama_set_adapters_lora(context, pointers if n else None, n, scales if n else None)
+
+
 class Decoder:
     """Owns a ``llama_context`` and the buffers of a batch. For one thread at a time.
 
@@ -105,7 +137,7 @@ class Decoder:
                     self._handle = Handle(pointer, self._free, parent=model.in_use())
                     self._read_properties(pointer, model_pointer)
                     if not has_gpu():
-                        self._attach_threads(pointer)
+                        self._thread_pools = attach_threads(pointer)
                     call(
                         native.llama_common_decoder_init, pointer, self._top_k, n_active, ctypes.byref(self._native)
                     )
@@ -132,24 +164,15 @@ class Decoder:
             # the engine asserts when such a model is decoded
             raise ContextCreationError(
                 "This model does not generate text token by token (it is an encoder or a diffusion model).",
-                remedy="Load it with vocab_only=True to tokenize with it.",
+                remedy="Load it with embedding=True for its vectors, or with vocab_only=True to tokenize with it.",
             )
         self.n_ctx: int = llama.llama_n_ctx_seq(pointer)
+        if self.model.learnt_positions:
+            self.n_ctx = min(self.n_ctx, self.model.n_ctx_train)
         # a batch that is computed at once is never split, and a model without causal attention must see all of it
         self.n_batch: int = min(llama.llama_n_batch(pointer), llama.llama_n_ubatch(pointer))
         self.n_window: int = llama.llama_model_n_swa(model_pointer)
         self.can_shift: bool = llama.llama_memory_can_shift(self._memory) and self._keys_can_shift
-
-    def _attach_threads(self, pointer: Any) -> None:
-        """Gives the context threads that stay: without them it starts new ones for every batch."""
-        numbers = llama.llama_n_threads(pointer), llama.llama_n_threads_batch(pointer)
-        for n in dict.fromkeys(numbers):
-            wanted = ggml.ggml_threadpool_params_default(n)
-            pool = ggml_cpu.ggml_threadpool_new(ctypes.byref(wanted))
-            if not pool:
-                return  # the context has its own way
-            self._thread_pools.append(pool)
-        llama.llama_attach_threadpool(pointer, self._thread_pools[0], self._thread_pools[-1])
 
     def _make_buffers(self, n_active: int) -> None:
         # not numpy: for a few numbers its calls cost more, most of all once the model has emptied the processor's caches
@@ -185,8 +208,7 @@ class Decoder:
     def _free(self, context: Any) -> None:
         native.llama_common_decoder_free(self._native)
         llama.llama_free(context)
-        for pool in self._thread_pools:
-            ggml_cpu.ggml_threadpool_free(pool)
+        free_threads(self._thread_pools)
         native.llama_common_top_k_free(self._top_k)
 
     @property
@@ -264,10 +286,7 @@ class Decoder:
 
     def set_adapters(self, adapters: Sequence[tuple[int, float]]) -> None:
         """Computes with these LoRA adapters from now on; it costs the engine a new plan of its memory."""
-        n = len(adapters)
-        pointers = (llama.llama_adapter_lora_p_ctypes * n)(*(pointer for pointer, _ in adapters))
-        scales = (ctypes.c_float * n)(*(scale for _, scale in adapters))
-        llama.llama_set_adapters_lora(self.pointer, pointers if n else None, n, scales if n else None)
+        set_adapters(self.pointer, adapters)
 
     # --- memory ---
 

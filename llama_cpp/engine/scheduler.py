@@ -7,14 +7,12 @@ batch by itself, without Python. On a GPU the tokens of one batch are handed out
 
 from __future__ import annotations
 
-import atexit
 import collections
 import logging
 import os
 import queue
 import threading
 import time
-import weakref
 from typing import Any, Callable, Mapping, Sequence
 
 from ..capi import llama
@@ -38,6 +36,7 @@ from .requests import Request, put_all
 from .saved import SavedStates, fingerprint_of
 from .sequences import InPlace, Shelved
 from .speculation import Speculator
+from .threads import stop_at_exit
 
 logger = logging.getLogger("llama_cpp")
 
@@ -124,7 +123,7 @@ class BatchingEngine:
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="llama-cpp-engine", daemon=True)
         self._thread.start()
-        _engines.add(self)
+        stop_at_exit(self)
 
     # --- for everybody ---
 
@@ -137,12 +136,7 @@ class BatchingEngine:
         """Raises InvalidArgumentError or ContextLengthError for a prompt that cannot be continued."""
         if not prompt:
             raise InvalidArgumentError("The prompt has no tokens to begin with.", remedy="Give some text.")
-        n_vocab = self._model.n_vocab
-        if not (0 <= min(prompt) and max(prompt) < n_vocab):
-            token = next(token for token in prompt if not 0 <= token < n_vocab)
-            raise InvalidArgumentError(
-                f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {n_vocab - 1}."
-            )
+        self._model.check_tokens(prompt)
         if len(prompt) >= self.n_ctx:
             raise ContextLengthError(len(prompt), self.n_ctx)
 
@@ -192,8 +186,14 @@ class BatchingEngine:
         self.stop()
         self._decoder.close()
 
-    def stop(self) -> None:
-        """Ends every request with a ModelClosedError. In a forked child, where there is no thread, it does nothing."""
+    def stop(self, exiting: bool = False) -> None:
+        """Ends every request with a ModelClosedError. In a forked child, where there is no thread, it does nothing.
+
+        Args:
+            exiting: the interpreter ends. Only daemon threads can still wait for a request then; they are left waiting, to end
+                as silently as they would otherwise.
+        """
+        self._exiting = self._exiting or exiting
         self._closing = True
         if os.getpid() != self._pid:
             return
@@ -583,17 +583,3 @@ class _EndTokens(dict[int, bool]):
     def __missing__(self, token: int) -> bool:
         self[token] = self._model.is_end(token)
         return self[token]
-
-
-_engines: weakref.WeakSet[BatchingEngine] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_at_exit() -> None:
-    """A daemon thread dies wherever it is when the interpreter ends; one in the middle of a batch must not.
-
-    Only daemon threads can still wait for a request. They are left waiting, to end as silently as they would otherwise.
-    """
-    for engine in list(_engines):
-        engine._exiting = True
-        engine.stop()

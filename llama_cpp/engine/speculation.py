@@ -75,6 +75,11 @@ class Speculator:
                 self._open_draft(decoder.model, {**params, "ctx_type": llama.LLAMA_CONTEXT_TYPE_MTP})
             elif source != PROMPT_LOOKUP:
                 self._model = Model(source, params={"n_gpu_layers": n_gpu_layers})
+                if self._model.learnt_positions and self._model.n_ctx_train < decoder.n_ctx:
+                    raise InvalidArgumentError(
+                        f"The draft model knows {self._model.n_ctx_train} positions, and a request can have {decoder.n_ctx} tokens.",
+                        remedy="Take another draft model, or a smaller n_ctx.",
+                    )
                 self._open_draft(self._model, params)
             wanted = {"types": [_TYPES.get(str(source), "draft-simple")], "n_max": n_most, "ngram_size": 3}
             try:

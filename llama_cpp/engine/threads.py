@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
-from typing import Any, Callable
+import weakref
+from typing import Any, Callable, Protocol
 
 
 class Threads:
@@ -42,3 +44,24 @@ class Threads:
             function(*args)
             del item, function, args  # what they hold would live until there is more to do
             self._idle.release()
+
+
+class _Stoppable(Protocol):
+    def stop(self, exiting: bool = False) -> None: ...
+
+
+_engines: weakref.WeakSet[_Stoppable] = weakref.WeakSet()
+
+
+def stop_at_exit(engine: _Stoppable) -> None:
+    """Has ``engine.stop(exiting=True)`` called when the interpreter ends.
+
+    A daemon thread dies wherever it is then; one in the middle of a batch must not.
+    """
+    _engines.add(engine)
+
+
+@atexit.register
+def _stop_all() -> None:
+    for engine in list(_engines):
+        engine.stop(exiting=True)

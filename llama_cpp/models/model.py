@@ -31,6 +31,9 @@ class Model:
 
     Attributes:
         path, overrides: what it was loaded from, and the metadata that was replaced.
+        learnt_positions: there is a table of them, and no token can be beyond its end (n_ctx_train); the engine ends the
+            process there.
+        classifies: it has what pooling by rank needs.
         pieces: bytes of tokens that :meth:`token_to_piece` was asked for, special ones being empty.
 
     Raises:
@@ -56,8 +59,11 @@ class Model:
         _set_tensor_split(native, tensor_split)
         if overrides:
             native.kv_overrides = native_overrides(overrides)
-        gguf.check_gguf(self.path, vocab_only=bool(native.vocab_only), overrides=overrides)
+        file = gguf.check_gguf(self.path, vocab_only=bool(native.vocab_only), overrides=overrides)
+        tensors = {tensor.name for tensor in file.tensors}
         self.vocab_only = bool(native.vocab_only)
+        self.learnt_positions = "position_embd.weight" in tensors
+        self.classifies = bool(tensors & {"cls.weight", "cls.output.weight"})
         self.pieces: dict[int, bytes] = {}
         try:
             with DeferredInterrupts() as interrupts:
@@ -148,6 +154,22 @@ class Model:
         """Whether a token ends generation (end of text, of turn, of message)."""
         with self._handle:
             return llama.llama_vocab_is_eog(self.vocab_pointer, token)
+
+    @functools.cached_property
+    def closing_tokens(self) -> frozenset[int]:
+        """Tokens that the tokenizer puts at the end of a text."""
+        with self._handle:
+            vocab = self.vocab_pointer
+            return frozenset({llama.llama_vocab_eos(vocab), llama.llama_vocab_sep(vocab)} - {-1})
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raises InvalidArgumentError for a token that the vocabulary does not have; there must be one at least."""
+        n_vocab = self.n_vocab
+        if not (0 <= min(tokens) and max(tokens) < n_vocab):
+            token = next(token for token in tokens if not 0 <= token < n_vocab)
+            raise InvalidArgumentError(
+                f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {n_vocab - 1}."
+            )
 
     @property
     def description(self) -> str:

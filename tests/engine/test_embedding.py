@@ -1,0 +1,356 @@
+"""Vectors: those of real weights against numpy, and together with others as alone for each kind of model."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import random
+import threading
+import time
+
+import minilm
+import numpy as np
+import pytest
+import tiny_models
+
+from llama_cpp import AsyncLlama, Llama
+from llama_cpp.capi import llama as capi
+from llama_cpp.engine.embedding import Embedder
+from llama_cpp.errors import (
+    ContextCreationError,
+    ContextLengthError,
+    ForkedProcessError,
+    InvalidArgumentError,
+    ModelBusyError,
+    ModelClosedError,
+)
+from llama_cpp.models.gguf import read_gguf
+
+NONE, MEAN, CLS, LAST, RANK = (
+    capi.LLAMA_POOLING_TYPE_NONE, capi.LLAMA_POOLING_TYPE_MEAN, capi.LLAMA_POOLING_TYPE_CLS, capi.LLAMA_POOLING_TYPE_LAST,
+    capi.LLAMA_POOLING_TYPE_RANK,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kinds")
+    return {kind: tiny_models.write(kind, folder / f"{number}.gguf") for number, kind in enumerate(tiny_models.KINDS)}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """all-MiniLM-L6-v2."""
+    return minilm.write(tmp_path_factory.mktemp("minilm") / "all-MiniLM-L6-v2.gguf")
+
+
+def load(path, kind=Llama, **arguments):
+    arguments = {"n_ctx": 256, "embedding": True, "n_threads": 1, "n_threads_batch": 1, **arguments}
+    return kind(path, **{"batch_invariant": True, **arguments})
+
+
+def texts_for(llm, seed=1, n=24):
+    """Token ids of texts of 1 to 100 tokens."""
+    numbers = random.Random(seed)
+    return [numbers.choices(range(3, llm.n_vocab()), k=numbers.randrange(1, 101)) for _ in range(n)]
+
+
+def cosine(a, b):
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+TEXT = "The quick brown fox's unbelievably tokenization."
+
+
+def test_real_weights_give_what_the_paper_says(real):
+    weights, words = minilm.weights(), minilm.vocabulary()
+    with load(real, pooling_type=NONE) as llm:
+        tokens = llm.tokenize(TEXT.encode())
+        pieces = "[CLS] the quick brown fox ' s un ##bel ##ie ##va ##bly token ##ization . [SEP]".split()
+        assert [words[token] for token in tokens] == pieces
+        found = np.array(llm.embed(TEXT))
+    expected = minilm.reference(tokens, weights)
+    assert found.shape == (16, 384)
+    assert cosine(found, expected).min() > 0.99999
+    with load(real) as llm:  # its file says mean
+        assert (llm.pooling_type(), llm.n_embd()) == (MEAN, 384)
+        assert cosine(np.array(llm.embed(TEXT)), expected.mean(axis=0)) > 0.99999
+        bread, loaf, stocks = map(np.array, llm.embed(["How do I bake bread?", "What is the recipe for a loaf?", "Stocks fell today."]))
+        assert cosine(bread, loaf) > 0.6 > 0.2 > cosine(bread, stocks)
+
+
+@pytest.mark.parametrize("pooling", [NONE, MEAN, CLS, LAST])
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+def test_together_is_as_alone(models, kind, pooling):
+    with load(models[kind], pooling_type=pooling) as llm, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        texts = texts_for(llm)
+        alone = [llm.embed(text) for text in texts]
+        assert len({str(vector) for vector in alone}) == len(texts)
+        assert llm.embed(texts) == alone
+        assert list(pool.map(llm.embed, texts)) == alone
+        assert list(pool.map(llm.embed, [texts[i::3] for i in range(3)])) == [alone[i::3] for i in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["dense", "encoder", "state"])
+def test_poolings_are_of_the_tokens_vectors(models, kind):
+    def of(pooling):
+        with load(models[kind], pooling_type=pooling, batch_invariant=False) as llm:
+            return [np.array(vector) for vector in llm.embed(texts_for(llm))]
+
+    tokens = of(NONE)
+    for first, own in zip(of(CLS), tokens):
+        np.testing.assert_array_equal(first, own[0])
+    for last, own in zip(of(LAST), tokens):
+        np.testing.assert_array_equal(last, own[-1])
+    for mean, own in zip(of(MEAN), tokens):
+        np.testing.assert_allclose(mean, own.mean(axis=0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_gives_scores(models):
+    path = models["encoder"]
+    file = read_gguf(path)
+    data = path.read_bytes()
+
+    def weights(name):
+        tensor = next(tensor for tensor in file.tensors if tensor.name == name)
+        n = int(np.prod(tensor.shape))
+        if tensor.type_name == "F32":
+            values = np.frombuffer(data, np.float32, n, file.data_offset + tensor.offset)
+        else:
+            assert tensor.type_name == "Q8_0"
+            blocks = np.frombuffer(data, np.int8, n // 32 * 34, file.data_offset + tensor.offset).reshape(-1, 34)
+            values = (blocks[:, :2].copy().view(np.float16).astype(np.float32) * blocks[:, 2:]).ravel()
+        return values.reshape(tensor.shape[::-1])
+
+    with load(path, pooling_type=NONE) as llm:
+        texts = texts_for(llm)
+        firsts = np.array([llm.embed(text)[0] for text in texts])
+    inner = np.tanh(firsts @ weights("cls.weight").T + weights("cls.bias"))
+    expected = (inner @ weights("cls.output.weight") + weights("cls.output.bias"))[:, None]
+    with load(path, pooling_type=RANK) as llm:
+        found = np.array(llm.embed(texts))
+        assert found.shape == (len(texts), 1)
+        np.testing.assert_allclose(found, expected, atol=0.04)  # what is multiplied with weights of 8 bits has 8 bits, too
+        assert np.corrcoef(found[:, 0], expected[:, 0])[0, 1] > 0.95
+        assert llm.embed(texts, normalize=True) == found.tolist()
+    with pytest.raises(InvalidArgumentError, match="RANK needs a model that classifies"):
+        load(models["state"], pooling_type=RANK)
+
+
+def test_forms_of_input_and_output(real):
+    with load(real) as llm:
+        one = llm.embed(TEXT)
+        assert isinstance(one, list) and isinstance(one[0], float) and len(one) == 384
+        tokens = llm.tokenize(TEXT.encode())
+        assert llm.embed(tokens) == one and llm.embed([tokens, TEXT]) == [one, one] and llm.embed([TEXT]) == [one]
+        assert llm.embed(TEXT, return_count=True) == (one, 16) and llm.embed([TEXT] * 3, return_count=True)[1] == 48
+        assert llm.embed([]) == []
+        assert np.linalg.norm(llm.embed(TEXT, normalize=True)) == pytest.approx(1)
+        np.testing.assert_allclose(llm.embed(TEXT, normalize=True), np.array(one) / np.linalg.norm(one), rtol=1e-5)
+        answer = llm.create_embedding([TEXT, "Hi"], model="mini")
+        assert (answer["object"], answer["model"], answer["usage"]) == ("list", "mini", {"prompt_tokens": 19, "total_tokens": 19})
+        assert [(entry["object"], entry["index"]) for entry in answer["data"]] == [("embedding", 0), ("embedding", 1)]
+        assert answer["data"][0]["embedding"] == one
+        assert llm.create_embedding(TEXT)["data"] == answer["data"][:1] and llm.create_embedding(TEXT)["model"] == str(real)
+    with load(real, pooling_type=NONE) as llm:
+        for vector in llm.embed(TEXT, normalize=True):
+            assert np.linalg.norm(vector) == pytest.approx(1)
+
+
+def test_long_texts(real):
+    with load(real, n_ctx=16, n_batch=16) as llm:
+        tokens = llm.tokenize((TEXT * 3).encode())
+        kept = [*tokens[:15], tokens[-1]]  # [SEP] ends a text
+        assert llm.embed(TEXT * 3) == llm.embed(kept)
+        assert llm.embed(TEXT * 3, return_count=True)[1] == 16
+        with pytest.raises(ContextLengthError, match="The text has 44 tokens; the context holds 16[.]"):
+            llm.embed([TEXT, TEXT * 3], truncate=False)
+    with load(real, n_ctx=0) as llm:
+        assert llm.n_ctx() == 512
+    with load(real, n_ctx=4096) as llm:
+        assert llm.n_ctx() == 512, "there are no positions beyond"
+        assert len(llm.embed("word " * 4000)) == 384
+
+
+def test_small_batches_and_many_texts(real):
+    with load(real, n_ctx=8, n_batch=8) as llm:
+        texts = [f"number {i}" for i in range(200)]
+        assert llm.embed(texts) == [llm.embed(text) for text in texts]
+
+
+@pytest.mark.parametrize("given", [None, 5, b"text", [b"text"], [1.5], [["a"]], [None], ["a", 5], [True]])
+def test_what_is_no_text_is_refused(real, given):
+    with load(real) as llm, pytest.raises(InvalidArgumentError, match="input"):
+        llm.embed(given)
+
+
+def test_tokens_that_do_not_exist_are_refused(real):
+    with load(real) as llm:
+        with pytest.raises(InvalidArgumentError, match="Token 30522 is not in the vocabulary"):
+            llm.embed([101, 30522])
+        with pytest.raises(InvalidArgumentError, match="has no tokens"):
+            llm.embed(["Hi", []])
+
+
+def test_each_kind_of_model_says_what_it_is_for(real, models):
+    with Llama(models["dense"], n_ctx=256) as llm, pytest.raises(InvalidArgumentError, match="Load it with embedding=True"):
+        llm.embed("Hi")
+    with pytest.raises(ContextCreationError, match="Load it with embedding=True"):
+        Llama(real, n_ctx=256)
+    with load(real) as llm:
+        with pytest.raises(ContextCreationError, match="encoder"):
+            llm.create_completion("Hi")
+        assert llm.embed("Hi")
+    with pytest.raises(InvalidArgumentError, match="pooling_type=77 does not exist"):
+        load(real, pooling_type=77)
+
+
+def test_a_pooling_that_does_not_exist_in_the_file(tmp_path, real):
+    name = b"bert.pooling_type" + (4).to_bytes(4, "little")
+    data = real.read_bytes()
+    assert data.count(name) == 1
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(data.replace(name + (1).to_bytes(4, "little"), name + (77).to_bytes(4, "little")))
+    with pytest.raises(InvalidArgumentError, match="pooling_type is 77"):
+        load(path)
+    with load(path, pooling_type=MEAN) as llm, load(real) as other:
+        assert llm.embed(TEXT) == other.embed(TEXT)
+
+
+def test_it_also_generates_when_asked_to(models):
+    prompt = [5, 9, 11]
+    with Llama(models["dense"], n_ctx=256, batch_invariant=True) as llm:
+        expected = llm.create_completion(prompt, max_tokens=8, temperature=0)["choices"]
+    with load(models["dense"], pooling_type=MEAN) as llm, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        vector = llm.embed(prompt)
+        answers = pool.map(lambda _: llm.create_completion(prompt, max_tokens=8, temperature=0)["choices"], range(4))
+        assert all(answer == expected for answer in answers)
+        llm.reset()
+        assert llm.embed(prompt) == vector
+
+
+def test_adapters_count(models, tmp_path):
+    adapter = tiny_models.write_adapter(tmp_path / "adapter.gguf")
+    merged = tiny_models.write("dense", tmp_path / "merged.gguf", merged=0.5)
+    plain = tiny_models.write("dense", tmp_path / "plain.gguf", merged=0.0)
+    arguments = {"pooling_type": MEAN, "n_ctx": 64}
+    with load(models["dense"], **arguments) as llm:
+        without = np.array(llm.embed([5, 6, 7]))
+    with load(models["dense"], lora_path=adapter, lora_scale=0.5, **arguments) as llm:
+        with_it = np.array(llm.embed([5, 6, 7]))
+    with load(merged, **arguments) as llm:
+        expected = np.array(llm.embed([5, 6, 7]))
+    assert plain.exists()
+    assert cosine(with_it, expected) > 0.999 > 0.99 > cosine(without, expected)
+
+
+def test_a_closed_model_ends_what_was_asked_for(real):
+    llm = load(real)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(llm.embed, ["word " * 200] * 200) for _ in range(2)]
+        while llm._embedder._thread.is_alive() and not llm._embedder._jobs:
+            time.sleep(0.01)
+        llm.close()
+        for one in asked:
+            with pytest.raises(ModelClosedError):
+                one.result(60)
+    with pytest.raises(ModelClosedError):
+        llm.embed("Hi")
+
+
+def test_nobody_waits_for_who_asked_for_more(real):
+    """A few texts are computed between those of somebody who asks for thousands."""
+    with load(real) as llm:
+        many = llm._vectors(["word " * 200] * 1000, True)[0]
+        vector = llm.embed("Hi")
+        assert vector and not many.future.done()
+        assert sum(vector is not None for vector in many.vectors) < 100
+        assert many.future.cancel()
+        assert llm.embed("Hi") == vector
+        assert not llm._embedder._jobs
+        with pytest.raises(ModelBusyError, match="waiting"):
+            llm._embedder.submit([[5]] * (Embedder.MAX_WAITING + 1))
+
+
+def test_one_that_fails_fails_alone(real, monkeypatch):
+    """As when there is no memory for all of them together."""
+    compute = Embedder._compute
+
+    def failing(self, pointer, texts):
+        if any(len(text) == 5 for text in texts):
+            raise MemoryError("no room")
+        return compute(self, pointer, texts)
+
+    with load(real) as llm, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        alone = llm.embed("one two three four")
+        monkeypatch.setattr(Embedder, "_compute", failing)
+        good = [pool.submit(llm.embed, "one two three four") for _ in range(20)]
+        bad = [pool.submit(llm.embed, "one two three") for _ in range(20)]
+        for one in bad:
+            with pytest.raises(MemoryError, match="no room"):
+                one.result(60)
+        assert all(one.result(60) == alone for one in good)
+
+
+def test_coroutines(real):
+    with load(real) as llm:
+        expected = llm.embed([f"number {i}" for i in range(64)])
+
+    async def main():
+        async with load(real, kind=AsyncLlama) as llm:
+            found = await asyncio.gather(*[llm.embed(f"number {i}") for i in range(64)])
+            answer = await llm.create_embedding(["number 0", "number 1"])
+            task = asyncio.create_task(llm.embed(["word " * 200] * 500))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await llm.embed("Hi")
+            return found, answer, list(llm._llama._embedder._jobs)
+
+    found, answer, left = asyncio.run(main())
+    assert found == expected and not left
+    assert [entry["embedding"] for entry in answer["data"]] == expected[:2]
+
+
+def test_after_fork(real):
+    with load(real) as llm:
+        llm.embed("Hi")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                llm.embed("Hi")
+            except ForkedProcessError:
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        assert llm.embed("Hi")
+
+
+def test_the_interpreter_ends_while_vectors_are_computed(run_python, real):
+    script = """
+import sys, threading, time
+from llama_cpp import Llama
+llm = Llama(sys.argv[1], n_ctx=256, embedding=True)
+for _ in range(3):
+    threading.Thread(target=lambda: llm.embed(["word " * 200] * 1000), daemon=True).start()
+time.sleep(0.5)
+print("end")
+"""
+    done = run_python(script, str(real))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_memory_stays_flat(real):
+    def resident():
+        return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    with load(real, n_ctx=64, n_batch=64) as llm:
+        for _ in range(300):
+            llm.embed("Hi")
+        before = resident()
+        for _ in range(2000):
+            llm.embed("Hi")
+        assert resident() - before < 4 << 20
+    assert not [thread for thread in threading.enumerate() if thread.name == "llama-cpp-embedder"]
