@@ -152,12 +152,12 @@ def _embedding_params(model: Model, options: Mapping[str, Any]) -> dict[str, Any
 
 def _context_params(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those that are the same for whatever is done with the model."""
-    from .engine.decoder import ggml_cpu_set_batch_invariant
+    from .engine.decoder import compute_batch_invariantly
 
     flash_attn = options["flash_attn"]
     if options["batch_invariant"]:
         flash_attn = True
-        ggml_cpu_set_batch_invariant(True)
+        compute_batch_invariantly()
     params = {
         **{name: options[name] for name in _CONTEXT_FIELDS},
         "n_threads": options["n_threads"] or default_threads(),

@@ -136,3 +136,50 @@ def test_one_way_gives_the_same_bits_wherever_cells_lie():
     wide_k[:, apart], wide_v[:, apart], wide_mask[:, apart] = k, v, mask
     ggml_cpu_set_batch_invariant(True)
     assert np.array_equal(computed(q, k, v, mask, 0.125), computed(q, wide_k, wide_v, wide_mask, 0.125, n_threads=2))
+
+
+_SWITCHED = """
+import os, sys, threading
+from llama_cpp.engine import batches
+from llama_cpp.engine.decoder import Decoder, ggml_cpu_set_batch_invariant
+from llama_cpp.models.model import Model
+
+os.sched_setaffinity(0, range(os.cpu_count()))
+model = Model(sys.argv[1], params={})
+both = {"n_threads": 2, "n_threads_batch": 2, "flash_attn_type": 1}
+decoder = Decoder(model, {"n_ctx": 1024, "n_batch": 64, "n_ubatch": 64, "n_seq_max": 1, **both}, 1)
+
+def read(start):
+    part = batches.Part(0, start, list(range(1000 + start, 1064 + start)), n_outputs=1)
+    assert decoder.decode(batches.write(decoder, [part])) == 0
+    return decoder.logits(0).tobytes()
+
+def last():
+    decoder.cut(0, 576)
+    return read(576)
+
+for start in range(0, 576, 64):
+    read(start)
+one_way, other_way = [(ggml_cpu_set_batch_invariant(way), last())[1] for way in (True, False)]
+assert one_way != other_way
+ended = False
+
+def switch():
+    way = True
+    while not ended:
+        ggml_cpu_set_batch_invariant(way)
+        way = not way
+
+thread = threading.Thread(target=switch)
+thread.start()
+found = {last() for _ in range(12)}
+ended = True
+thread.join()
+print(len(found - {one_way, other_way}))
+"""
+
+
+def test_a_batch_is_computed_in_one_way_whenever_somebody_switches(run_python, smollm2):
+    """Threads that took different ways in the middle would leave out rows, or add them up twice."""
+    done = run_python(_SWITCHED, str(smollm2))
+    assert done.stdout == "0\n", done.stderr

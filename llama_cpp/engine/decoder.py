@@ -31,6 +31,21 @@ def ggml_cpu_set_batch_invariant(value: bool, /) -> None:
     ...
 
 
+_invariant = False
+
+
+def compute_batch_invariantly() -> None:
+    """Lets the CPU compute a token in one way, whatever else is in its batch, from the next batch of any context on."""
+    global _invariant
+    _invariant = True
+    ggml_cpu_set_batch_invariant(True)
+
+
+def is_batch_invariant() -> bool:
+    """Whether it does."""
+    return _invariant
+
+
 def can_be_cut(model: Model) -> bool:
     """Whether a model's memory can be cut anywhere: that of recurrent and hybrid ones can not."""
     with model.in_use() as pointer:
@@ -102,6 +117,7 @@ class Decoder:
         tokens, positions, sequences, outputs: a batch, to be written before :meth:`decode`. ctypes arrays of n_batch.
         samplers: ``llama_common_sampler *``, one for each output to be picked from; a ctypes array of n_active.
         rows: which output each of them looks at. picked, results: what :meth:`pick` found.
+        keeps_all: a sliding window's layers have room for all tokens, too.
         on_device: the best tokens are found on a GPU; then a batch must be one the engine computes at once.
         copies_wait: a sequence was copied to another stream, which the engine does when it next computes: until then what
             is restored into either of them would be lost.
@@ -122,6 +138,7 @@ class Decoder:
         wanted.n_outputs_max_per_seq = 1 + n_guesses
         self._repeated: Any = None
         self._has_streams = not wanted.kv_unified
+        self.keeps_all = wanted.swa_full
         self._keys_can_shift = keys_can_shift(model, wanted.type_k)
         self.copies_wait = False
         try:

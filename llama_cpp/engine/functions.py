@@ -39,11 +39,15 @@ class MinTokensLogitsProcessor:
 
     def __init__(self, min_tokens: int, token_eos: int) -> None:
         self.min_tokens, self.token_eos = min_tokens, token_eos
-        self._n_prompt: int | None = None
+        self._n_last: int | None = None
+        self._n_generated = 0
 
     def __call__(self, tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        if self._n_prompt is None:
-            self._n_prompt = len(tokens)
-        if len(tokens) - self._n_prompt < self.min_tokens:
+        n = len(tokens)
+        if self._n_last is not None:
+            # a context that was shifted has fewer tokens than before, one of which is new
+            self._n_generated += n - self._n_last if n >= self._n_last else 1
+        self._n_last = n
+        if self._n_generated < self.min_tokens:
             logits[self.token_eos] = float("-inf")
         return logits

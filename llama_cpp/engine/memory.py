@@ -151,6 +151,10 @@ class Checkpointed(FullAttention):
 class SlidingWindow(Checkpointed):
     """Some layers only keep the last tokens: the token after a cut must find all that it looks back at."""
 
+    def stops(self, n_held: int, n_common: int, n_prompt: int) -> list[int]:
+        """As in :class:`Checkpointed`; none where those layers have room for all tokens, too, and so forget nothing."""
+        return [] if self._decoder.keeps_all else super().stops(n_held, n_common, n_prompt)
+
     def intact(self, sequence: int, n: int) -> bool:
         """As in :class:`Checkpointed`."""
         return 0 <= self._decoder.oldest(sequence) <= max(0, n - self._decoder.n_window + 1)

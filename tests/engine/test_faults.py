@@ -442,6 +442,10 @@ def test_lists_of_functions_are_functions(llm):
     either.append(llama_cpp.MinTokensLogitsProcessor(3, eos))
     answer = llm.create_completion(PROMPT, max_tokens=8, logits_processor=either, temperature=0)
     assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (3, "stop")
+    at_least = llama_cpp.MinTokensLogitsProcessor(4, 0)
+    # the context was shifted after the second token; the last position is asked about twice
+    lengths = [100, 101, 52, 53, 54, 54]
+    assert [at_least(np.zeros(n, np.int64), np.zeros(2, np.float32))[0] == 0 for n in lengths] == [False] * 4 + [True] * 2
 
 
 def test_cancelling_wakes_the_engine(models):

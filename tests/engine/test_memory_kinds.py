@@ -105,6 +105,15 @@ def test_checkpoints_have_a_limit(models, monkeypatch):
         assert not kind._checkpoints
 
 
+def test_a_window_that_forgets_nothing_needs_no_checkpoints(models):
+    prompt = prompts(seed=2)[0][:1] + [11 + i % 200 for i in range(299)]
+    for kind, needed in (("window", False), ("window, short", True)):
+        with load(models, kind) as llm:
+            cached(llm, prompt)
+            assert bool(llm._open_engine._sequences._kind._checkpoints) == needed
+            assert cached(llm, [*prompt[:7], 9]) == (0 if needed else 7)
+
+
 def test_a_stale_checkpoint_would_be_seen(models, monkeypatch):
     """The first test must fail when a sequence goes on from what another one left."""
     monkeypatch.setattr(memory.Checkpointed, "_drop_after", lambda self, sequence, n: None)

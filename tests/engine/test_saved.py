@@ -77,6 +77,20 @@ def test_a_restart_keeps_a_system_prompt(models, tmp_path, unified):
         assert cached(llm, prompt) == 0, "another model"
 
 
+def test_what_was_rounded_otherwise_is_not_taken(run_python, models, tmp_path):
+    """A state that was computed without batch_invariant would make an answer depend on it."""
+    script = """
+import sys
+from llama_cpp import Llama, LlamaDiskCache
+with Llama(sys.argv[1], n_ctx=512, n_parallel=1, flash_attn=True, kv_unified=False, batch_invariant=sys.argv[3] == "True") as llm:
+    llm.set_cache(LlamaDiskCache(sys.argv[2]))
+    print(llm.create_completion(list(range(3, 203)), max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"])
+"""
+    ways = [False, False, True, True, False]
+    found = [run_python(script, str(models["dense"]), str(tmp_path / "cache"), str(way)).stdout.split() for way in ways]
+    assert found == [["0"], ["199"], ["0"], ["199"], ["199"]]
+
+
 def test_what_comes_back_to_a_shared_cache_finds_room(models):
     first, second, third = texts(3, length=220)
     with load(models, "dense", n_parallel=1, kv_unified=True, batch_invariant=False) as llm:
