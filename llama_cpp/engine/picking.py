@@ -50,7 +50,8 @@ class Picker:
     Args:
         n_parallel: requests at once.
         statistics: where to count.
-        give: called with a request and its token. end: with one that cannot go on, and why.
+        give: called with a request and its token. end: with one that cannot go on, and why. lose: with those of whose sequences
+            nobody knows what they hold, and why.
         later: lets the engine's thread do something for a request.
     """
 
@@ -61,11 +62,12 @@ class Picker:
         statistics: Statistics,
         give: Callable[[Running, int], None],
         end: Callable[[Running, BaseException], None],
+        lose: Callable[[Sequence[Running], BaseException], None],
         later: Callable[[Running, Callable[[], None]], None],
     ) -> None:
         self._decoder = decoder
         self._statistics = statistics
-        self._give, self._end, self._later = give, end, later
+        self._give, self._end, self._lose, self._later = give, end, lose, later
         self._helpers = Threads(min(8, os.cpu_count() or 1), _NAME)
         self._spare: list[np.ndarray] = []  # for logits, as many as were looked at at once
         self._aside: list[tuple[Running, np.ndarray]] = []
@@ -107,7 +109,8 @@ class Picker:
         try:
             decoder.pick(n, only_best=not alone, going_on=going_on and going_on.native, logits=logits)
         except (LlamaCppError, MemoryError) as error:
-            self._fail([one for one, _ in outputs], error)
+            why = DecodeError(f"What was computed could not be read ({error}).", remedy="The model can be used again.")
+            self._lose([one for one, _ in outputs], why)
             return []
         self._statistics.native_seconds += time.perf_counter() - started
         if going_on is not None:
@@ -142,13 +145,6 @@ class Picker:
                 self._aside.append((one, decoder.logits(row, into=spare)))
         self._spare += wanted.values()
         return [one for one, _ in slow]
-
-    def _fail(self, running: Sequence[Running], why: Exception) -> None:
-        """Ends those that nothing could be picked for."""
-        error = DecodeError(f"What was computed could not be read ({why}).", remedy="The model can be used again.")
-        for one in running:
-            one.n_held = one.n_ahead = 0  # nobody knows what its sequence holds
-            self._end(one, error)
 
     def start_aside(self, running: Collection[Running]) -> None:
         """Lets other threads pick for those that sit out and still run: once the next batch was begun, as they hold up this one."""

@@ -30,6 +30,7 @@ from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
 from .caches import BaseLlamaCache
 from .decoder import Decoder, can_be_cut
 from .going_on import GoingOn
+from .guessing import Guesses
 from .memory import pays_per_sequence
 from .picking import Picker, Statistics, in_helper
 from .requests import Request, put_all
@@ -97,10 +98,10 @@ class BatchingEngine:
             self._batches = EqualBatches(self._decoder, fill=False)
         self._params = params
         self._turns = Turns(self._decoder)
-        self._speculator: Speculator | None = None
+        speculator: Speculator | None = None
         if guess_from and n_guesses:
             try:
-                self._speculator = Speculator(self._decoder, params, guess_from, n_guesses, n_gpu_layers)
+                speculator = Speculator(self._decoder, params, guess_from, n_guesses, n_gpu_layers)
             except BaseException:
                 self._decoder.close()
                 raise
@@ -110,7 +111,7 @@ class BatchingEngine:
         self._is_end = _EndTokens(model)
         self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
         self._going_on = GoingOn(self._decoder, n_parallel)
-        self._without_guesses = False  # there was no room for them
+        self._guesses = Guesses(speculator, self.statistics, self._pick, self._forget_ahead)
         self._suspects: list[Running] = []
         self._cancelled_meanwhile = False
         self._blocked = False  # who waits does so for room, until somebody ends
@@ -118,7 +119,7 @@ class BatchingEngine:
         self._running: list[Running] = []
         self._outgoing: list[tuple[Request, int | None]] = []
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._picker = Picker(self._decoder, n_parallel, self.statistics, self._give, self._end, self._later)
+        self._picker = Picker(self._decoder, n_parallel, self.statistics, self._give, self._end, self._lose, self._later)
         self._closing = self._exiting = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="llama-cpp-engine", daemon=True)
@@ -221,8 +222,7 @@ class BatchingEngine:
         # the garbage collector may end a model in any thread, this one included
         with self._decoder.in_use():
             self._work()
-            if self._speculator is not None:
-                self._speculator.close()
+            self._guesses.close()
 
     def _work(self) -> None:
         try:
@@ -315,11 +315,7 @@ class BatchingEngine:
         self.statistics.n_tokens += n_tokens
         self._hand_out()
         if status == _NO_ROOM:
-            guessing = [part.running for part in parts if part.running and part.running.guess]
-            self._without_guesses = bool(guessing)
-            for one in guessing:
-                one.guess = []
-            if not guessing:
+            if not self._guesses.make_room(parts):
                 self._make_room()
             return True
         if status == _INVALID and len(parts) > 1:
@@ -329,11 +325,7 @@ class BatchingEngine:
         if status != 0:
             self._fail(parts, status)
             return True
-        if self._speculator is not None:
-            try:
-                self._speculator.process(n_tokens)
-            except (NativeError, MemoryError) as error:
-                self._stop_guessing(error)
+        self._guesses.show(n_tokens, self._running)
         for part in parts:
             if part.running is None:
                 self._decoder.cut(part.sequence, part.start)
@@ -343,21 +335,19 @@ class BatchingEngine:
         outputs = [(part.running, part.row) for part in parts if part.running and part.row >= 0]
         n_before = self.statistics.n_outputs
         if max(part.n_outputs for part in parts) > 1:
-            self._check_guesses(outputs)
+            self._guesses.check(outputs)
         else:
             self._pick(outputs, parts if n_tokens == len(outputs) and self._may_go_on(outputs) else None)
         seconds = (time.perf_counter() - started) / (self.statistics.n_steps - n_steps)
         self._batches.burst.note(parts, seconds, waited=bool(outputs) or not self._decoder.on_device)
-        if self._speculator is not None:
-            generated = n_tokens == sum(part.n_outputs for part in parts)
-            self._speculator.took(len(outputs) * generated, self.statistics.n_outputs - n_before, seconds)
+        generated = n_tokens == sum(part.n_outputs for part in parts)
+        self._guesses.took(len(outputs) * generated, self.statistics.n_outputs - n_before, seconds)
         return True
 
     def _begin(self) -> tuple[list[Part], int | Exception]:
         """Begins a batch; returns what is in it, nothing when there is nothing to do, and how that went."""
         running = self._turns.choose(self._suspect() or self._running)
-        n_places = self._guess(running)
-        parts = self._batches.choose(running, n_places)
+        parts = self._batches.choose(running, self._guesses.guess(running, self.n_ctx))
         if not parts:
             return [], 0
         n_tokens = write(self._decoder, parts)
@@ -373,7 +363,7 @@ class BatchingEngine:
 
     def _may_go_on(self, outputs: Sequence[tuple[Running, int]]) -> bool:
         """Whether the next batches, too, will be of those that generate in this one, until one of their tokens is the last."""
-        if self._speculator is not None or len(outputs) != len(self._running):
+        if self._guesses.wanted or len(outputs) != len(self._running):
             return False
         if self._waiting and not self._blocked and self._sequences.n_free:
             return False
@@ -387,47 +377,6 @@ class BatchingEngine:
             if one in self._running and one.n_pending:
                 return [one]
         return []
-
-    def _guess(self, running: Sequence[Running]) -> int:
-        """Lets what follows the next tokens be guessed; returns how many places for that each sequence has in a batch."""
-        without, self._without_guesses = self._without_guesses, False
-        if self._speculator is None or without:
-            return 0
-        try:
-            return self._speculator.guess(running, self.n_ctx)
-        except (NativeError, MemoryError) as error:
-            self._stop_guessing(error)
-            return 0
-
-    def _stop_guessing(self, error: Exception) -> None:
-        """Goes on without guesses: what is picked stays the same."""
-        assert self._speculator is not None
-        logger.error("guessing tokens failed (%s); going on without", error)
-        self._speculator.close()
-        self._speculator = None
-        for one in self._running:
-            one.guess = []
-
-    def _check_guesses(self, outputs: Sequence[tuple[Running, int]]) -> None:
-        """Picks tokens, and goes on in what was guessed for as long as that is what was picked."""
-        guesses = {one: len(one.guess) for one, _ in outputs if one.guess}
-        n_right = dict.fromkeys(guesses, 0)
-        left = list(outputs)
-        while left:
-            self._pick(left)
-            following = []
-            for one, row in left:
-                if one.is_as_guessed():
-                    n_right[one] += 1
-                    following.append((one, row + 1))
-                else:
-                    self._forget_ahead(one)
-            left = following
-        for one, n in guesses.items():
-            if self._speculator is not None:
-                self._speculator.learn(one, n, n_right[one])
-            self.statistics.n_guessed += n
-            self.statistics.n_right += n_right[one]
 
     def _forget_ahead(self, one: Running) -> None:
         """Removes from a sequence what was computed of a guess and is not its own."""
@@ -531,10 +480,7 @@ class BatchingEngine:
             f"{what} for a batch of {sum(len(part.tokens) for part in parts)} tokens.",
             remedy="The model can be used again; the log (llama_cpp.native) has more.",
         )
-        for part in parts:
-            if part.running is not None:
-                part.running.n_held = 0  # nobody knows what its sequence holds
-                self._end(part.running, error)
+        self._lose([part.running for part in parts if part.running], error)
 
     def _recover(self, error: Exception) -> None:
         """What nobody has foreseen: whoever runs ends with it, or else who would be next, and the others go on."""
@@ -543,9 +489,13 @@ class BatchingEngine:
         if not self._running and self._waiting:
             self._waiting[0].error = failed
             self._outgoing.append((self._waiting.popleft(), None))
-        for one in self._running:
-            one.n_held = one.n_ahead = 0  # nobody knows what its sequence holds
-        self._end_running(failed)
+        self._lose(self._running, failed)
+
+    def _lose(self, running: Sequence[Running], error: BaseException) -> None:
+        """Ends requests of whose sequences nobody knows what they hold."""
+        for one in running:
+            one.n_held = one.n_ahead = 0
+        self._end_each(running, error)
 
     def _hand_out(self) -> None:
         """Gives tokens to those who wait for them, and logits to those who pick from them."""
@@ -553,17 +503,17 @@ class BatchingEngine:
         outgoing, self._outgoing = self._outgoing, []
         put_all(outgoing)
 
-    def _end_running(self, error: BaseException) -> None:
-        for one in list(self._running):
+    def _end_each(self, running: Sequence[Running], error: BaseException) -> None:
+        for one in list(running):
             try:
                 self._end(one, error)
             except Exception:  # whatever happened to its sequence: nobody shall wait for ever
                 logger.exception("a request could not be ended as it should")
                 self._outgoing.append((one.request, None))
-        self._running.clear()
+                self._running = [other for other in self._running if other is not one]
 
     def _end_all(self, error: BaseException) -> None:
-        self._end_running(error)
+        self._end_each(self._running, error)
         while not self._inbox.empty():
             self._inbox.get()()
         for request in self._waiting:
