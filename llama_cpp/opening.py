@@ -78,11 +78,13 @@ def open_model(options: Mapping[str, Any]) -> Opened:
             context_params = _generation_params(model, options)
             check_host_memory(model, model_params, context_params)
             return Opened(model, adapter_set, _engine(model, context_params, options), None)
-        context_params = _embedding_params(model, options)
+        n_ctx, params = _embedding_params(model, options)
+        # what is measured may be of other sizes, and those that do not divide each other end the process
+        context_params = {**params, "n_seq_max": 1}
         check_host_memory(model, model_params, context_params)
         from .engine.embedding import Embedder
 
-        embedder = Embedder(model, context_params, options["batch_invariant"], adapter_set.choose(None))
+        embedder = Embedder(model, params, n_ctx, options["batch_invariant"], adapter_set.choose(None))
         return Opened(model, adapter_set, None, embedder)
     except ContextCreationError as error:
         model.close()  # what would fit is a question of what is free without it
@@ -138,16 +140,16 @@ def _generation_params(model: Model, options: Mapping[str, Any]) -> dict[str, An
     return {**_context_params(options), "n_ubatch": min(options["n_ubatch"], options["n_batch"]), **sizes}
 
 
-def _embedding_params(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
-    """As _generation_params(), for whole texts at once: n_ctx is what one of them can have, n_batch what a batch can."""
+def _embedding_params(model: Model, options: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """How many tokens a text can have, and as _generation_params() for whole texts at once."""
     n_ctx = options["n_ctx"] or model.n_ctx_train
     if model.learnt_positions:
         n_ctx = min(n_ctx, model.n_ctx_train)
     n_batch = max(n_ctx, options["n_batch"])
-    return {
-        **_context_params(options), "n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_batch, "embeddings": True, "kv_unified": True,
-        "n_seq_max": min(_n_parallel(model, options, 64), n_batch),  # the engine asserts that it is no more
-    }  # fmt: skip
+    n_texts = min(_n_parallel(model, options, 64), n_batch)  # the engine asserts that it is no more
+    n_batch = -(-n_batch // n_texts) * n_texts  # the engine rounds up as well when it plans, but the tokens only, and asserts
+    sizes = {"n_ctx": n_batch, "n_batch": n_batch, "n_ubatch": n_batch, "n_seq_max": n_texts}
+    return n_ctx, {**_context_params(options), **sizes, "kv_unified": True, "embeddings": True}
 
 
 def _context_params(options: Mapping[str, Any]) -> dict[str, Any]:

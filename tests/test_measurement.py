@@ -27,6 +27,13 @@ def test_a_long_context_is_measured_by_short_ones(smollm2):
         measure(smollm2.with_name("missing.gguf"), {}, {})
 
 
+def test_vectors_of_texts_too_long_for_memory_are_refused(smollm2):
+    """A batch must hold the longest text, and what it takes grows with its square."""
+    with pytest.raises(ContextCreationError, match=r"CPU has [\d.]+ GiB free and would need [\d.]+") as error:
+        Llama(smollm2, embedding=True, n_ctx=1 << 20, pooling_type=1)
+    assert 1024 < int(re.search(r"n_ctx=(\d+) would fit", str(error.value))[1]) < 1 << 20
+
+
 @pytest.mark.parametrize("arguments", [{"n_ctx": 2_000_000_000, "n_parallel": 1}, {"n_parallel": 200, "n_kv": 2_000_000_000}])
 def test_a_context_too_large_for_memory_is_refused_with_one_that_fits(smollm2, arguments):
     with pytest.raises(ContextCreationError, match=r"CPU has [\d.]+ GiB free and would need [\d.]+") as error:

@@ -285,6 +285,41 @@ static void guesses(struct llama_context * context) {
     llama_common_speculator_free(NULL);
 }
 
+static void vectors_of(struct llama_model * model, struct llama_context_params settings) {
+    const int32_t     lengths[] = {3, 1, 2};
+    const llama_token tokens[]  = {5, 6, 7, 8, 9, 10};
+    const size_t      width     = llama_model_n_embd_out(model);
+    int32_t           status    = -99;
+    const enum llama_pooling_type poolings[] = {LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_MEAN, LLAMA_POOLING_TYPE_LAST};
+    for (int i = 0; i < 3; i++) {
+        settings.embeddings   = true;
+        settings.pooling_type = poolings[i];
+        settings.n_seq_max    = 3;
+        settings.n_batch = settings.n_ubatch = 18;  // the engine wants a multiple of n_seq_max
+        settings.kv_unified   = true;
+        struct llama_context * context = llama_init_from_model(model, settings);
+        const size_t n_floats = (i == 0 ? 6 : 3) * width;
+        float *      vectors  = calloc(n_floats, sizeof(float));
+        EXPECT(OK, llama_common_embed(context, 3, lengths, tokens, vectors, n_floats, &status, &error));
+        if (status != 0 || vectors[n_floats - 1] == 0) {
+            exit(1);
+        }
+        EXPECT(OK, llama_common_embed(context, 1, lengths, tokens, vectors, (i == 0 ? 3 : 1) * width, &status, &error));
+        EXPECT(BAD, llama_common_embed(context, 3, lengths, tokens, vectors, n_floats - 1, &status, &error));
+        EXPECT(BAD, llama_common_embed(context, 3, lengths, tokens, NULL, n_floats, &status, &error));
+        EXPECT(BAD, llama_common_embed(context, 3, NULL, tokens, vectors, n_floats, &status, &error));
+        EXPECT(BAD, llama_common_embed(context, 3, lengths, NULL, vectors, n_floats, &status, &error));
+        EXPECT(BAD, llama_common_embed(NULL, 3, lengths, tokens, vectors, n_floats, &status, &error));
+        // a token that does not exist is the engine's error
+        EXPECT(OK, llama_common_embed(context, 1, lengths, (llama_token[]) {5, -7, 5}, vectors, (i == 0 ? 3 : 1) * width, &status, &error));
+        if (status == 0) {
+            exit(1);
+        }
+        free(vectors);
+        llama_free(context);
+    }
+}
+
 static void measuring(const char * path) {
     struct llama_model_params   of_model   = llama_model_default_params();
     struct llama_context_params of_context = llama_context_default_params();
@@ -332,6 +367,7 @@ int main(int argc, char ** argv) {
         schemas();
         sampling(model, context);
         guesses(context);
+        vectors_of(model, settings);
         measuring(argv[1]);
     }
     llama_common_log_set(NULL, NULL);

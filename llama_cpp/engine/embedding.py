@@ -87,8 +87,9 @@ class Embedder:
     Texts are taken in turn from everybody who has asked, whole, for as long as a batch has room.
 
     Args:
-        params: fields of ``llama_context_params`` by name, but for n_ctx, which is how many tokens a text can have: ``n_batch``,
-            no less, is how many a batch can have, and ``n_seq_max`` how many texts.
+        params: fields of ``llama_context_params`` by name. A batch has up to ``n_batch`` tokens of ``n_seq_max`` texts; the first
+            must be a multiple of the second, and no more than n_ctx and n_ubatch.
+        n_ctx: tokens of one text at most, no more than ``n_batch``.
         batch_invariant: pool mean vectors here: the engine sums over the whole batch, whose size changes how it rounds.
         adapters: LoRA adapters to compute with, each with its scale.
 
@@ -104,16 +105,16 @@ class Embedder:
     MAX_WAITING = 1 << 20
 
     def __init__(
-        self, model: Model, params: Mapping[str, Any], batch_invariant: bool = False, adapters: Adapters = ()
+        self, model: Model, params: Mapping[str, Any], n_ctx: int, batch_invariant: bool = False, adapters: Adapters = ()
     ) -> None:
-        self.n_ctx: int = params["n_ctx"]
+        self.n_ctx = n_ctx
         self._n_batch: int = params["n_batch"]
         self._n_texts: int = params["n_seq_max"]
         self.pooling_type = _pooling_of(model, params)
         self._means = batch_invariant and self.pooling_type == llama.LLAMA_POOLING_TYPE_MEAN
         pooling_type = llama.LLAMA_POOLING_TYPE_NONE if self._means else self.pooling_type
         wanted = llama.llama_context_default_params()
-        set_fields(wanted, {**params, "n_ctx": self._n_batch, "pooling_type": pooling_type})
+        set_fields(wanted, {**params, "pooling_type": pooling_type})
         self._thread_pools: list[Any] = []
         with model.in_use() as model_pointer, DeferredInterrupts():
             pointer = llama.llama_init_from_model(model_pointer, wanted)

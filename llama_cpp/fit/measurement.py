@@ -121,13 +121,16 @@ def check_host_memory(
     with model.in_use() as pointer:
         # keys and values of every layer in single precision, as wide as the embedding: hardly ever as much as that
         per_token = 2 * 4 * llama.llama_model_n_layer(pointer) * llama.llama_model_n_embd(pointer)
-    if per_token * context_params["n_ctx"] < host_memory() // 2:
+    # where vectors are computed every token has logits, too, which are not measured
+    outputs = 4 * context_params["n_batch"] * model.n_vocab if context_params.get("embeddings") else 0
+    mask = 4 * context_params["n_ubatch"] * context_params["n_ctx"]
+    if per_token * context_params["n_ctx"] + outputs + mask < host_memory() // 2:
         return
     try:
         need = measure(model.path, model_params, context_params).needs[-1]
     except NativeError:
         return  # then the engine says why
-    if need.context + need.compute > need.free:
+    if need.context + need.compute + outputs > need.free:
         raise ContextCreationError(
             f"A context of {context_params['n_ctx']} tokens does not fit into memory.",
             remedy=what_would_fit(model.path, model_params, context_params) or "Ask for a smaller n_ctx.",
@@ -149,7 +152,7 @@ def what_would_fit(
         text = f"{worst.name} has {worst.free / _GIB:.1f} GiB free and would need {worst.total / _GIB:.1f} ({', '.join(parts)}). "
         n_ctx = _context_that_fits(path, model_params, context_params, worst)
         if n_ctx:
-            return text + f"{n_ctx} tokens in all (n_kv) would fit."
+            return text + (f"n_ctx={n_ctx} would fit." if context_params.get("embeddings") else f"{n_ctx} tokens in all (n_kv) would fit.")
         if worst is not found.needs[-1]:
             per_layer = max(worst.weights + worst.context, 1) / (found.n_layer + 1)
             n_layers = max(0, int((worst.free - worst.compute) * 0.95 / per_layer))

@@ -173,6 +173,18 @@ def test_long_texts(real):
         assert len(llm.embed("word " * 4000)) == 384
 
 
+@pytest.mark.parametrize(("n_ctx", "n_batch", "n_parallel"), [(1, 1, None), (3, 16, 3), (100, 100, 7), (8, 512, 256), (64, 1, 1), (7, 9, 256)])
+@pytest.mark.parametrize("kind", ["dense", "encoder", "state", "window"])
+@pytest.mark.parametrize("pooling", [NONE, MEAN, LAST])
+def test_sizes_of_all_kinds(models, kind, pooling, n_ctx, n_batch, n_parallel):
+    """The engine asserts that some divide each other."""
+    arguments = {"n_ctx": n_ctx, "n_batch": n_batch, "n_parallel": n_parallel, "pooling_type": pooling, "batch_invariant": False}
+    with load(models[kind], **arguments) as llm:
+        assert llm.n_ctx() == n_ctx
+        texts = texts_for(llm)
+        assert len(llm.embed(texts)) == len(texts)
+
+
 def test_small_batches_and_many_texts(real):
     with load(real, n_ctx=8, n_batch=8) as llm:
         texts = [f"number {i}" for i in range(200)]
