@@ -55,14 +55,15 @@ class AsyncLlama:
         self, input: str | Sequence[int] | Sequence[Text], normalize: bool = False, truncate: bool = True, return_count: bool = False
     ) -> Any:
         """As :meth:`Llama.embed`."""
-        job, single = await asyncio.to_thread(self._llama._vectors, input, truncate)
+        texts, single = await asyncio.to_thread(self._llama._texts, input, truncate)
+        job = self._llama._open_embedder.submit(texts)  # here, so that nothing is computed for a task that was cancelled
         vectors = await asyncio.wrap_future(job.future)
-        return self._llama._listed(job, single, vectors, normalize, return_count)
+        return await asyncio.to_thread(self._llama._listed, job, single, vectors, normalize, return_count)
 
     async def create_embedding(self, input: str | Sequence[int] | Sequence[Text], model: str | None = None) -> dict[str, Any]:
         """As :meth:`Llama.create_embedding`."""
-        job, _ = await asyncio.to_thread(self._llama._vectors, input, True)
-        vectors, n = self._llama._listed(job, False, await asyncio.wrap_future(job.future), False, True)
+        given = [input] if embeddings.read_texts(input)[1] else input
+        vectors, n = await self.embed(given, return_count=True)
         return embeddings.answer(vectors, n, model or self._llama.model_path)
 
     async def _run(self, method: Any, *args: Any, **arguments: Any) -> Any:

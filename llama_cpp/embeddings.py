@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, Any, Sequence
 
 from .capi import llama as capi
-from .errors import ContextLengthError, InvalidArgumentError
+from .errors import ContextLengthError, InvalidArgumentError, TokenizationError
 from .models.model import Model
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def read_texts(given: Any) -> tuple[list[Text], bool]:
 
 
 def _is_token(item: object) -> bool:
-    return isinstance(item, int) and not isinstance(item, bool)
+    return isinstance(item, numbers.Integral) and not isinstance(item, bool)
 
 
 def tokens_of(model: Model, text: Text, n_ctx: int, truncate: bool) -> list[int]:
@@ -46,12 +47,14 @@ def tokens_of(model: Model, text: Text, n_ctx: int, truncate: bool) -> list[int]
         truncate: leave out what is too much; what ends a text (EOS, SEP) stays at its end.
 
     Raises:
-        ContextLengthError: it is too long. InvalidArgumentError: there is nothing, or not of this vocabulary.
+        ContextLengthError: it is too long. InvalidArgumentError: there is nothing, or not of this vocabulary. TokenizationError.
     """
     if isinstance(text, str):
         tokens = model.tokenize(text.encode("utf-8", "replace"), add_special=True, parse_special=False)
+        if -1 in tokens:
+            raise TokenizationError("The vocabulary has no token for a part of the text, nor one for what is unknown.")
     else:
-        tokens = list(text)
+        tokens = [int(token) for token in text]
     if not tokens:
         raise InvalidArgumentError("A text has no tokens.", remedy="Leave it out.")
     model.check_tokens(tokens)

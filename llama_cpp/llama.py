@@ -20,7 +20,7 @@ from .engine.params import SamplingParams
 from .engine.requests import Handle, Request
 from .engine.sampler import Sampler
 from .engine.text import TextStream
-from .errors import InvalidArgumentError
+from .errors import InvalidArgumentError, LlamaCppError
 from .models.model import Model
 from .opening import open_engine, open_model
 
@@ -205,6 +205,11 @@ class Llama:
         if self._engine is None and self._embedder is not None:
             with self._opening:
                 self._engine = self._engine or open_engine(model, self._options)
+                try:
+                    self._open_model
+                except LlamaCppError:  # closed meanwhile, by somebody who saw no engine
+                    self._engine.close()
+                    raise
         if self._engine is None:
             raise InvalidArgumentError(
                 "This model was loaded with vocab_only=True.", remedy="Load it without to generate text."
@@ -214,6 +219,8 @@ class Llama:
     @property
     def _open_embedder(self) -> Embedder:
         self._open_model
+        if self._embedder is None and self._engine is None:
+            raise InvalidArgumentError("This model was loaded with vocab_only=True.", remedy="Load it without, for vectors.")
         if self._embedder is None:
             raise InvalidArgumentError("This model was loaded to generate.", remedy="Load it with embedding=True for vectors.")
         return self._embedder
@@ -507,9 +514,14 @@ class Llama:
 
     def _vectors(self, input: Any, truncate: bool) -> tuple[Job, bool]:
         """Texts on their way to vectors, and whether it is a single one."""
+        texts, single = self._texts(input, truncate)
+        return self._open_embedder.submit(texts), single
+
+    def _texts(self, input: Any, truncate: bool) -> tuple[list[list[int]], bool]:
+        """Token ids of texts, and whether it is a single one."""
         model, embedder = self._open_model, self._open_embedder
         texts, single = embeddings.read_texts(input)
-        return embedder.submit([embeddings.tokens_of(model, text, embedder.n_ctx, truncate) for text in texts]), single
+        return [embeddings.tokens_of(model, text, embedder.n_ctx, truncate) for text in texts], single
 
     def _listed(self, job: Job, single: bool, vectors: list[np.ndarray], normalize: bool, return_count: bool) -> Any:
         found = embeddings.listed(vectors, normalize, self.pooling_type())

@@ -145,6 +145,8 @@ def _embedding_params(model: Model, options: Mapping[str, Any]) -> tuple[int, di
     n_ctx = options["n_ctx"] or model.n_ctx_train
     if model.learnt_positions:
         n_ctx = min(n_ctx, model.n_ctx_train)
+    if n_ctx <= 0:
+        raise InvalidArgumentError(f"The model's file says that it was trained with {n_ctx} tokens.", remedy="Give n_ctx.")
     n_batch = max(n_ctx, options["n_batch"])
     n_texts = min(_n_parallel(model, options, 64), n_batch)  # the engine asserts that it is no more
     n_batch = -(-n_batch // n_texts) * n_texts  # the engine rounds up as well when it plans, but the tokens only, and asserts

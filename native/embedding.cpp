@@ -49,6 +49,8 @@ size_t width_of(llama_context * context) {
 
 extern "C" {
 
+bool llama_common_is_set(void * flag) { return __atomic_load_n((const int32_t *) flag, __ATOMIC_RELAXED) != 0; }
+
 enum llama_common_status llama_common_embed(
         struct llama_context * context, int32_t n_texts, const int32_t * lengths, const llama_token * tokens, float * vectors,
         size_t n_floats, int32_t * result, char ** error) {

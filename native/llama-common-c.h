@@ -203,6 +203,9 @@ LLAMA_COMMON_C_API int32_t llama_common_outbox_take(
         int32_t                      capacity,
         int32_t                      milliseconds);
 
+// A ggml_abort_callback: whether the int32_t at `flag` is not 0. Any thread may set it.
+LLAMA_COMMON_C_API bool llama_common_is_set(void * flag);
+
 // Vectors of `n_texts` texts, whose tokens follow each other, from a context made for that (`embeddings`): one for each text, or
 // with LLAMA_POOLING_TYPE_NONE one for each token. `n_floats` is the room there, which must be just what they take: each has
 // llama_model_n_embd_out() of them, with LLAMA_POOLING_TYPE_RANK llama_model_n_cls_out(). The context computes all of the

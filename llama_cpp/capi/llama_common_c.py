@@ -380,6 +380,12 @@ def llama_common_outbox_take(
     ...
 
 
+@bind("llama-common-c", c_bool, c_void_p)
+def llama_common_is_set(flag: AddressLike, /) -> bool:
+    """bool llama_common_is_set(void * flag)"""
+    ...
+
+
 @bind(
     "llama-common-c",
     llama_common_status,
@@ -739,11 +745,11 @@ __all__ = [
     "llama_common_commit", "llama_common_decode", "llama_common_decoder_free", "llama_common_decoder_init",
     "llama_common_decoder_on_device", "llama_common_decoder_p", "llama_common_decoder_p_ctypes", "llama_common_embed",
     "llama_common_get_logits", "llama_common_going_on", "llama_common_going_on_p", "llama_common_grammar_init",
-    "llama_common_headers_sha256", "llama_common_json_schema_to_grammar", "llama_common_log_discard",
-    "llama_common_log_set", "llama_common_measure", "llama_common_outbox_free", "llama_common_outbox_init",
-    "llama_common_outbox_p", "llama_common_outbox_p_ctypes", "llama_common_outbox_put", "llama_common_outbox_take",
-    "llama_common_pick", "llama_common_pick_from", "llama_common_sampler_accept", "llama_common_sampler_free",
-    "llama_common_sampler_init", "llama_common_sampler_p", "llama_common_sampler_p_ctypes",
+    "llama_common_headers_sha256", "llama_common_is_set", "llama_common_json_schema_to_grammar",
+    "llama_common_log_discard", "llama_common_log_set", "llama_common_measure", "llama_common_outbox_free",
+    "llama_common_outbox_init", "llama_common_outbox_p", "llama_common_outbox_p_ctypes", "llama_common_outbox_put",
+    "llama_common_outbox_take", "llama_common_pick", "llama_common_pick_from", "llama_common_sampler_accept",
+    "llama_common_sampler_free", "llama_common_sampler_init", "llama_common_sampler_p", "llama_common_sampler_p_ctypes",
     "llama_common_speculator_accept", "llama_common_speculator_begin", "llama_common_speculator_draft",
     "llama_common_speculator_free", "llama_common_speculator_init", "llama_common_speculator_p",
     "llama_common_speculator_p_ctypes", "llama_common_speculator_process", "llama_common_status",

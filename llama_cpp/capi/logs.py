@@ -28,8 +28,10 @@ _LEVELS = {
 
 logger = logging.getLogger("llama_cpp.native")
 
-#: What llama_decode() also returns, and the batching engine answers by making room.
-_EXPECTED = "failed to find a memory slot"
+#: What the engine calls errors and this package expects: no room for a batch, to which the batching engine answers by making
+#: some, and a batch that was stopped in the middle (GGML_STATUS_ABORTED, 2 of llama_decode()).
+_EXPECTED = ("failed to find a memory slot", "removing memory module entries")
+_EXPECTED_ENDS = ("failed with error 1", "compute status: 1", "decode, ret = 2", "encode, ret = 2")
 
 
 class LineJoiner:
@@ -55,7 +57,8 @@ class LineJoiner:
 
     def _log(self, line: str) -> None:
         if line.strip():
-            level = logging.DEBUG if _EXPECTED in line else _LEVELS.get(self._pending.level, logging.INFO)
+            expected = line.rstrip().endswith(_EXPECTED_ENDS) or any(text in line for text in _EXPECTED)
+            level = logging.DEBUG if expected else _LEVELS.get(self._pending.level, logging.INFO)
             self._target.log(level, "%s", line.rstrip())
 
 

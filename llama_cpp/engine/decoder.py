@@ -103,6 +103,13 @@ def set_adapters(context: Any, adapters: Sequence[tuple[int, float]]) -> None:
     llama.llama_set_adapters_lora(context, pointers if n else None, n, scales if n else None)
 
 
+def _generates_nothing() -> ContextCreationError:
+    return ContextCreationError(
+        "This model does not generate text token by token (it is an encoder or a diffusion model).",
+        remedy="Load it with embedding=True for its vectors, or with vocab_only=True to tokenize with it.",
+    )
+
+
 class Decoder:
     """Owns a ``llama_context`` and the buffers of a batch. For one thread at a time.
 
@@ -143,6 +150,8 @@ class Decoder:
         self.copies_wait = False
         try:
             with model.in_use() as model_pointer, DeferredInterrupts():
+                if llama.llama_model_has_encoder(model_pointer):
+                    raise _generates_nothing()  # the engine asserts when it plans for several sequences
                 self.unlimited_cut = can_be_cut(model)
                 if self.unlimited_cut and has_gpu() and params.get("split_mode") != llama.LLAMA_SPLIT_MODE_TENSOR:
                     call(native.llama_common_top_k_init, n_active, ctypes.byref(self._top_k))
@@ -177,12 +186,8 @@ class Decoder:
 
     def _read_properties(self, pointer: int, model_pointer: int) -> None:
         self._memory = llama.llama_get_memory(pointer)
-        if not self._memory or llama.llama_model_has_encoder(model_pointer):
-            # the engine asserts when such a model is decoded
-            raise ContextCreationError(
-                "This model does not generate text token by token (it is an encoder or a diffusion model).",
-                remedy="Load it with embedding=True for its vectors, or with vocab_only=True to tokenize with it.",
-            )
+        if not self._memory:
+            raise _generates_nothing()
         self.n_ctx: int = llama.llama_n_ctx_seq(pointer)
         if self.model.learnt_positions:
             self.n_ctx = min(self.n_ctx, self.model.n_ctx_train)

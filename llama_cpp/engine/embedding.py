@@ -13,11 +13,12 @@ from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..capi import llama
+from ..capi import ggml, llama
 from ..capi import llama_common_c as native
 from ..capi.backends import has_gpu
 from ..capi.handle import Handle
 from ..capi.interrupts import DeferredInterrupts
+from ..capi.loader import libraries
 from ..capi.status import call
 from ..errors import ContextCreationError, DecodeError, InvalidArgumentError, ModelBusyError, ModelClosedError
 from ..models.model import Model, set_fields
@@ -40,7 +41,7 @@ class Job:
     """The texts of one caller on their way to vectors.
 
     Attributes:
-        texts: token ids of each. vectors: theirs, float32, as they come.
+        texts: token ids of each; the first ``n_begun`` were computed, or are being. vectors: theirs, float32, as they come.
         future: what becomes the list of vectors. Who cancels it no longer wants them.
     """
 
@@ -112,37 +113,52 @@ class Embedder:
         self._n_texts: int = params["n_seq_max"]
         self.pooling_type = _pooling_of(model, params)
         self._means = batch_invariant and self.pooling_type == llama.LLAMA_POOLING_TYPE_MEAN
-        pooling_type = llama.LLAMA_POOLING_TYPE_NONE if self._means else self.pooling_type
-        wanted = llama.llama_context_default_params()
-        set_fields(wanted, {**params, "pooling_type": pooling_type})
         self._thread_pools: list[Any] = []
-        with model.in_use() as model_pointer, DeferredInterrupts():
-            pointer = llama.llama_init_from_model(model_pointer, wanted)
-            if not pointer:
-                raise ContextCreationError(
-                    f"The engine could not create a context for texts of {self.n_ctx} tokens.",
-                    remedy="Ask for a smaller n_ctx or n_batch; the log (llama_cpp.native) has more.",
-                )
-            self._handle = Handle(pointer, self._free, parent=model.in_use())
-            self._thread_pools = [] if has_gpu() else attach_threads(pointer)
-            self.width: int = (
-                llama.llama_model_n_cls_out(model_pointer)
-                if self.pooling_type == llama.LLAMA_POOLING_TYPE_RANK
-                else llama.llama_model_n_embd_out(model_pointer)
-            )
-            if adapters:
-                set_adapters(pointer, adapters)
-            if has_gpu():
-                # a GPU's backend ends the process where there is no memory: now, then, and not in the middle of a request
-                self._compute(pointer, [[0] * self.n_ctx] * min(self._n_texts, self._n_batch // self.n_ctx))
         self._jobs: collections.deque[Job] = collections.deque()
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._n_waiting = 0
+        self._computing: list[tuple[Job, int]] = []
+        self._n_waiting, self._counting = 0, threading.Lock()
         self._closing = self._exiting = False
+        self._stopped = ctypes.c_int32()  # as _closing, for the engine in the middle of a batch
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="llama-cpp-embedder", daemon=True)
-        self._thread.start()
+        wanted = llama.llama_context_default_params()
+        pooling_type = llama.LLAMA_POOLING_TYPE_NONE if self._means else self.pooling_type
+        set_fields(wanted, {**params, "pooling_type": pooling_type})
+        wanted.abort_callback = ctypes.cast(libraries()["llama-common-c"].llama_common_is_set, ggml.ggml_abort_callback)
+        wanted.abort_callback_data = ctypes.addressof(self._stopped)
+        try:
+            with model.in_use() as model_pointer, DeferredInterrupts():
+                self._open(model, model_pointer, wanted, adapters)
+            self._thread.start()
+        except BaseException:
+            # who keeps the traceback of Ctrl-C must not keep the memory
+            if hasattr(self, "_handle"):
+                self._handle.close()
+            raise
         stop_at_exit(self)
+
+    def _open(self, model: Model, model_pointer: int, wanted: llama.llama_context_params, adapters: Adapters) -> None:
+        scores = self.pooling_type == llama.LLAMA_POOLING_TYPE_RANK
+        self.width: int = (llama.llama_model_n_cls_out if scores else llama.llama_model_n_embd_out)(model_pointer)
+        if not scores and self.width != model.n_embd and not model.projects:
+            raise InvalidArgumentError(
+                f"The model's file says that its vectors have {self.width} numbers, and its layers have {model.n_embd}.",
+                remedy="Its embedding_length_out must be that; kv_overrides can replace it.",
+            )
+        pointer = llama.llama_init_from_model(model_pointer, wanted)
+        if not pointer:
+            raise ContextCreationError(
+                f"The engine could not create a context for texts of {self.n_ctx} tokens.",
+                remedy="Ask for a smaller n_ctx or n_batch; the log (llama_cpp.native) has more.",
+            )
+        self._handle = Handle(pointer, self._free, parent=model.in_use())
+        self._thread_pools = [] if has_gpu() else attach_threads(pointer)
+        if adapters:
+            set_adapters(pointer, adapters)
+        if has_gpu():
+            # a GPU's backend ends the process where there is no memory: now, then, and not in the middle of a request
+            self._compute(pointer, [[0] * self.n_ctx] * min(self._n_texts, self._n_batch // self.n_ctx))
 
     def _free(self, context: Any) -> None:
         llama.llama_free(context)
@@ -167,10 +183,14 @@ class Embedder:
         if not texts:
             job.future.set_result([])
             return job
-        if self._n_waiting + len(texts) > self.MAX_WAITING:
-            raise ModelBusyError(f"{self._n_waiting} texts are waiting already.", remedy="Ask for fewer at once.")
+        with self._counting:
+            if self._n_waiting + len(texts) > self.MAX_WAITING:
+                raise ModelBusyError(f"{self._n_waiting} texts are waiting already.", remedy="Ask for fewer at once.")
+            self._n_waiting += len(texts)
         self._inbox.put(job)
         if self._closing:
+            if self._exiting and threading.current_thread() is not threading.main_thread():
+                threading.Event().wait()  # a daemon thread, which the interpreter is about to end
             job.fail(_closed())
         return job
 
@@ -189,6 +209,7 @@ class Embedder:
         self._closing = True
         if os.getpid() != self._pid:
             return
+        self._stopped.value = 1
         self._inbox.put(None)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
@@ -202,7 +223,7 @@ class Embedder:
                 try:
                     self._take_in()
                     self._step(pointer)
-                except BaseException as error:  # nobody shall wait for ever
+                except Exception as error:  # nobody shall wait for ever
                     logger.exception("computing vectors failed")
                     self._end_all(error)
         if not self._exiting:
@@ -213,16 +234,16 @@ class Embedder:
             job = self._inbox.get()
             if job is not None:
                 self._jobs.append(job)
-        self._n_waiting = sum(len(job.texts) - job.n_begun for job in self._jobs)
 
     def _choose(self) -> list[tuple[Job, int]]:
         """The texts of the next batch: one from each who has asked, in turn, as long as they have room."""
-        chosen: list[tuple[Job, int]] = []
-        room = self._n_batch
+        chosen = self._computing
+        room, n_dropped = self._n_batch, 0
         while self._jobs and len(chosen) < self._n_texts:
             job = self._jobs[0]
             if job.future.done():  # cancelled, or failed
                 self._jobs.popleft()
+                n_dropped += len(job.texts) - job.n_begun
                 continue
             n = len(job.texts[job.n_begun])
             if n > room:
@@ -233,6 +254,8 @@ class Embedder:
             self._jobs.rotate(-1)
             if job.n_begun == len(job.texts):
                 self._jobs.pop()
+        with self._counting:
+            self._n_waiting -= len(chosen) + n_dropped
         return chosen
 
     def _step(self, pointer: Any) -> None:
@@ -242,23 +265,28 @@ class Embedder:
         try:
             vectors = self._compute(pointer, [job.texts[number] for job, number in chosen])
         except Exception as error:
+            if self._closing:
+                return
             if len(chosen) > 1:
                 self._one_by_one(pointer, chosen)
             else:
                 chosen[0][0].fail(error)
-            return
-        for (job, number), vector in zip(chosen, vectors):
-            job.take(number, vector)
+        else:
+            for (job, number), vector in zip(chosen, vectors):
+                job.take(number, vector)
+        if not self._closing:  # then _end_all() looks at them
+            self._computing = []
 
     def _one_by_one(self, pointer: Any, chosen: Sequence[tuple[Job, int]]) -> None:
         """One of them is refused, or all take too much memory together."""
         for job, number in chosen:
-            if job.future.done() or self._closing:
+            if self._closing or job.future.done():
                 continue
             try:
                 job.take(number, self._compute(pointer, [job.texts[number]])[0])
             except Exception as error:
-                job.fail(error)
+                if not self._closing:
+                    job.fail(error)
 
     def _compute(self, pointer: Any, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         lengths = np.array([len(text) for text in texts], np.int32)
@@ -282,12 +310,17 @@ class Embedder:
         return [own.mean(axis=0) for own in of_texts] if self._means else [own.copy() for own in of_texts]
 
     def _end_all(self, error: BaseException | None = None) -> None:
+        """Ends whatever was asked for: a text that was chosen for a batch may be the last one of its job."""
         while not self._inbox.empty():
             job = self._inbox.get()
             if job is not None:
                 self._jobs.append(job)
-        while self._jobs:
-            self._jobs.popleft().fail(error or _closed())
+        with self._counting:
+            self._n_waiting -= sum(len(job.texts) - job.n_begun for job in self._jobs)
+        for job in [job for job, _ in self._computing] + list(self._jobs):
+            job.fail(_closed() if error is None else DecodeError(f"Computing vectors failed ({error!r})."))
+        self._computing = []
+        self._jobs.clear()
 
 
 def _closed() -> ModelClosedError:
@@ -299,8 +332,11 @@ def _pooling_of(model: Model, params: Mapping[str, Any]) -> int:
     pooling = params.get("pooling_type", llama.LLAMA_POOLING_TYPE_UNSPECIFIED)
     if pooling == llama.LLAMA_POOLING_TYPE_UNSPECIFIED:
         metadata = model.metadata()
-        own = metadata.get(f"{metadata.get('general.architecture')}.pooling_type", "")
-        pooling = int(own) if own.isdigit() else llama.LLAMA_POOLING_TYPE_NONE
+        key = f"{metadata.get('general.architecture')}.pooling_type"
+        own = str(model.overrides.get(key, metadata.get(key, "")))
+        pooling = int(own) if own.lstrip("-").isdigit() else llama.LLAMA_POOLING_TYPE_NONE
+        if pooling == llama.LLAMA_POOLING_TYPE_UNSPECIFIED:
+            pooling = llama.LLAMA_POOLING_TYPE_NONE
         if pooling not in _POOLINGS:  # the engine ends the process
             raise InvalidArgumentError(f"The model's pooling_type is {own}, which does not exist.", remedy="Give another pooling_type.")
     if pooling == llama.LLAMA_POOLING_TYPE_RANK and not model.classifies:

@@ -89,6 +89,8 @@ class BatchingEngine:
         n_guesses = n_guesses if guess_from else 0
         if n_guesses and not can_be_cut(model):
             params["n_rs_seq"] = n_guesses  # states to go back to
+            # what may be taken back is never split, and the engine asserts that a batch is larger
+            params.update({name: max(params[name], n_guesses + 2) for name in at_least})
         self._decoder = Decoder(model, params, n_parallel, n_guesses)
         self._sequences = InPlace(self._decoder, n_parallel) if in_place else Shelved(self._decoder, n_parallel, n_kept)
         self._batches: MixedBatches | EqualBatches = MixedBatches(self._decoder)
@@ -123,7 +125,12 @@ class BatchingEngine:
         self._closing = self._exiting = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="llama-cpp-engine", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._guesses.close()
+            self._decoder.close()
+            raise
         stop_at_exit(self)
 
     # --- for everybody ---

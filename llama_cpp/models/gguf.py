@@ -25,7 +25,7 @@ from .gguf_rules import check_model
 from .gguf_types import GGUFArray, GGUFFile, TensorInfo, ValueType
 from .overrides import Override, apply_overrides
 
-__all__ = ["GGUFArray", "GGUFFile", "TensorInfo", "ValueType", "check_gguf", "read_gguf"]
+__all__ = ["GGUFArray", "GGUFFile", "TensorInfo", "ValueType", "check_gguf", "read_gguf", "read_siblings"]
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
@@ -88,7 +88,7 @@ def check_gguf(
         'llama'
     """
     model = read_gguf(path)
-    files = [model, *_read_siblings(model)]
+    files = [model, *read_siblings(model)]
     overridden = apply_overrides(model, overrides or {})
     try:
         check_model(overridden, files, vocab_only=vocab_only)
@@ -118,7 +118,7 @@ def _require_regular_file(path: Path) -> None:
 # --- split models -----------------------------------------------------------------------------------
 
 
-def _read_siblings(model: GGUFFile) -> list[GGUFFile]:
+def read_siblings(model: GGUFFile) -> list[GGUFFile]:
     """The headers of the other files of a split model; the engine expects them beside the first one."""
     count = _uint16(model, "split.count")
     if count is None or count <= 1:

@@ -33,7 +33,7 @@ class Model:
         path, overrides: what it was loaded from, and the metadata that was replaced.
         learnt_positions: there is a table of them, and no token can be beyond its end (n_ctx_train); the engine ends the
             process there.
-        classifies: it has what pooling by rank needs.
+        classifies: it has what pooling by rank needs. projects: its vectors can have another width than its layers.
         pieces: bytes of tokens that :meth:`token_to_piece` was asked for, special ones being empty.
 
     Raises:
@@ -60,10 +60,13 @@ class Model:
         if overrides:
             native.kv_overrides = native_overrides(overrides)
         file = gguf.check_gguf(self.path, vocab_only=bool(native.vocab_only), overrides=overrides)
-        tensors = {tensor.name for tensor in file.tensors}
+        tensors = {tensor.name for part in (file, *gguf.read_siblings(file)) for tensor in part.tensors}
         self.vocab_only = bool(native.vocab_only)
         self.learnt_positions = "position_embd.weight" in tensors
-        self.classifies = bool(tensors & {"cls.weight", "cls.output.weight"})
+        labels = file.metadata.get(f"{file.architecture}.classifier.output_labels", ())
+        one_score = file.architecture == "jina-bert-v2" and "cls.weight" in tensors and len(labels) < 2
+        self.classifies = one_score or "cls.output.weight" in tensors
+        self.projects = file.architecture in ("lfm2", "lfm2moe") and "dense_2.weight" in tensors
         self.pieces: dict[int, bytes] = {}
         try:
             with DeferredInterrupts() as interrupts:

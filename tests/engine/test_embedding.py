@@ -13,13 +13,16 @@ import minilm
 import numpy as np
 import pytest
 import tiny_models
+from tiny_models import gguf_writer
 
 from llama_cpp import AsyncLlama, Llama
+from llama_cpp import opening as opening_module
 from llama_cpp.capi import llama as capi
-from llama_cpp.engine.embedding import Embedder
+from llama_cpp.engine.embedding import Embedder, Job
 from llama_cpp.errors import (
     ContextCreationError,
     ContextLengthError,
+    DecodeError,
     ForkedProcessError,
     InvalidArgumentError,
     ModelBusyError,
@@ -43,6 +46,12 @@ def models(tmp_path_factory):
 def real(tmp_path_factory):
     """all-MiniLM-L6-v2."""
     return minilm.write(tmp_path_factory.mktemp("minilm") / "all-MiniLM-L6-v2.gguf")
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odd")
+    return {kind: tiny_models.write(kind, folder / f"{number}.gguf") for number, kind in enumerate(tiny_models.ODD)}
 
 
 def load(path, kind=Llama, **arguments):
@@ -366,3 +375,194 @@ def test_memory_stays_flat(real):
             llm.embed("Hi")
         assert resident() - before < 4 << 20
     assert not [thread for thread in threading.enumerate() if thread.name == "llama-cpp-embedder"]
+
+
+# --- models that the engine would end the process for ---
+
+
+def check(path, pooling):
+    with load(path, pooling_type=pooling) as llm:
+        texts = texts_for(llm)
+        assert llm.embed(texts) == [llm.embed(text) for text in texts]
+
+
+@pytest.mark.parametrize("pooling", [NONE, MEAN])
+@pytest.mark.parametrize("kind", ["windows and all", "one layer", "encoder and decoder"])
+def test_encoders_of_all_kinds(odd, kind, pooling):
+    """An encoder of one layer has a mask that nothing looks at."""
+    check(odd[kind], pooling)
+
+
+@pytest.mark.parametrize("kind", ["wide vectors", "narrow vectors"])
+def test_vectors_of_another_width_than_the_layers(odd, kind):
+    with pytest.raises(InvalidArgumentError, match="embedding_length_out"):
+        load(odd[kind])
+    with load(odd[kind], kv_overrides={"qwen3.embedding_length_out": 64}, pooling_type=MEAN) as llm:
+        assert len(llm.embed([5, 6, 7])) == 64
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_a_table_of_positions_has_an_end(odd, tmp_path, is_split):
+    path = odd["places"]
+    if is_split:
+        path = split(path, tmp_path)
+    with load(path, pooling_type=LAST) as llm:
+        assert llm.n_ctx() == 64
+        assert len(llm.embed([5] * 200)) == 64
+    with Llama(path, n_ctx=512) as llm:
+        assert llm.n_ctx() == 64
+        for context_full in ("truncate", "shift"):
+            arguments = {"max_tokens": 100, "context_full": context_full, "logit_bias": {llm.token_eos(): -1e9}}
+            usage = llm.create_completion([5] * 40, **arguments)["usage"]
+            assert usage["completion_tokens"] == (24 if context_full == "truncate" else 100)
+        with pytest.raises(ContextLengthError):
+            llm.create_completion([5] * 64)
+
+
+def split(path, folder):
+    """The same model in two files, the first of which has no tensors, as llama-gguf-split can make them."""
+    header = read_gguf(path)
+    data = path.read_bytes()
+    first, second = gguf_writer.GGUFBuilder(), gguf_writer.GGUFBuilder()
+    for key, value in header.metadata.items():
+        if header.types[key].name == "ARRAY":
+            first.set(key, gguf_writer.ARR, gguf_writer.Array(value.element_type.value, list(value)))
+        else:
+            first.set(key, header.types[key].value, value)
+    for tensor in header.tensors:
+        kind = {"F32": gguf_writer.T_F32, "Q8_0": gguf_writer.T_Q8_0}[tensor.type_name]
+        size = int(np.prod(tensor.shape)) // kind[1] * kind[2]
+        second.tensors[tensor.name] = (tuple(tensor.shape), kind)
+        second.weights[tensor.name] = data[header.data_offset + tensor.offset :][:size]
+    for number, file in enumerate((first, second)):
+        file.set("split.no", gguf_writer.U16, number).set("split.count", gguf_writer.U16, 2)
+        file.set("split.tensors.count", gguf_writer.I32, len(header.tensors))
+        (folder / f"split-{number + 1:05d}-of-00002.gguf").write_bytes(file.build())
+    return folder / "split-00001-of-00002.gguf"
+
+
+def test_a_draft_that_knows_fewer_positions_is_refused(odd, models):
+    with pytest.raises(InvalidArgumentError, match="knows 64 positions"):
+        Llama(models["dense"], n_ctx=512, draft_model=odd["places"])
+
+
+def test_encoders_generate_nothing_however_many(odd):
+    with pytest.raises(ContextCreationError, match="does not generate"):
+        Llama(odd["encoder and decoder"], n_ctx=256, n_parallel=2)
+
+
+@pytest.mark.parametrize("length", [0, 4294967295])
+def test_a_length_that_cannot_be(models, length):
+    with pytest.raises(InvalidArgumentError, match="Give n_ctx"):
+        load(models["dense"], n_ctx=0, kv_overrides={"qwen3.context_length": length})
+
+
+def test_kv_overrides_can_replace_the_pooling(real):
+    with load(real, kv_overrides={"bert.pooling_type": 2}) as llm, load(real, pooling_type=CLS) as other:
+        assert llm.pooling_type() == CLS
+        assert llm.embed(TEXT) == other.embed(TEXT)
+
+
+# --- ends in the middle ---
+
+
+def test_closing_while_texts_are_tried_one_by_one(models, monkeypatch):
+    compute, begun = Embedder._compute, threading.Event()
+
+    def slow(self, pointer, texts):
+        if len(texts) > 1:
+            raise MemoryError("no room")
+        begun.set()
+        time.sleep(0.5)
+        return compute(self, pointer, texts)
+
+    monkeypatch.setattr(Embedder, "_compute", slow)
+    llm = load(models["encoder"], pooling_type=MEAN)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(llm.embed, [[5, 6, 7]] * 2) for _ in range(4)]
+        assert begun.wait(60)
+        llm.close()
+        for one in asked:
+            with pytest.raises(ModelClosedError):
+                one.result(60)
+
+
+def test_whatever_goes_wrong_nobody_waits_for_ever(models, monkeypatch):
+    take, failed = Job.take, []
+
+    def failing(self, number, vector):
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("unforeseen")
+        take(self, number, vector)
+
+    monkeypatch.setattr(Job, "take", failing)
+    with load(models["encoder"], pooling_type=MEAN) as llm:
+        with pytest.raises(DecodeError, match="unforeseen"):
+            llm.embed([[5, 6, 7]] * 2)
+        assert len(llm.embed([5, 6, 7])) == 64
+
+
+def test_the_bound_on_who_waits_holds_while_a_batch_is_computed(models, monkeypatch):
+    monkeypatch.setattr(Embedder, "MAX_WAITING", 100)
+    compute = Embedder._compute
+    monkeypatch.setattr(Embedder, "_compute", lambda *given: (time.sleep(0.2), compute(*given))[1])
+    with load(models["encoder"], pooling_type=MEAN) as llm:
+        jobs = []
+        with pytest.raises(ModelBusyError):
+            for _ in range(1000):
+                jobs.append(llm._embedder.submit([[5, 6, 7]] * 10))
+        assert 10 <= len(jobs) <= 30
+        for job in jobs[:-1]:
+            job.future.cancel()
+        jobs[-1].result()
+        assert llm._embedder._n_waiting == 0
+
+
+def test_closing_stops_in_the_middle_of_a_batch(smollm2):
+    llm = load(smollm2, n_ctx=4096, pooling_type=MEAN)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(llm.embed, list(range(1000, 5000)))
+        while not llm._embedder._computing:
+            time.sleep(0.01)
+        llm.close()
+        assert not llm._embedder._thread.is_alive()
+        with pytest.raises(ModelClosedError):
+            asked.result(60)
+
+
+def test_closing_while_the_second_context_is_made(models, monkeypatch):
+    opening, go_on = threading.Event(), threading.Event()
+    open_engine = opening_module.open_engine
+
+    def slow(*given):
+        opening.set()
+        assert go_on.wait(60)
+        return open_engine(*given)
+
+    engines = []
+    monkeypatch.setattr("llama_cpp.llama.open_engine", lambda *given: engines.append(slow(*given)) or engines[-1])
+    llm = load(models["dense"], pooling_type=MEAN)
+    handle = llm._open_model.in_use()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, handle:  # as if it had just begun to use it
+        asked = pool.submit(llm.create_completion, [5, 6, 7])
+        assert opening.wait(60)
+        llm.close()
+        go_on.set()
+        with pytest.raises(ModelClosedError):
+            asked.result(60)
+    assert not [engine for engine in engines if engine._thread.is_alive()]
+
+
+def test_what_a_cancelled_task_asked_for_is_not_begun(real):
+    async def main():
+        async with load(real, kind=AsyncLlama) as llm:
+            task = asyncio.create_task(llm.embed(["word " * 200] * 3000))
+            await asyncio.sleep(0.05)  # it is tokenizing
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(1.5)
+            return list(llm._llama._embedder._jobs)
+
+    assert asyncio.run(main()) == []

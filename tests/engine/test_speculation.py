@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 from test_memory_kinds import GENERATIVE, answer, load, prompts
 
+from llama_cpp import Llama
 from llama_cpp.engine import batches
 from llama_cpp.engine.pace import Pace
 from llama_cpp.errors import ContextFullError, DecodeError, InvalidArgumentError, ModelNotFoundError
@@ -223,3 +224,11 @@ def test_only_what_pays_is_guessed(monkeypatch):
     run(pace, cheap, 1.0, 3000)
     assert pace.number(1) == 8
     assert pace.number(32) == 0, "another load is another question"
+
+
+@pytest.mark.parametrize(("kind", "n_ubatch"), [("own heads", 1), ("short convolution", 7)])
+def test_batches_smaller_than_what_may_be_taken_back(models, kind, n_ubatch):
+    """The engine asserts that they are not."""
+    arguments = {"n_ctx": 256, "n_batch": n_ubatch, "n_ubatch": n_ubatch, "n_parallel": 2, "n_threads": 1, "n_threads_batch": 1}
+    with Llama(models[kind], draft_model="prompt-lookup", **arguments) as llm:
+        assert llm.create_completion([5, 6, 7, 8] * 9, max_tokens=12, logit_bias={llm.token_eos(): -1e9})["usage"]["completion_tokens"] == 12

@@ -18,6 +18,7 @@ from llama_cpp.capi import ggml, gguf, llama
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
+import gguf_writer
 from gguf_writer import ARR, F32, STR, T_F32, T_Q8_0, U32, Array, GGUFBuilder, add_vocabulary
 
 N_EMBD, N_HEAD, N_LAYER = 64, 2, 4
@@ -51,15 +52,28 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "encoder": ("bert", _ATTENTION),
 }  # fmt: skip
 
+#: Odd ones, which only some tests ask for.
+_MODERN = {**_ATTENTION, "attention.sliding_window": 32, "rope.freq_base_swa": 10000.0}
+_RELATIVE = {**_ATTENTION, "attention.relative_buckets_count": 8, "attention.key_length": 32, "attention.value_length": 32,
+             "decoder_start_token_id": 1}
+ODD: dict[str, tuple[str, dict[str, Any]]] = {
+    "places": ("gpt2", {**_ATTENTION, "context_length": 64}),
+    "wide vectors": ("qwen3", {**_ATTENTION, "embedding_length_out": 128}),
+    "narrow vectors": ("qwen3", {**_ATTENTION, "embedding_length_out": 16}),
+    "windows and all": ("modern-bert", _MODERN),
+    "one layer": ("modern-bert", {**_MODERN, "block_count": 1}),
+    "encoder and decoder": ("t5", _RELATIVE),
+}  # fmt: skip
+
 
 def write(kind: str, path: Path, seed: int = 0, merged: float | None = None) -> Path:
-    """Writes a model of one of the KINDS; returns the path.
+    """Writes a model of one of the KINDS, or an odd one; returns the path.
 
     Args:
         merged: add the adapter of :func:`write_adapter` with the seed 0 to the weights, at this scale, and store them in
             single precision.
     """
-    file = _metadata(*KINDS[kind])
+    file = _metadata(*{**KINDS, **ODD}[kind])
     shapes: dict[str, tuple[int, ...]] = {}
 
     @llama.llama_model_set_tensor_data_t
