@@ -18,7 +18,7 @@ from llama_cpp.capi import ggml, gguf, llama
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
-import gguf_writer
+import gguf_writer  # noqa: F401 - for tests that import from here
 from gguf_writer import ARR, F32, STR, T_F32, T_Q8_0, U32, Array, GGUFBuilder, add_vocabulary
 
 N_EMBD, N_HEAD, N_LAYER = 64, 2, 4
