@@ -22,7 +22,7 @@ from .engine.sampler import Sampler
 from .engine.text import TextStream
 from .errors import InvalidArgumentError, LlamaCppError
 from .models.model import Model
-from .opening import open_engine, open_model
+from .opening import open_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,9 +165,8 @@ class Llama:
         self._last_n_tokens_size = last_n_tokens_size
         self._suffix_first = spm_infill
         self._chat_template = chat_format
-        self._options = options
         self._opening = threading.Lock()
-        self._model, self._adapters, self._engine, self._embedder = open_model(options)
+        self._model, self._adapters, self._engine, self._embedder, self._make_engine = open_model(options)
 
     # --- lifetime ---
 
@@ -201,10 +200,10 @@ class Llama:
 
     @property
     def _open_engine(self) -> BatchingEngine:
-        model = self._open_model
-        if self._engine is None and self._embedder is not None:
+        self._open_model
+        if self._engine is None and self._make_engine is not None:
             with self._opening:
-                self._engine = self._engine or open_engine(model, self._options)
+                self._engine = self._engine or self._make_engine()
                 try:
                     self._open_model
                 except LlamaCppError:  # closed meanwhile, by somebody who saw no engine

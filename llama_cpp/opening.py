@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from typing import TYPE_CHECKING, Any, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple
 
 from .arguments import context_sizes, load_mode, read_adapters, read_servers
 from .capi import llama as capi
@@ -35,12 +36,16 @@ _CONTEXT_FIELDS = (
 
 
 class Opened(NamedTuple):
-    """What a ``Llama`` is made of; of a vocabulary alone there is only the model."""
+    """What a ``Llama`` is made of; of a vocabulary alone there is only the model.
+
+    ``open_engine`` makes what generates, where that was not asked for; it raises as :func:`open_model` does.
+    """
 
     model: Model
     adapters: AdapterSet | None
     engine: BatchingEngine | None
     embedder: Embedder | None
+    open_engine: Callable[[], BatchingEngine] | None
 
 
 def open_model(options: Mapping[str, Any]) -> Opened:
@@ -55,7 +60,11 @@ def open_model(options: Mapping[str, Any]) -> Opened:
     """
     path = os.fspath(options["model_path"])
     adapters = read_adapters(options["lora_path"], options["lora_scale"], options["lora_adapters"])
-    model_params = _model_params(options)
+    model_params = {
+        **{name: options[name] for name in _MODEL_FIELDS},
+        "load_mode": load_mode(options["use_mmap"], options["use_mlock"]),
+        "load_mtp": options["draft_model"] == OWN_HEADS,
+    }
     check_split_mode(options["split_mode"])
     servers = read_servers(options["rpc_servers"])
     if servers:
@@ -72,12 +81,12 @@ def open_model(options: Mapping[str, Any]) -> Opened:
     context_params: dict[str, Any] = {}
     try:
         if options["vocab_only"]:
-            return Opened(model, None, None, None)
+            return Opened(model, None, None, None, None)
         adapter_set = AdapterSet(model, *adapters)
+        context_params = _generation_params(model, options)
+        generate = functools.partial(_open_engine, model, model_params, context_params, options)
         if not options["embedding"]:
-            context_params = _generation_params(model, options)
-            check_host_memory(model, model_params, context_params)
-            return Opened(model, adapter_set, _engine(model, context_params, options), None)
+            return Opened(model, adapter_set, generate(), None, None)
         n_ctx, params = _embedding_params(model, options)
         # what is measured may be of other sizes, and those that do not divide each other end the process
         context_params = {**params, "n_seq_max": 1}
@@ -85,7 +94,7 @@ def open_model(options: Mapping[str, Any]) -> Opened:
         from .engine.embedding import Embedder
 
         embedder = Embedder(model, params, n_ctx, options["batch_invariant"], adapter_set.choose(None))
-        return Opened(model, adapter_set, None, embedder)
+        return Opened(model, adapter_set, None, embedder, generate)
     except ContextCreationError as error:
         model.close()  # what would fit is a question of what is free without it
         raise explained(error, path, model_params, context_params) from error
@@ -94,18 +103,10 @@ def open_model(options: Mapping[str, Any]) -> Opened:
         raise
 
 
-def open_engine(model: Model, options: Mapping[str, Any]) -> BatchingEngine:
-    """Makes what generates with a model that was opened for something else.
-
-    Raises:
-        ContextCreationError, InvalidArgumentError: as :func:`open_model`.
-    """
-    context_params = _generation_params(model, options)
-    check_host_memory(model, _model_params(options), context_params)
-    return _engine(model, context_params, options)
-
-
-def _engine(model: Model, context_params: Mapping[str, Any], options: Mapping[str, Any]) -> BatchingEngine:
+def _open_engine(
+    model: Model, model_params: Mapping[str, Any], context_params: Mapping[str, Any], options: Mapping[str, Any]
+) -> BatchingEngine:
+    check_host_memory(model, model_params, context_params)
     from .engine.scheduler import BatchingEngine  # numpy takes longer to import than all the rest
 
     return BatchingEngine(
@@ -120,15 +121,6 @@ def _n_parallel(model: Model, options: Mapping[str, Any], otherwise: int) -> int
 
     n: int = options["n_parallel"] or (2 if pays_per_sequence(model) else otherwise)
     return n
-
-
-def _model_params(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of ``llama_model_params`` that are not left to the engine."""
-    return {
-        **{name: options[name] for name in _MODEL_FIELDS},
-        "load_mode": load_mode(options["use_mmap"], options["use_mlock"]),
-        "load_mtp": options["draft_model"] == OWN_HEADS,
-    }
 
 
 def _generation_params(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import tiny_models
 from tiny_models import gguf_writer
 
 from llama_cpp import AsyncLlama, Llama
-from llama_cpp import opening as opening_module
 from llama_cpp.capi import llama as capi
 from llama_cpp.engine.embedding import Embedder, Job
 from llama_cpp.errors import (
@@ -517,30 +516,32 @@ def test_the_bound_on_who_waits_holds_while_a_batch_is_computed(models, monkeypa
         assert llm._embedder._n_waiting == 0
 
 
-def test_closing_stops_in_the_middle_of_a_batch(smollm2):
+def test_closing_stops_in_the_middle_of_a_batch(smollm2, caplog):
+    caplog.set_level("DEBUG", "llama_cpp.native")
     llm = load(smollm2, n_ctx=4096, pooling_type=MEAN)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(llm.embed, list(range(1000, 5000)))
         while not llm._embedder._computing:
             time.sleep(0.01)
         llm.close()
-        assert not llm._embedder._thread.is_alive()
         with pytest.raises(ModelClosedError):
             asked.result(60)
+    assert "failed to decode, ret = 2" in caplog.text, "it went on to the end"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_closing_while_the_second_context_is_made(models, monkeypatch):
-    opening, go_on = threading.Event(), threading.Event()
-    open_engine = opening_module.open_engine
+    opening, go_on, engines = threading.Event(), threading.Event(), []
+    llm = load(models["dense"], pooling_type=MEAN)
+    make_engine = llm._make_engine
 
-    def slow(*given):
+    def slow():
         opening.set()
         assert go_on.wait(60)
-        return open_engine(*given)
+        engines.append(make_engine())
+        return engines[-1]
 
-    engines = []
-    monkeypatch.setattr("llama_cpp.llama.open_engine", lambda *given: engines.append(slow(*given)) or engines[-1])
-    llm = load(models["dense"], pooling_type=MEAN)
+    monkeypatch.setattr(llm, "_make_engine", slow)
     handle = llm._open_model.in_use()
     with concurrent.futures.ThreadPoolExecutor(1) as pool, handle:  # as if it had just begun to use it
         asked = pool.submit(llm.create_completion, [5, 6, 7])
