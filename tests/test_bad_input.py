@@ -311,7 +311,7 @@ if pid == 0:
     sys.exit(status)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 assert len(list(stream)) >= 1
-assert llm.create_completion("x", max_tokens=2)["usage"]["completion_tokens"] == 2
+assert llm.create_completion("x", max_tokens=2, temperature=0)["usage"]["completion_tokens"] == 2
 """
 
 
