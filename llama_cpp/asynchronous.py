@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Mapping, Sequence
 
 from . import embeddings
 from .answers import Answer
+from .delivery import async_chunks, async_pieces
 from .engine.asynchronous import AsyncHandle
 from .engine.requests import Request
 from .llama import Llama
@@ -72,8 +73,8 @@ class AsyncLlama:
         handle = AsyncHandle(request)
         self._llama._open_engine.submit(request)
         if stream:
-            return _async_chunks(self, answer, handle)
-        return answer.whole("".join([piece async for piece in _async_pieces(answer, handle)]))
+            return async_chunks(self, answer, handle)
+        return answer.whole("".join([piece async for piece in async_pieces(answer, handle)]))
 
     async def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As :meth:`Llama.tokenize`."""
@@ -104,28 +105,3 @@ class AsyncLlama:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._llama, name)
-
-
-async def _async_pieces(answer: Answer, handle: AsyncHandle) -> AsyncIterator[str]:
-    if not answer.every_token:
-        for token in (await handle.wait()).tokens:
-            yield answer.push(token)
-        return
-    async for token in handle:
-        yield answer.push(token)
-        if answer.stopped:
-            return
-
-
-async def _async_chunks(llm: AsyncLlama, answer: Answer, handle: AsyncHandle) -> AsyncIterator[dict[str, Any]]:
-    """As llama.py's _chunks."""
-    for chunk in answer.begin():
-        yield chunk
-    async for token in handle:
-        if piece := answer.push(token):
-            for chunk in answer.chunks(piece):
-                yield chunk
-        if answer.stopped:
-            break
-    for chunk in answer.end():
-        yield chunk

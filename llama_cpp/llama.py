@@ -15,6 +15,7 @@ from .arguments import check_creation, check_unknown, read_functions, read_logpr
 from .capi import llama as capi
 from .chat.session import ChatReader, ChatRequest
 from .chat.templates import ChatTemplates
+from .delivery import chunks, pieces
 from .engine.functions import LogitsProcessor, StoppingCriteria
 from .engine.params import SamplingParams
 from .engine.requests import Handle, Request
@@ -584,31 +585,8 @@ class Llama:
         handle = Handle(request)
         self._open_engine.submit(request)
         if stream:
-            return _chunks(self, answer, handle)
-        return answer.whole("".join(_pieces(answer, handle)))
-
-
-def _pieces(answer: Answer, handle: Handle) -> Iterator[str]:
-    """The text of a whole answer, piece by piece."""
-    if not answer.every_token:
-        for token in handle.result().tokens:
-            yield answer.push(token)
-        return
-    for token in handle:
-        yield answer.push(token)
-        if answer.stopped:
-            return
-
-
-def _chunks(llm: Llama, answer: Answer, handle: Handle) -> Iterator[dict[str, Any]]:
-    """The chunks of a streamed answer; ``llm`` lives for as long as somebody may ask for the next one."""
-    yield from answer.begin()
-    for token in handle:
-        if piece := answer.push(token):
-            yield from answer.chunks(piece)
-        if answer.stopped:
-            break
-    yield from answer.end()
+            return chunks(self, answer, handle)
+        return answer.whole("".join(pieces(answer, handle)))
 
 
 def _log_to_stderr() -> None:
