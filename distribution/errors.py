@@ -113,6 +113,10 @@ class UnsignedPackageError(DistributionError):
     """A configured key did not sign what a channel offers."""
 
 
+class OlderGenerationError(DistributionError):
+    """A channel offers an older generation than it did before, or what it offered cannot be told."""
+
+
 class ProvenanceError(DistributionError, ValueError):
     """What a package was made from cannot be said."""
 
@@ -171,3 +175,23 @@ class BundleError(DistributionError, ValueError):
 
 class ServerError(DistributionError, OSError):
     """The channel cannot be served at the address asked for."""
+
+
+class FetchError(ChannelUnreachableError):
+    """A small file could not be fetched over HTTP.
+
+    Attributes:
+        status: the HTTP status that the server answered with; None where it did not answer.
+    """
+
+    def __init__(self, message: str, remedy: str, status: int | None = None) -> None:
+        super().__init__(message, remedy)
+        self.status = status
+
+
+class HomeNotFoundError(DistributionError, RuntimeError):
+    """A path begins with a user's home folder, and there is no such user, or nothing says where that is."""
+
+
+class NotInstalledError(ToolNotFoundError):
+    """A Python package that this command needs is not installed."""

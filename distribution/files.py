@@ -1,55 +1,301 @@
-"""Folders, hashes and TOML."""
+"""Folders and files: where they are, and reading and writing them when they may be damaged, missing or something else."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import fcntl
 import hashlib
 import importlib
+import json
+import math
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 from .console import say
-from .errors import PinError
+from .errors import HomeNotFoundError, NotInstalledError, PinError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+T = TypeVar("T")
+
+LARGEST_DOCUMENT = 64 << 20
+"""Bytes that a JSON file of ours may have."""
+_LARGEST_TOML = 8 << 20
+_DEEPEST = 100
+_LARGEST_NUMBER = 2**63
 
 
 def cache_dir() -> Path:
-    """The folder for downloads: ``$LLAMA_CPP_CACHE``, else ``$XDG_CACHE_HOME/llama-cpp``, else ``~/.cache/llama-cpp``."""
+    """The folder for downloads: ``$LLAMA_CPP_CACHE``, else ``$XDG_CACHE_HOME/llama-cpp``, else ``~/.cache/llama-cpp``.
+
+    Raises:
+        HomeNotFoundError: nothing says where it is.
+    """
     if chosen := os.environ.get("LLAMA_CPP_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "llama-cpp"
+        return expand(chosen).absolute()
+    return xdg_folder("XDG_CACHE_HOME", ".cache") / "llama-cpp"
+
+
+def xdg_folder(variable: str, default: str) -> Path:
+    """The folder that ``$XDG_…`` names, else ``default`` in the user's home; a relative one is ignored, as XDG asks.
+
+    Raises:
+        HomeNotFoundError: the variable is not set, and nothing says where the home is.
+    """
+    base = os.environ.get(variable, "")
+    return Path(base) if os.path.isabs(base) else expand("~") / default
+
+
+def expand(path: str | Path) -> Path:
+    """A path with ``~`` as the home folder.
+
+    Raises:
+        HomeNotFoundError: there is no such user, or nothing says where the home is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise HomeNotFoundError(
+            f"nothing says where the home folder of {path} is", "set HOME, or name the folder without ~"
+        ) from None
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
+    """The SHA-256 of a plain file, in hex.
+
+    Raises:
+        OSError: it is missing, cannot be read, or is no plain file.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a plain file for reading. A fifo does not wait for a writer, and a device is not read.
+
+    Raises:
+        OSError: it is missing, cannot be read, or is no plain file.
+    """
+    return _open_special_never(path, os.O_RDONLY)
+
+
+def _open_special_never(path: Path, flags: int) -> IO[bytes]:
+    try:
+        # looked at before it is opened, as that alone makes some devices do something; and after, as it may be another by now
+        with contextlib.suppress(FileNotFoundError):
+            _refuse_special(os.stat(path), path)
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    except ValueError as error:
+        # a NUL, or half a character
+        raise OSError(errno.EINVAL, f"it is no name of a file ({error})", ascii(str(path))) from None
+    try:
+        _refuse_special(os.fstat(handle), path)
+        return os.fdopen(handle, "wb" if flags & os.O_WRONLY else "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _refuse_special(found: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", str(path))
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise OSError(errno.EINVAL, f"it is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}, not a plain file", str(path))
+
+
+def read_regular(path: Path, largest: int) -> bytes:
+    """The content of a plain file of at most ``largest`` bytes.
+
+    Raises:
+        OSError: it is missing, cannot be read, is larger, or is no plain file.
+    """
+    with open_regular(path) as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes", str(path))
+    return data
+
+
+def load_json(data: bytes | str, largest: int = LARGEST_DOCUMENT, deepest: int = _DEEPEST) -> Any:
+    """Read JSON that nobody vouches for.
+
+    Stricter than ``json.loads``: UTF-8 alone; no key twice; numbers that are finite and, if whole, fit into 64 bits; texts
+    that can be written and used as a path (no NUL, no half of a surrogate pair). What the document *is* the caller checks.
+
+    Args:
+        largest: bytes (of a text: characters) that it may have.
+        deepest: how many lists and mappings may be inside one another.
+
+    Raises:
+        ValueError: it is not JSON, or not such JSON; the message is one line.
+    """
+    if len(data) > largest:
+        raise ValueError(f"it is larger than {largest:,} bytes")
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
+    try:
+        document = json.loads(
+            text, object_pairs_hook=_without_duplicates, parse_int=_whole, parse_float=_finite, parse_constant=_finite
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _refuse_deep(document, deepest)
+    if "\\u" in text or not isinstance(data, bytes):
+        # only an escape can say what UTF-8 cannot
+        _refuse_unusable_text(document)
+    return document
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:80]!r} is there twice")
+    return mapping
+
+
+def _whole(digits: str) -> int:
+    # the length first: a number of a million digits takes long to read
+    if len(digits) > 20 or not -_LARGEST_NUMBER <= (number := int(digits)) < _LARGEST_NUMBER:
+        raise ValueError(f"the number {digits[:30]} is too large")
+    return number
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"the number {digits[:30]} is not finite")
+    return number
+
+
+def _refuse_deep(document: Any, deepest: int) -> None:
+    level = [document]
+    for _ in range(deepest):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if type(node) is dict else node if type(node) is list else ())
+            if type(child) in (dict, list)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {deepest} levels")
+
+
+def _refuse_unusable_text(document: Any) -> None:
+    for text in _texts_of(document):
+        if "\0" in text:
+            raise ValueError("a text in it holds a NUL")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text in it is not Unicode") from None
+
+
+def _texts_of(document: Any) -> Iterator[str]:
+    waiting = [document]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, dict):
+            waiting += [*node, *node.values()]
+        elif isinstance(node, list):
+            waiting += node
+
+
+def load_yaml(data: bytes | str, largest: int = 1 << 20, deepest: int = _DEEPEST) -> Any:
+    """Read YAML that nobody vouches for, with PyYAML: plain values alone, no aliases, no key twice.
+
+    An alias costs a few bytes and stands for any number of them.
+
+    Raises:
+        ValueError: it is not YAML, or not such YAML; the message may have several lines.
+        NotInstalledError: PyYAML is not installed.
+    """
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise NotInstalledError(f"{sys.executable} has no pyyaml", f"{sys.executable} -m pip install pyyaml") from None
+    if len(data) > largest:
+        raise ValueError(f"it is larger than {largest:,} bytes")
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError(f"it has an alias (*{self.peek_event().anchor}), which is not understood here")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            mapping = super().construct_mapping(node, deep)
+            if len(mapping) < len(node.value):
+                raise ValueError(f"a key is there twice in the mapping of line {node.start_mark.line + 1}")
+            return mapping
+
+    try:
+        document = yaml.load(data.decode("utf-8") if isinstance(data, bytes) else data, Loader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError:
+        raise
+    # PyYAML lets out any of half a dozen kinds where a tag does not fit its value
+    except Exception as error:
+        raise ValueError(str(error) or repr(error)) from None
+    _refuse_deep(document, deepest)
+    _refuse_unusable_text(document)
+    return document
+
+
+def record(kind: type[T], table: Any, name: str = "") -> T:
+    """Make a dataclass of a table of a TOML or JSON file. Values of fields that are text or whole numbers are checked.
+
+    Args:
+        name: of the table, for messages.
+
+    Raises:
+        ValueError: a key is missing or unknown, a value is of another type, or a text has characters that cannot be printed.
+    """
+    if not isinstance(table, dict):
+        raise ValueError(f"{name or 'it'} is no table")
+    fields = {one.name: one.type for one in dataclasses.fields(kind)}
+    within = f"{name}." if name else ""
+    if odd := sorted(table.keys() ^ fields.keys()):
+        raise ValueError(f"{'unknown' if odd[0] in table else 'missing'} key {within}{odd[0]!s:.40}")
+    for key, expected in fields.items():
+        value = table[key]
+        if expected in ("str", "int") and type(value).__name__ != expected:
+            raise ValueError(f"{within}{key} is {value!r:.40}, and should be {'text' if expected == 'str' else 'a whole number'}")
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError(f"{within}{key} has a character that cannot be printed")
+    return kind(**table)
 
 
 def load_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        PinError: the file is missing or is not TOML.
+        PinError: the file is missing, cannot be read or is not TOML.
     """
     toml = _toml_module()
+    remedy = f"restore it: git checkout -- {path}"
     try:
-        return toml.loads(path.read_text(encoding="utf-8"))
+        return toml.loads(read_regular(path, _LARGEST_TOML).decode("utf-8"))
     except FileNotFoundError:
-        raise PinError(f"{path} is missing", f"restore it: git checkout -- {path}") from None
-    except toml.TOMLDecodeError as error:
-        raise PinError(f"{path} is not valid TOML: {error}", f"restore it: git checkout -- {path}") from None
+        raise PinError(f"{path} is missing", remedy) from None
+    except OSError as error:
+        raise PinError(f"{path} cannot be read: {error.strerror}", remedy) from None
+    except (ValueError, RecursionError) as error:
+        raise PinError(f"{path} is not valid TOML: {error}", remedy) from None
 
 
 def _toml_module() -> Any:
@@ -73,36 +319,77 @@ def bundled_pip() -> list[Path]:
     return []
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: it cannot be written, or what is at ``path`` is no plain file.
+    """
+    refuse_to_replace_special(path)
+    # a name of up to 255 bytes is allowed, and the temporary one is longer
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
+    with naming(path):
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(text.encode() if isinstance(text, str) else text)
+            # mkstemp makes the file private
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name ``path`` in an error of the system that names no file: when a disk is full while a file is written, for one."""
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes the file private
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+        yield
+    except OSError as error:
+        if isinstance(error.errno, int) and error.filename is None:
+            error.filename = str(path)
         raise
+
+
+def refuse_to_replace_special(path: Path) -> None:
+    """For who renames a file to ``path``: root could put one in the place of /dev/null.
+
+    Raises:
+        OSError: what is there is no plain file, nor a link to one or to nothing.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        _refuse_special(os.stat(path), path)
 
 
 @contextlib.contextmanager
 def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A temporary folder in ``parent`` that is gone afterwards, whatever happens in between."""
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    """A temporary folder in ``parent`` that is gone afterwards, whatever happens in between.
+
+    ``parent`` is made if it is not there; if nothing came to be in it because of an error, it is gone, too.
+    """
+    made = [one for one in (parent, *parent.parents) if not os.path.lexists(one)]
     try:
-        yield folder
-    finally:
-        remove_tree(folder)
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix[:40]))
+        try:
+            with naming(parent):
+                yield folder
+        finally:
+            remove_tree(folder)
+    except BaseException:
+        for one in made:
+            with contextlib.suppress(OSError):
+                # it refuses what is not empty
+                one.rmdir()
+        raise
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder that may hold read-only files; a missing one is fine."""
-    if not folder.exists():
-        return
-    shutil.rmtree(folder, onerror=_make_writable_and_retry)
+    """Remove a folder that may hold read-only files, or whatever is there in its place; nothing there is fine."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder, onerror=_make_writable_and_retry)
+    else:
+        folder.unlink(missing_ok=True)
 
 
 def _make_writable_and_retry(function: Any, path: str, _: Any) -> None:
@@ -117,10 +404,10 @@ def locked(path: Path, purpose: str, for_everybody: bool = False) -> Iterator[No
     ``for_everybody``: other users of this machine can lock it, too.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is no plain file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(_open_for_everybody(path)) if for_everybody else path.open("a") as file:
+    with _open_for_everybody(path) if for_everybody else _open_special_never(path, os.O_WRONLY | os.O_CREAT) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -129,12 +416,15 @@ def locked(path: Path, purpose: str, for_everybody: bool = False) -> Iterator[No
         yield
 
 
-def _open_for_everybody(path: Path) -> int:
+def _open_for_everybody(path: Path) -> IO[bytes]:
     # the right to read is enough for a lock; and in /tmp not even root may open for creation what somebody else has made
     while True:
         with contextlib.suppress(FileNotFoundError):
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with contextlib.suppress(FileExistsError):
+            return open_regular(path)
+        try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o644)
             os.fchmod(handle, 0o644)  # whatever this user's umask is
-            return handle
+            return os.fdopen(handle, "rb")
+        except FileExistsError:
+            if path.is_symlink() and not path.exists():
+                raise FileNotFoundError(errno.ENOENT, "it is a link to nothing", str(path)) from None

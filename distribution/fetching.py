@@ -1,0 +1,180 @@
+"""Small files over HTTP, from servers that nobody has to trust.
+
+``fetch_bytes(url, limit, seconds)`` returns the whole body or raises ``FetchError``. It follows redirects to http and https
+alone, reads no more than ``limit`` bytes, and takes no longer than ``seconds`` from the first connection to the last byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import socket
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from .errors import FetchError
+
+_BLOCK = 1 << 16
+_CONNECT = 15.0
+"""Seconds for one attempt to connect: a host with many addresses gets one for each."""
+
+
+def fetch_bytes(url: str, limit: int, seconds: float) -> bytes:
+    """The body that a server answers with.
+
+    Args:
+        limit: bytes that it may have.
+        seconds: how long all of it may take, redirects included. Only the look-up of a host's name is not counted.
+
+    Raises:
+        FetchError: the address is malformed or does not answer, or it answers with too much, too slowly, with less than it
+            announced or with an error; ``status`` is the status it answered with.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        _check_scheme(url)
+        # a space or a letter of another alphabet is sent as a browser would send it
+        asked = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+        with contextlib.closing(_opener(deadline).open(asked, timeout=_left(deadline))) as answer:
+            return _read(answer, limit)
+    except FetchError:
+        raise
+    except urllib.error.HTTPError as error:
+        error.close()
+        # what urllib adds about a circle of redirects has several lines
+        raise FetchError(f"{url} answers {error.code} {_one_line(error.reason)}", "check the address", error.code) from None
+    except TimeoutError:
+        raise _slow(url, seconds) from None
+    # malformed addresses, proxies and answers show as any of a dozen kinds of exception, of urllib's and of http.client's
+    except (OSError, http.client.HTTPException, ValueError, AttributeError, IndexError, KeyError) as error:
+        reason = getattr(error, "reason", None) or error
+        if isinstance(reason, TimeoutError):
+            raise _slow(url, seconds) from None
+        raise FetchError(
+            f"{url} cannot be fetched: {_one_line(reason)}", "check the address, the network, and that something serves there"
+        ) from None
+
+
+def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:
+    content = bytearray()
+    while block := answer.read(min(_BLOCK, limit + 1 - len(content))):
+        content += block
+        if len(content) > limit:
+            raise FetchError(f"{answer.url} answers with more than {limit:,} bytes", "check the address")
+    if answer.length:
+        raise FetchError(f"{answer.url} ends {answer.length:,} bytes too early", "try again")
+    return bytes(content)
+
+
+def _slow(url: str, seconds: float) -> FetchError:
+    return FetchError(f"{url} did not answer completely within {seconds:.0f} s", "check the address and the network, and try again")
+
+
+def _one_line(reason: object) -> str:
+    return (str(reason).strip().split("\n")[0] or type(reason).__name__)[:300]
+
+
+def _check_scheme(url: str) -> None:
+    scheme = urllib.parse.urlsplit(url).scheme
+    if scheme not in ("http", "https"):
+        raise FetchError(f"{url} is no address that begins with http:// or https://", "check the address")
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _opener(deadline: float) -> urllib.request.OpenerDirector:
+    # not build_opener(): that reads file: and ftp: too
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _Redirects(),
+        _Http(deadline),
+        _Https(deadline),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def http_error_302(self, request: urllib.request.Request, body: Any, *answer: Any) -> Any:
+        # it would be read to its end otherwise, or be left open where the address is malformed
+        body.close()
+        return super().http_error_302(request, body, *answer)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+    def redirect_request(self, request: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
+        address = answer[-1]
+        _check_scheme(address)
+        if request.type == "https" and urllib.parse.urlsplit(address).scheme != "https":
+            raise FetchError(f"{request.full_url} redirects from https to {address}", "check the address")
+        return super().redirect_request(request, *answer)
+
+
+class _Http(urllib.request.HTTPHandler):
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_connection(http.client.HTTPConnection, self._deadline), request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_connection(http.client.HTTPSConnection, self._deadline), request)
+
+
+def _connection(kind: type[http.client.HTTPConnection], deadline: float) -> type[http.client.HTTPConnection]:
+    """A connection whose every read ends at the deadline: a socket's own timeout begins anew with each byte."""
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self, sock: socket.socket, *arguments: Any, **more: Any) -> None:
+            super().__init__(sock, *arguments, **more)
+            self.fp.close()
+            self.fp = io.BufferedReader(_TimedReader(sock, deadline))
+
+    class Connection(kind):
+        response_class = Response
+
+        def connect(self) -> None:
+            self.timeout = min(_CONNECT, _left(deadline))
+            super().connect()
+            self.sock.settimeout(_left(deadline))
+
+    return Connection
+
+
+class _TimedReader(io.RawIOBase):
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+        # the socket stays open until both it and this are closed, as with socket.makefile()
+        self._kept = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(_left(self._deadline))
+        return self._sock.recv_into(buffer)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._kept.close()
+        super().close()
