@@ -1,6 +1,7 @@
 """One file with our packages and all they need, for a machine without a network.
 
-It is a tar file: the signed manifest, the publisher's key, an environment file, then the packages.
+It is a tar file: the signed manifest, the publisher's key, then the packages. The manifest says everything that counts: which
+packages there are, and what an environment file asks for.
 """
 
 from __future__ import annotations
@@ -30,24 +31,35 @@ from rattler import (
     solve,
 )
 from rattler.exceptions import GatewayError, SolverError
-from rattler.package_streaming import download_to_path
 
+from .. import package_files
 from ..console import megabytes, say
-from ..errors import BundleError, ChannelUnreachableError, DownloadError, EnvironmentUnsolvableError
-from ..files import sha256_of, staging_folder
+from ..errors import BundleError, ChannelUnreachableError, DistributionError, DownloadError, EnvironmentUnsolvableError
+from ..files import open_regular, sha256_of, staging_folder
 from ..waiting import wait
 from . import environments, keys, manifest, publishing, siblings
 from .generations import Channel, explained, sync
-from .keys import load_trust
+from .keys import Trust, load_trust
 from .manifest import CHANNEL_KEY, MANIFEST, Entry, Manifest
 from .publishing import Publication, State
-from .signing import require_signatures
+from .signing import require_own_before_signing, require_signatures
 
 _PLATFORMS = (Subdir("linux-64"), Subdir("noarch"))
 # a package's driver is on the machine it is for, not on the one that exports
 _ANY_DRIVER = "99"
-_TEXTS = {MANIFEST, CHANNEL_KEY, environments.ENVIRONMENT}
+_TEXTS = {MANIFEST, CHANNEL_KEY}
 _LARGEST_TEXT = 64 << 20
+_LARGEST_PACKAGE = 16 << 30
+_LARGEST_HEADER = 1 << 16
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar file; tarfile would read a long name or other attributes into memory, however many they say they are."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type != tarfile.REGTYPE and self.size > _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header has {self.size} bytes")
+        return super()._proc_member(archive)
 
 
 @dataclass(frozen=True)
@@ -70,18 +82,23 @@ def export(channel: Channel, target: Path, environment: Path | None = None) -> E
         EnvironmentUnsolvableError: the channel and those beside it lack something.
         ChannelUnreachableError, DownloadError: a channel beside it is out of reach.
         EnvironmentFileError: the environment file cannot be read.
+        UnsignedPackageError: what is in the channel was signed by a key that is not trusted here.
         DiskSpaceError, ChannelNotWritableError: the file cannot be written.
     """
     target = Path(os.path.abspath(target))
+    named = environments.wanted_by(environment) if environment else None
     # all of it from one generation, which may be pruned while a large one is written
     with channel.holding() as folder, explained(target), staging_folder(target.parent, f".{target.name}-") as staging:
         state = State.at(folder)
-        template = environment or folder / environments.ENVIRONMENT
-        records = _closure(folder, state, environments.dependencies(template, list(state.packages.values())))
+        require_own_before_signing(state.manifest, keys.load_publishers(), folder)
+        wanted = named or state.manifest.environment or environments.wanted_by()
+        records = _closure(folder, state, environments.dependencies(wanted, list(state.packages.values())))
         files = {path: _collect(path, record, folder, staging) for path, record in sorted(records.items())}
-        content = Manifest(state.manifest.generation, _entries(files, records, state), keys=state.manifest.keys)
+        content = Manifest(
+            state.manifest.generation, _entries(files, records, state), keys=state.manifest.keys, environment=wanted
+        )
         unfinished = staging / "bundle"
-        _write(unfinished, content, files, template.read_bytes())
+        _write(unfinished, content, files)
         os.rename(unfinished, target)
         sync(target.parent)
     return Export(target, target.stat().st_size, tuple(files))
@@ -101,14 +118,13 @@ def import_(file: Path, channel: Channel, key: Path | None = None) -> Publicatio
     """
     trust = load_trust(key)
     try:
-        source = file.open("rb")
+        source = open_regular(file)
     except OSError as error:
         raise BundleError(f"{file} cannot be read: {error.strerror}", "name a file made by `channel export`") from None
     with source, channel.writing(), channel.staging() as staging:
-        content, packages = _unpack(source, staging, file)
-        if note := require_signatures(content, trust, file.name):
-            say(note)
-        return publishing.add(packages, channel, staging / environments.ENVIRONMENT, content.packages, content.keys)
+        content, packages = _unpack(source, staging, file, trust)
+        assert content.environment is not None
+        return publishing.add(packages, channel, content.environment, content.packages, content.keys)
 
 
 def _closure(folder: Path, state: State, wanted: Sequence[str]) -> dict[str, RepoDataRecord]:
@@ -156,10 +172,7 @@ def _collect(path: str, record: RepoDataRecord, folder: Path, staging: Path) -> 
         shutil.copyfile(unquote(address.path), copy)
     else:
         say(f"fetching {record.file_name}, {megabytes(record.size or 0)}")
-        try:
-            wait(download_to_path(Client(), record.url, copy))
-        except Exception as error:
-            raise DownloadError(f"{record.url} could not be fetched: {error}", "check the network, and try again") from None
+        wait(package_files.download(record, copy, Client()))
     if record.sha256 is None or sha256_of(copy) != record.sha256.hex():
         raise DownloadError(f"{record.url} is not what its channel's index says", "try again")
     return copy
@@ -180,12 +193,11 @@ def _entries(files: dict[str, Path], records: dict[str, RepoDataRecord], state: 
     return entries
 
 
-def _write(target: Path, content: Manifest, files: dict[str, Path], environment: bytes) -> None:
+def _write(target: Path, content: Manifest, files: dict[str, Path]) -> None:
     key = keys.signing_key()
     texts = {
         MANIFEST: manifest.dump(content, key).encode(),
         CHANNEL_KEY: keys.public_pem(key.public_key()).encode(),
-        environments.ENVIRONMENT: environment,
     }
     with target.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -204,31 +216,50 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def _unpack(source: IO[bytes], staging: Path, file: Path) -> tuple[Manifest, list[Path]]:
+def _unpack(source: IO[bytes], staging: Path, file: Path, trust: Trust) -> tuple[Manifest, list[Path]]:
     """The manifest, and the packages it lists, written to ``staging`` and compared with it."""
     texts: dict[str, bytes] = {}
-    packages: list[Path] = []
+    packages: dict[str, Path] = {}
     content: Manifest | None = None
     try:
-        with tarfile.open(fileobj=source, mode="r:") as archive:
+        with tarfile.open(fileobj=source, mode="r:", tarinfo=_Member) as archive:
             for member in archive:
-                data = archive.extractfile(member) if member.isreg() else None
+                data = archive.extractfile(member) if member.type == tarfile.REGTYPE and not member.sparse else None
                 if data is None:
                     raise _damaged(file, f"{member.name} is no plain file")
-                if member.name in _TEXTS and member.size <= _LARGEST_TEXT and content is None:
+                if member.name in texts or member.name in packages:
+                    raise _damaged(file, f"{member.name} is in it twice")
+                if member.name in _TEXTS and member.size <= _LARGEST_TEXT:
                     texts[member.name] = data.read()
                     if texts.keys() == _TEXTS:
-                        content = manifest.parse(texts[MANIFEST], str(file))
+                        content = _check_texts(texts, file, trust)
                 elif content is None or member.name not in content.packages:
                     raise _damaged(file, f"its manifest does not list {member.name}")
                 else:
-                    packages.append(_unpack_package(member, data, content.packages[member.name], staging, file))
-    except (tarfile.TarError, EOFError) as error:
+                    packages[member.name] = _unpack_package(member, data, content.packages[member.name], staging, file)
+    # tarfile raises several kinds for headers that make no sense
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        if isinstance(error, DistributionError):
+            raise
         raise _damaged(file, str(error)) from None
-    if content is None or len({path.name for path in packages}) < len(content.packages):
+    if content is None or len(packages) < len(content.packages):
         raise _damaged(file, "it ends too early")
-    (staging / environments.ENVIRONMENT).write_bytes(texts[environments.ENVIRONMENT])
-    return content, packages
+    return content, list(packages.values())
+
+
+def _check_texts(texts: dict[str, bytes], file: Path, trust: Trust) -> Manifest:
+    """The manifest, before anything that it lists is unpacked."""
+    content = manifest.parse(texts[MANIFEST], str(file))
+    if texts[CHANNEL_KEY] != keys.public_pem(content.public_keys()[content.signer]).encode():
+        raise _damaged(file, f"{CHANNEL_KEY} is not the key that signed its manifest")
+    if content.environment is None:
+        raise _damaged(file, "its manifest does not say what an environment asks for")
+    if content.files or any(entry.size > _LARGEST_PACKAGE for entry in content.packages.values()):
+        raise _damaged(file, "its manifest lists what no exported file holds")
+    environments.check_wanted(content.environment, str(file))
+    if note := require_signatures(content, trust, file.name):
+        say(note)
+    return content
 
 
 def _unpack_package(member: tarfile.TarInfo, data: IO[bytes], entry: Entry, staging: Path, file: Path) -> Path:

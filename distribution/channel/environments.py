@@ -1,8 +1,12 @@
-"""The channel's own environment files and locks, which name the address they are read from."""
+"""The channel's own environment files and locks, which name the address they are read from.
+
+The environment files are rendered from data that the manifest holds, signed: no text of somebody else's passes through.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import urllib.error
@@ -11,12 +15,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
+from rattler.exceptions import InvalidMatchSpecError
 
 from ..errors import ChannelDamagedError, DistributionError, EnvironmentFileError
-from ..files import write_atomically
+from ..environment import specification
+from ..files import REPOSITORY, read_regular, write_atomically
 from . import manifest, siblings
 from .generations import Channel
 from .inspection import OURS, Package
+from .manifest import Wanted
 
 ENVIRONMENT, ENVIRONMENT_CPU = "environment.yml", "environment-cpu.yml"
 LOCK, LOCK_CPU = "explicit.txt", "explicit-cpu.txt"
@@ -26,7 +33,8 @@ ADDRESSED = (ENVIRONMENT, ENVIRONMENT_CPU, LOCK, LOCK_CPU)
 PLUGIN, PYTHON, ENGINE = "libggml-cuda", "llama-cpp-python", "libllama"
 _HEADING = re.compile(rf"#     conda env create -f (?P<address>\S+)/{re.escape(ENVIRONMENT)}")
 _BUILD = re.compile(r"(?P<variant>cuda(?P<cuda>\d+)_sm(?P<targets>\d+(?:_\d+)*))_")
-_ITEM = re.compile(r"\s*-\s+[\"']?(?P<spec>[^\"'#]+?)[\"']?\s*(#.*)?$")
+_ENVIRONMENT_NAME = re.compile(r"[^\s/:#\x00-\x1f][^/:#\x00-\x1f]*")
+_LARGEST_TEMPLATE = 1 << 20
 
 
 def variant_of(package: Package) -> tuple[str, str, tuple[str, ...]] | None:
@@ -41,81 +49,111 @@ def variant_of(package: Package) -> tuple[str, str, tuple[str, ...]] | None:
     return found["variant"], f"{digits[:2]}.{digits[2:] or 0}", tuple(found["targets"].split("_"))
 
 
-def dependencies(template: Path, packages: Sequence[Package]) -> list[str]:
-    """What the channel's environment file asks for, the CUDA plugin included.
+def wanted_by(template: Path | None = None) -> Wanted:
+    """What an environment file asks for; the repository's where ``template`` is None.
 
     Raises:
-        EnvironmentFileError: the template is missing or is no environment file.
+        EnvironmentFileError: it is missing, is no environment file, or asks for more than packages by name.
     """
-    # nothing is left where it asks for packages of ours alone and the channel has none of them yet
-    return yaml.safe_load(render(_read(template), ["channel"], packages))["dependencies"] or []
+    path = template or REPOSITORY / ENVIRONMENT
+    try:
+        text = read_regular(path, _LARGEST_TEMPLATE).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnvironmentFileError(f"{path} cannot be read: {error}", "name an environment file: --environment FILE") from None
+    # which channels it lists does not matter: a channel's own file lists that channel
+    found = specification.parse(text, str(path), only=["here"])
+    check_wanted(Wanted(found.name, found.dependencies), str(path))
+    return Wanted(found.name, found.dependencies)
 
 
-def write(folder: Path, channel: Channel, template: Path, packages: Sequence[Package], also: Sequence[str]) -> list[str]:
-    """Write the environment files, and locks where they can be solved; return lines for people.
+def check_wanted(wanted: Wanted, source: str) -> None:
+    """Refuse what an environment file of a channel cannot say.
 
-    Args:
-        folder: the generation in the making, indexed.
-        packages: what is in it, in order of publication.
-        also: channels that hold what this one lacks.
+    Raises:
+        EnvironmentFileError: a dependency is not a package by name, version and build, or the name is none.
     """
-    text = _read(template)
-    plugins = [package for package in packages if variant_of(package)]
-    notes: list[str] = []
-    names = [(ENVIRONMENT, LOCK, False), (ENVIRONMENT_CPU, LOCK_CPU, True)] if plugins else [(ENVIRONMENT, LOCK, True)]
-    for environment, lock, cpu in names:
-        heading = f"#     conda env create -f {channel.url}/{environment}"
-        rendered = render(text, [channel.url, *also], packages, cpu)
-        write_atomically(folder / environment, f"{heading}\n{rendered}")
+    if wanted.name and not _ENVIRONMENT_NAME.fullmatch(wanted.name):
+        raise EnvironmentFileError(f"{source}: an environment cannot be called {wanted.name!r:.80}", "choose another name")
+    for dependency in wanted.dependencies:
         try:
-            locked = _lock(folder, channel, folder / environment, packages, also, cpu)
-        except DistributionError as error:
-            notes.append(f"no {lock}: {error.message}")
-        else:
-            if locked:
-                write_atomically(folder / lock, locked)
-            else:
-                notes.append(
-                    f"no {lock}: {' and '.join(also)} out of reach; published along with the packages' dependencies "
-                    '("$(python -m distribution seed --print-path)") the channel needs nothing else'
-                )
-    return notes
+            plain = siblings.is_plain(dependency)
+        except InvalidMatchSpecError as error:
+            raise EnvironmentFileError(f"{source}: `{dependency:.80}` is no package: {error}", "correct the file") from None
+        if not plain:
+            raise EnvironmentFileError(
+                f"{source}: `{dependency:.80}` names more than a package, its version and its build",
+                "take the address or the channel out: the packages come from the channel that the file is published to",
+            )
 
 
-def render(text: str, channels: Sequence[str], packages: Sequence[Package], cpu: bool = False) -> str:
-    """An environment file with these channels, without packages of ours that are not among ``packages``.
+def dependencies(wanted: Wanted, packages: Sequence[Package], cpu: bool = False) -> list[str]:
+    """What the channel's environment file asks for: ``wanted``, without packages of ours that are not among ``packages``.
 
     It names one build of llama-cpp-python, as in ``pinned``.
 
     Args:
         packages: in order of publication.
         cpu: leave the CUDA plugin out.
-
-    Raises:
-        EnvironmentFileError: the text is no environment file with ``channels`` and ``dependencies``.
     """
-    lines, section, wanted = [], "", {}
-    for line in text.splitlines():
-        if line and not line[0].isspace() and line[0] not in "#-":
-            section = line.split(":")[0]
-            lines.append(line if section != "channels" else "\n".join(["channels:", *(f"  - {one}" for one in channels)]))
-        elif section == "dependencies" and (item := _ITEM.match(line)):
-            kept = _adapt(item["spec"].strip(), packages, cpu)
-            if kept is None:
-                # what is said about a line goes with it
-                while lines and lines[-1].lstrip().startswith("#"):
-                    lines.pop()
+    adapted = (_adapt(one, packages, cpu) for one in wanted.dependencies)
+    return pinned([one for one in adapted if one is not None], packages)
+
+
+def write(
+    folder: Path, channel: Channel, wanted: Wanted, packages: Sequence[Package], also: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Write the environment files, and locks where they can be solved.
+
+    Args:
+        folder: the generation in the making, indexed.
+        packages: what is in it, in order of publication.
+        also: channels that hold what this one lacks.
+
+    Returns:
+        Lines for people; and the SHA-256 of each file as it is with ``ADDRESS`` in place of the channel's address.
+    """
+    plugins = [package for package in packages if variant_of(package)]
+    notes: list[str] = []
+    addressed: dict[str, str] = {}
+
+    def add(name: str, text: str) -> None:
+        write_atomically(folder / name, text)
+        addressed[name] = neutral_digest(text, channel.url)
+
+    names = [(ENVIRONMENT, LOCK, False), (ENVIRONMENT_CPU, LOCK_CPU, True)] if plugins else [(ENVIRONMENT, LOCK, True)]
+    for environment, lock, cpu in names:
+        add(environment, render(wanted, environment, channel.url, also, packages, cpu))
+        try:
+            locked = _lock(folder, channel, folder / environment, packages, also, cpu)
+        except DistributionError as error:
+            notes.append(f"no {lock}: {error.message}")
+        else:
+            if locked:
+                add(lock, locked)
             else:
-                wanted[len(lines)] = kept
-                lines.append(line.replace(item["spec"].strip(), kept))
-        elif not line.strip() or section not in ("", "channels"):
-            # comments on how to set the channel, and those at the top, are about the file in the repository
-            lines.append(line)
-    for (number, before), after in zip(wanted.items(), pinned(list(wanted.values()), packages), strict=True):
-        lines[number] = lines[number].replace(before, after)
-    rendered = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).lstrip("\n") + "\n"
-    _check(rendered, channels)
-    return rendered
+                notes.append(
+                    f"no {lock}: {' and '.join(also)} out of reach; published along with the packages' dependencies "
+                    '("$(python -m distribution seed --print-path)") the channel needs nothing else'
+                )
+    return notes, addressed
+
+
+def neutral_digest(text: str, address: str) -> str:
+    """The SHA-256 of a text in which ``ADDRESS`` stands for a channel's address."""
+    return hashlib.sha256(text.replace(address, manifest.ADDRESS).encode()).hexdigest()
+
+
+def render(
+    wanted: Wanted, file: str, address: str, also: Sequence[str], packages: Sequence[Package], cpu: bool = False
+) -> str:
+    """The text of an environment file of the channel at ``address``; ``file`` is its name."""
+    content = {
+        **({"name": wanted.name} if wanted.name else {}),
+        "channels": [address, *also],
+        "dependencies": dependencies(wanted, packages, cpu),
+    }
+    heading = f"#     conda env create -f {address}/{file}\n"
+    return heading + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000)
 
 
 def readdress(folder: Path, name: str, address: str) -> str:
@@ -176,31 +214,6 @@ def _go_together(python: Package, others: Sequence[str], ours: Sequence[Package]
         any(one.name == siblings.name_of(other) and one.satisfies(other) and wanted & engines(one) for one in ours)
         for other in others
     )
-
-
-def _read(template: Path) -> str:
-    try:
-        return template.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnvironmentFileError(
-            f"{template} cannot be read: {error}", "name an environment file: --environment FILE"
-        ) from None
-
-
-def _check(text: str, channels: Sequence[str]) -> None:
-    try:
-        data = yaml.safe_load(text)
-        wanted = data["dependencies"] or []
-        understood = (
-            data["channels"] == list(channels) and isinstance(wanted, list) and all(isinstance(one, str) for one in wanted)
-        )
-    except (yaml.YAMLError, KeyError, TypeError):
-        understood = False
-    if not understood:
-        raise EnvironmentFileError(
-            "the environment file is not understood: it needs `channels:` and `dependencies:`, one item a line",
-            "write it like the repository's environment.yml",
-        )
 
 
 def _lock(

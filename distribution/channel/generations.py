@@ -16,8 +16,9 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,10 @@ class Channel:
         Args:
             keep: how many older generations stay.
         """
+        make_readable(staging)
+        with contextlib.suppress(PermissionError):
+            # somebody else's, who lets us write there
+            self.store.chmod(stat.S_IMODE(self.store.stat().st_mode) | 0o755)
         sync_tree(staging)
         folder = self.store / f"{generation:06d}"
         os.rename(staging, folder)
@@ -218,13 +223,21 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def link_young_shards(old: Path, new: Path) -> None:
-    """Keep the shards of the index that a reader of an older generation may still ask for."""
-    for shard in old.glob("*/shards/*"):
-        if time.time() - shard.stat().st_mtime < _SHARD_LIFETIME:
-            target = new / shard.relative_to(old)
-            if not target.exists():
-                link_or_copy(shard, target)
+def link_young_shards(old: Path, new: Path, listed: Iterable[str]) -> None:
+    """Keep the shards of the index that a reader of an older generation may still ask for: those that are ``listed``."""
+    for path in listed:
+        shard, target = old / path, new / path
+        if "/shards/" in path and not target.exists() and time.time() - shard.stat().st_mtime < _SHARD_LIFETIME:
+            link_or_copy(shard, target)
+
+
+def make_readable(folder: Path) -> None:
+    """Let everybody read what is below ``folder``, whatever the umask is: a channel is there to be read."""
+    for path in [*folder.rglob("*"), folder]:
+        wanted = 0o755 if path.is_dir() else 0o444
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & wanted != wanted:
+            path.chmod(mode | wanted)
 
 
 def sync_tree(folder: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ..console import say
 from ..errors import SigningKeyError
-from ..files import write_atomically
+from ..files import read_regular, write_atomically
 
 KEY_VARIABLE = "LLAMA_CPP_CHANNEL_KEY"
+_LARGEST_KEY = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,17 @@ class Trust:
 
 def config_dir() -> Path:
     """The folder for keys: ``$XDG_CONFIG_HOME/llama-cpp``, else ``~/.config/llama-cpp``."""
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "llama-cpp"
+    return _xdg("XDG_CONFIG_HOME", ".config")
+
+
+def state_dir() -> Path:
+    """The folder for what is remembered: ``$XDG_STATE_HOME/llama-cpp``, else ``~/.local/state/llama-cpp``."""
+    return _xdg("XDG_STATE_HOME", ".local/state")
+
+
+def _xdg(variable: str, default: str) -> Path:
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / default) / "llama-cpp"
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:
@@ -110,30 +120,62 @@ def load_public(path: Path) -> Ed25519PublicKey:
         SigningKeyError: the file is missing, or is no Ed25519 public key.
     """
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
+        key = serialization.load_pem_public_key(read_regular(path, _LARGEST_KEY))
     except OSError as error:
         raise SigningKeyError(f"the key {path} cannot be read: {error.strerror}", "check the path") from None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise SigningKeyError(
-            f"{path} is no Ed25519 public key", "a channel's own is its file channel-key.pub; take that from its publisher"
+            f"{path} is no Ed25519 public key",
+            "a channel's own is its file channel-key.pub; take that from its publisher, and move other files elsewhere",
         )
     return key
 
 
 def load_trust(key: Path | None = None) -> Trust:
-    """Whose signatures count: ``key``, else ``$LLAMA_CPP_CHANNEL_KEY``, else ``trusted-keys/*.pub`` in the configuration
-    folder; and this machine's own key.
+    """Whose signatures count: ``key``, else ``$LLAMA_CPP_CHANNEL_KEY``, else every file of ``trusted-keys`` in the
+    configuration folder; and this machine's own key.
+
+    Whatever was configured and cannot be read is an error: without it, everybody would be trusted.
 
     Raises:
-        SigningKeyError: a key cannot be read.
+        SigningKeyError: a key cannot be read, or the folder of keys holds something else.
     """
-    named = key or (Path(os.environ[KEY_VARIABLE]) if os.environ.get(KEY_VARIABLE) else None)
-    paths = [named] if named else sorted((config_dir() / "trusted-keys").glob("*.pub"))
-    configured = [load_public(path) for path in paths]
+    configured = [load_public(path) for path in _configured(key)]
     own = config_dir() / "signing-key.pub"
-    return Trust({fingerprint(one): one for one in configured}, load_public(own) if own.exists() else None)
+    return Trust({fingerprint(one): one for one in configured}, load_public(own) if os.path.lexists(own) else None)
+
+
+def load_publishers() -> Trust:
+    """As ``load_trust``, for who is about to sign: this machine's key is the one it signs with.
+
+    Raises:
+        SigningKeyError: a key cannot be read or made.
+    """
+    return replace(load_trust(), own=signing_key().public_key())
+
+
+def _configured(key: Path | None) -> list[Path]:
+    if key is not None:
+        return [key]
+    named = os.environ.get(KEY_VARIABLE)
+    if named is not None:
+        if not named.strip():
+            raise SigningKeyError(f"${KEY_VARIABLE} is set, and empty", "name a public key in it, or unset it")
+        return [Path(named)]
+    folder = config_dir() / "trusted-keys"
+    try:
+        os.lstat(folder)
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        if not os.path.lexists(folder):
+            return []
+        raise SigningKeyError(f"{folder} is a link to nothing", "make it a folder of public keys, or remove it") from None
+    except OSError as error:
+        raise SigningKeyError(
+            f"the trusted keys in {folder} cannot be read: {error.strerror}", "make it a folder of public keys that you can read"
+        ) from None
 
 
 def _make(path: Path) -> None:
@@ -157,7 +199,7 @@ def _make(path: Path) -> None:
 
 def _load_private(path: Path) -> Ed25519PrivateKey:
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        key = serialization.load_pem_private_key(read_regular(path, _LARGEST_KEY), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from . import publishing, siblings
-from .environments import variant_of
+from .environments import variant_of, wanted_by
 from .generations import Channel
 from .inspection import Package
 from .publishing import Publication, State
@@ -33,7 +33,7 @@ def prune(channel: Channel, keep: int = 1, environment: Path | None = None, dry_
     with channel.writing():
         state = State.of(channel)
         if outdated := _outdated(state, keep):
-            return publishing.remove(outdated, channel, environment)
+            return publishing.remove(outdated, channel, wanted_by(environment))
         channel.drop_old_generations(0)
         return Publication(state.manifest.generation)
 

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import errno
-import json
+import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rattler import VersionWithSource
 
 from ..console import megabytes, say
 from ..errors import ChannelDamagedError, DamagedPackageError, DiskSpaceError, PackageExistsError
-from ..files import REPOSITORY, sha256_of
+from ..files import load_json, read_regular, sha256_of
 from ..waiting import wait
 from . import environments, keys, manifest, siblings
 from .generations import Channel, link_or_copy, link_young_shards
 from .inspection import SUBDIRS, Package, inspect
-from .manifest import CHANNEL_KEY, MANIFEST, Entry, Manifest
+from .manifest import CHANNEL_KEY, MANIFEST, Entry, Manifest, Wanted
+from .signing import require_own_before_signing
 
 INDEX = "repodata.json"
+LARGEST_INDEX = 256 << 20
+_FIELDS = {
+    "name": str, "version": str, "build": str, "build_number": int, "subdir": str, "sha256": str, "size": int, "depends": list,
+}  # fmt: skip
 _TAKES_SECONDS = 100_000_000
 _INDEXER_STOPS = 0.2
 """Seconds. What it writes later than that, the next writer clears away."""
@@ -105,16 +112,37 @@ def in_order(packages: Iterable[Package], entries: Mapping[str, Entry]) -> list[
     return sorted(packages, key=age)
 
 
-def read_index(subdir: Path) -> dict[str, dict]:
+def read_index(subdir: Path) -> dict[str, dict[str, Any]]:
     """The entries of a folder's ``repodata.json``, by file name.
 
     Raises:
         ChannelDamagedError: it is missing or malformed.
     """
     try:
-        return json.loads((subdir / INDEX).read_bytes())["packages.conda"]
-    except (OSError, ValueError, KeyError) as error:
+        return parse_index(read_regular(subdir / INDEX, LARGEST_INDEX))
+    except (OSError, ValueError) as error:
         raise ChannelDamagedError(f"the index in {subdir} cannot be read: {error}", manifest.REMEDY) from None
+
+
+def parse_index(text: bytes) -> dict[str, dict[str, Any]]:
+    """The entries of a ``repodata.json``, by file name.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    document = load_json(text, LARGEST_INDEX)
+    entries = document.get("packages.conda") if isinstance(document, dict) else None
+    if not isinstance(entries, dict):
+        raise ValueError("it lists no packages.conda")
+    for name, record in entries.items():
+        if not isinstance(record, dict):
+            raise ValueError(f"{name!r:.80} is described by no mapping")
+        for key, kind in _FIELDS.items():
+            if not isinstance(record.get(key), kind) or isinstance(record.get(key), bool):
+                raise ValueError(f"{key} of {name!r:.80} is {record.get(key)!r:.40}")
+        if not all(isinstance(one, str) for one in record["depends"]):
+            raise ValueError(f"depends of {name!r:.80} holds something that is no text")
+    return entries
 
 
 def publish(
@@ -131,16 +159,19 @@ def publish(
         PackageExistsError: the channel has a package of that name with other content.
         DamagedPackageError: a file is not a whole ``.conda`` package.
         CommitMismatchError, UnsatisfiedPinError: packages of ours that do not belong together.
+        UnsignedPackageError: what is in the channel already was signed by a key that is not trusted here.
+        EnvironmentFileError: the environment file asks for what a channel's own cannot.
         ChannelNotWritableError, DiskSpaceError, ChannelDamagedError, SigningKeyError: as they say.
     """
+    wanted = environments.wanted_by(environment)
     with channel.writing():
-        return add(files, channel, environment)
+        return add(files, channel, wanted)
 
 
 def add(
     files: Iterable[Path],
     channel: Channel,
-    environment: Path | None = None,
+    wanted: Wanted,
     signed: Mapping[str, Entry] | None = None,
     public_keys: Mapping[str, str] | None = None,
 ) -> Publication:
@@ -149,7 +180,7 @@ def add(
     Args:
         signed, public_keys: signatures that packages bring along from another channel, and the keys they were made with.
     """
-    state = State.of(channel)
+    state = _state_to_sign(channel)
     with channel.staging() as staging:
         arrived = _take_in(files, staging / "incoming", channel)
         added, present = _sort_out(arrived, state)
@@ -172,23 +203,31 @@ def add(
             tuple(package.path for package in added),
             tuple(package.path for package in present),
         )
-        result = _complete(channel, staging, state, entries, known, environment, result)
+        result = _complete(channel, staging, state, entries, known, wanted, result)
         if not added and state.folder and _same_content(staging, state):
             return replace(result, generation=state.manifest.generation)
         channel.publish(staging, result.generation)
         return result
 
 
-def remove(paths: Iterable[str], channel: Channel, environment: Path | None = None) -> Publication:
+def remove(paths: Iterable[str], channel: Channel, wanted: Wanted) -> Publication:
     """Publish a generation without these packages, and drop all older generations. Only inside ``Channel.writing``."""
-    state = State.of(channel)
+    state = _state_to_sign(channel)
     gone = set(paths)
     with channel.staging() as staging:
         entries = {path: entry for path, entry in state.manifest.packages.items() if path not in gone}
         result = Publication(state.manifest.generation + 1, removed=tuple(sorted(gone)))
-        result = _complete(channel, staging, state, entries, state.manifest.keys, environment, result)
+        result = _complete(channel, staging, state, entries, state.manifest.keys, wanted, result)
         channel.publish(staging, result.generation, keep=0)
         return result
+
+
+def _state_to_sign(channel: Channel) -> State:
+    """What the channel holds, all of it signed by keys that are trusted here: it will be signed again."""
+    state = State.of(channel)
+    if state.folder:
+        require_own_before_signing(state.manifest, keys.load_publishers(), state.folder)
+    return state
 
 
 def _take_in(files: Iterable[Path], folder: Path, channel: Channel) -> list[Package]:
@@ -217,8 +256,11 @@ def _take_in(files: Iterable[Path], folder: Path, channel: Channel) -> list[Pack
 
 def _size(file: Path) -> int:
     try:
+        found = file.stat()  # before it is opened: a fifo would wait for a writer
+        if not stat.S_ISREG(found.st_mode):
+            raise DamagedPackageError(f"{file} is no plain file", "name files that end in .conda")
         with file.open("rb"):
-            return file.stat().st_size
+            return found.st_size
     except OSError as error:
         raise DamagedPackageError(f"{file} cannot be read: {error.strerror}", "check the path") from None
 
@@ -255,7 +297,7 @@ def _complete(
     state: State,
     entries: Mapping[str, Entry],
     public_keys: Mapping[str, str],
-    environment: Path | None,
+    wanted: Wanted,
     result: Publication,
 ) -> Publication:
     """Make everything of the next generation that is not a new package."""
@@ -265,23 +307,32 @@ def _complete(
         for path in entries.keys() & state.manifest.packages.keys():
             link_or_copy(state.folder / path, staging / path)
         for subdir in SUBDIRS:
-            # what the indexer finds here it does not read again
-            shutil.copyfile(state.folder / subdir / INDEX, staging / subdir / INDEX)
+            # what the indexer finds here it does not read again: nobody may have changed it since it was signed
+            _carry(f"{subdir}/{INDEX}", state, staging)
     _index(staging)
     packages = _check_index(staging, entries)
-    template = environment or REPOSITORY / environments.ENVIRONMENT
     lacking = siblings.missing(
-        [*(one for package in packages for one in package.depends), *environments.dependencies(template, packages)], packages
+        [*(one for package in packages for one in package.depends), *environments.dependencies(wanted, packages)], packages
     )
     also = (COMPLEMENT,) if lacking else ()
-    notes = environments.write(staging, channel, template, packages, also)
+    notes, addressed = environments.write(staging, channel, wanted, packages, also)
     key = keys.signing_key()
     (staging / CHANNEL_KEY).write_text(keys.public_pem(key.public_key()))
     if state.folder:
-        link_young_shards(state.folder, staging)
-    content = Manifest(result.generation, entries, _other_files(staging), also, public_keys)
+        link_young_shards(state.folder, staging, state.manifest.files)
+    content = Manifest(
+        result.generation, entries, _other_files(staging), also, public_keys, environment=wanted, addressed=addressed
+    )
     (staging / MANIFEST).write_text(manifest.dump(content, key))
     return replace(result, complete=not also, notes=tuple(notes))
+
+
+def _carry(path: str, state: State, staging: Path) -> None:
+    """Copy a file that is no package from the current generation, if it is still the one that was signed."""
+    data = read_regular(state.folder / path, LARGEST_INDEX)
+    if hashlib.sha256(data).hexdigest() != state.manifest.files.get(path):
+        raise ChannelDamagedError(f"{path} in {state.folder} was changed since it was published", manifest.REMEDY)
+    (staging / path).write_bytes(data)
 
 
 def _index(folder: Path) -> None:

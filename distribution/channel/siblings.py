@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from rattler import MatchSpec
@@ -65,6 +66,16 @@ def name_of(dependency: str) -> str:
     """The package that a match specification is about."""
     name = MatchSpec(dependency).name
     return name.normalized if name else ""
+
+
+def is_plain(dependency: str) -> bool:
+    """Whether a match specification is about a package's name, version and build alone, and not about where it is from.
+
+    Raises:
+        InvalidMatchSpecError: it is none.
+    """
+    # an address or a path, a channel, or a key in brackets (url= among them), which MatchSpec does not show
+    return MatchSpec(dependency).name is not None and not re.search(r"[:/\\\[\]@;]", dependency)
 
 
 def _check_commits(package: Package, partners: Sequence[Package]) -> None:

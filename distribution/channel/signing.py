@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..console import say
 from ..errors import ChannelDamagedError, ChannelNotFoundError, UnsignedPackageError
-from .keys import Trust, load_trust
+from ..files import sha256_of
+from .keys import Trust, config_dir
 from .manifest import CHANNEL_KEY, REMEDY, Manifest, fetch
 
 _UNSIGNED_REMEDY = (
@@ -15,28 +16,52 @@ _UNSIGNED_REMEDY = (
 )
 
 
-def check_signatures(location: str, public_key: Path | None = None) -> dict[str, str]:
-    """The SHA-256 in hex of every package of a channel, by file name, after its signatures were checked.
+def open_signed(location: str, trust: Trust) -> Manifest | None:
+    """The manifest of a channel, after its signatures were checked.
 
-    Where a key is configured (``public_key``, or as in ``load_trust``), every package must be signed by it. Where none
-    is, a channel without a manifest gives an empty dictionary, and a line says that nothing vouches for the packages.
-    Ask after solving, not before: a package that is published in between would be missing.
+    Where a key is configured, it must have signed the list and every package in it. Where none is, a channel without a
+    manifest gives None, and a line says that nothing vouches for the others.
 
     Raises:
-        UnsignedPackageError: a configured key did not sign a package, or the channel has no manifest.
-        SigningKeyError: a configured key cannot be read.
-        ChannelUnreachableError, ChannelNotFoundError, ChannelDamagedError: there is no manifest that can be read.
+        UnsignedPackageError: a configured key did not sign a package or the list, or the channel has no manifest.
+        ChannelUnreachableError, ChannelDamagedError: there is no manifest that can be read.
     """
-    trust = load_trust(public_key)
     try:
         manifest = fetch(location)
     except ChannelNotFoundError:
         if not trust.configured:
-            return {}
+            return None
         raise UnsignedPackageError(f"{location} has no signatures", _UNSIGNED_REMEDY) from None
     if note := require_signatures(manifest, trust, location):
         say(note)
-    return {path.rpartition("/")[2]: entry.sha256 for path, entry in manifest.packages.items()}
+    return manifest
+
+
+def require_own_before_signing(content: Manifest, trust: Trust, folder: Path) -> None:
+    """Refuse to sign anew what is in a channel, unless this machine's key or a configured one signed all that is there.
+
+    Who can write to the folder can put in packages, indexes and a list of their own. Signed once more, they would be ours.
+
+    Raises:
+        UnsignedPackageError: another key signed the list or a package.
+        ChannelDamagedError: a file is not the one that was signed.
+    """
+    known = trust.publishers
+    foreign = next((path for path in content.packages if not content.signed_by(path, known)), None)
+    if content.signer not in known or foreign:
+        raise UnsignedPackageError(
+            f"{folder}: {foreign or 'the list of its packages'} was signed neither by this machine's key nor by a trusted one",
+            f"if you trust {content.signer}, put its key ({CHANNEL_KEY}) into {config_dir() / 'trusted-keys'}, and try again; "
+            "else publish to a new folder: --channel DIR",
+        )
+    expected = {**content.files, **{path: entry.sha256 for path, entry in content.packages.items()}}
+    for path, digest in expected.items():
+        try:
+            found = sha256_of(folder / path)
+        except OSError as error:
+            raise ChannelDamagedError(f"{folder / path} cannot be read: {error.strerror}", REMEDY) from None
+        if found != digest:
+            raise ChannelDamagedError(f"{path} in {folder} was changed since it was published", REMEDY)
 
 
 def require_signatures(manifest: Manifest, trust: Trust, source: str) -> str:

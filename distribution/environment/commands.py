@@ -33,7 +33,6 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     place = create.add_mutually_exclusive_group()
     place.add_argument("-n", "--name", help="the environment's name (default: the file's)")
     place.add_argument("-p", "--prefix", type=Path, help="the environment's folder, instead of a name")
-    create.add_argument("--key", type=Path, metavar="FILE", help="refuse what this public key did not sign")
     create.add_argument("--force", action="store_true", help="replace an environment of that name once the new one is complete")
     create.set_defaults(run=_create)
 
@@ -48,14 +47,18 @@ def _add_common(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--channel", default="", metavar="URL_OR_PATH", help="in place of ${LLAMA_CPP_CHANNEL}")
     parser.add_argument("--override-channels", action="store_true", help="use --channel alone, not what the file lists")
     parser.add_argument("--cpu", action="store_true", help="leave the CUDA plugin out")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="refuse what this public key did not sign")
+    parser.add_argument("--allow-older", action="store_true", help="take a channel that is older than it was the last time")
 
 
 def _create(options: argparse.Namespace) -> None:
     started = time.monotonic()
     _check_installed()
+    from ..channel.keys import load_trust
     from . import creation, lock, signatures, specification
 
-    text = specification.read_text(options.file)
+    trust = load_trust(options.key)
+    text = signatures.read_environment_file(options.file, trust, options.allow_older)
     wanted = None
     if not lock.is_lock(text):
         wanted = specification.parse(text, options.file, options.channel, _only(options))
@@ -66,11 +69,13 @@ def _create(options: argparse.Namespace) -> None:
     creation.check_free(Path(os.path.abspath(prefix)), options.force)
 
     if wanted:
-        solution = _solve(wanted, options.cpu)
+        solution = _solve(wanted, options)
         records, requested = solution.records, solution.requested
     else:
         records, requested = lock.read(text, options.file), ()
-    signatures.check(records, options.key)
+        with signatures.open_sources(sorted({one.channel for one in records}), trust, options.allow_older) as sources:
+            records = [sources.described(one) for one in records]
+            sources.check(records)
     made = creation.create(records, prefix, requested, force=options.force)
     say(f"{len(records)} packages in {time.monotonic() - started:.1f} s")
     _say_how_to_activate(made, by_name=options.prefix is None)
@@ -78,10 +83,12 @@ def _create(options: argparse.Namespace) -> None:
 
 def _lock(options: argparse.Namespace) -> None:
     _check_installed()
-    from . import lock, specification
+    from ..channel.keys import load_trust
+    from . import lock, signatures, specification
 
-    wanted = specification.parse(specification.read_text(options.file), options.file, options.channel, _only(options))
-    text = lock.render(_solve(wanted, options.cpu).records, wanted.name)
+    text = signatures.read_environment_file(options.file, load_trust(options.key), options.allow_older)
+    wanted = specification.parse(text, options.file, options.channel, _only(options))
+    text = lock.render(_solve(wanted, options).records, wanted.name)
     if options.output is None:
         print(text, end="")
         return
@@ -92,11 +99,16 @@ def _lock(options: argparse.Namespace) -> None:
     say(f"wrote {options.output}")
 
 
-def _solve(wanted: Specification, cpu: bool) -> Solution:
-    from . import solving
+def _solve(wanted: Specification, options: argparse.Namespace) -> Solution:
+    """The packages that satisfy an environment file, all of them checked."""
+    from ..channel.keys import load_trust
+    from . import signatures, solving
 
     say(f"solving for {', '.join(wanted.channels)}")
-    solution = solving.solve_environment(wanted, cpu=cpu)
+    solving.check_folders(wanted.channels)
+    with signatures.open_sources(wanted.channels, load_trust(options.key), options.allow_older) as sources:
+        solution = solving.solve_environment(wanted, cpu=options.cpu, sources=sources.for_solver)
+        sources.check(solution.records)
     if solution.note:
         say(solution.note)
     return solution
@@ -118,6 +130,6 @@ def _say_how_to_activate(prefix: Path, by_name: bool) -> None:
 
 
 def _check_installed() -> None:
-    for module, name in (("rattler", "py-rattler"), ("yaml", "pyyaml"), ("rich", "rich")):
+    for module, name in (("rattler", "py-rattler"), ("yaml", "pyyaml"), ("rich", "rich"), ("cryptography",) * 2):
         if importlib.util.find_spec(module) is None:
             raise ToolNotFoundError(f"{sys.executable} has no {name}", f"{sys.executable} -m pip install {name}")

@@ -7,7 +7,7 @@ import ctypes
 import datetime
 import errno
 import fcntl
-import hashlib
+import json
 import os
 import re
 import secrets
@@ -16,12 +16,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from rattler import MatchSpec, RepoDataRecord, install
 from rattler.exceptions import InstallerError
 
-from ..console import megabytes, say
+from .. import package_files
+from ..console import megabytes
 from ..errors import (
     DiskSpaceError,
     DistributionError,
@@ -29,7 +29,7 @@ from ..errors import (
     EnvironmentInstallError,
     HashMismatchError,
 )
-from ..files import cache_dir, remove_tree, sha256_of
+from ..files import cache_dir, remove_tree
 from ..waiting import wait
 from . import activation, places
 from .reporter import InstallationReporter
@@ -56,7 +56,6 @@ def create(records: Sequence[RepoDataRecord], prefix: Path, requested: Sequence[
     prefix = Path(os.path.abspath(prefix))
     check_free(prefix, force)
     with _translated(prefix), _staging(prefix) as folder:
-        _check_local_files(records)
         _check_disk(folder, records)
         _install(records, folder, prefix, requested)
         _write_history(folder, records, requested)
@@ -151,28 +150,19 @@ def _check_disk(folder: Path, records: Sequence[RepoDataRecord]) -> None:
         )
 
 
-def _check_local_files(records: Sequence[RepoDataRecord]) -> None:
-    # py-rattler compares hashes of what it downloads, and not of file:// packages
-    for record in records:
-        if not record.url.startswith("file:"):
-            continue
-        path = Path(unquote(urlsplit(record.url).path))
-        if record.sha256:
-            expected, found = record.sha256.hex(), sha256_of(path)
-        else:
-            expected, found = (record.md5 or b"").hex(), hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        if found != expected:
-            raise _wrong_bytes(f"{path}\n  expected {expected}\n  found    {found}")
-
-
 def _install(records: Sequence[RepoDataRecord], folder: Path, prefix: Path, requested: Sequence[str]) -> None:
+    # Every package is unpacked anew, from a file that was compared with its hash a moment before, and into a cache that is
+    # gone afterwards: an environment shares no file with anything that could change later, or was changed before.
+    scratch = folder / f".creating-{secrets.token_hex(4)}"
+    scratch.mkdir(mode=0o700)
+
     async def run() -> None:
+        files = await package_files.gather(records, scratch / "archives", cache_dir(), reporter.on_archive_progress)
         await install(
-            list(records),
+            [RepoDataRecord(one, one.file_name, file.as_uri(), one.channel) for one, file in zip(records, files, strict=True)],
             target_prefix=folder,
             alternative_target_prefix=prefix,
-            # not the cache that conda tools share: others fill that from folders without a look at the hash
-            cache_dir=cache_dir() / "packages",
+            cache_dir=scratch / "unpacked",
             # py-rattler 0.28 wants its inner objects here
             requested_specs=[MatchSpec(one)._match_spec for one in requested],
             reporter=reporter,
@@ -182,6 +172,19 @@ def _install(records: Sequence[RepoDataRecord], folder: Path, prefix: Path, requ
 
     with InstallationReporter() as reporter:
         wait(run())
+    _name_origins(records, folder)
+    remove_tree(scratch)
+
+
+def _name_origins(records: Sequence[RepoDataRecord], folder: Path) -> None:
+    """Write down where packages are from; py-rattler notes the files that it was given, which are gone."""
+    for record in records:
+        file = folder / "conda-meta" / f"{record.file_name.removesuffix('.conda').removesuffix('.tar.bz2')}.json"
+        described = json.loads(file.read_bytes())
+        described["url"] = record.url
+        for key in ("extracted_package_dir", "package_tarball_full_path", "link"):
+            described.pop(key, None)
+        file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_history(folder: Path, records: Sequence[RepoDataRecord], requested: Sequence[str]) -> None:

@@ -42,15 +42,9 @@ class InstallationReporter(InstallerReporter):
         if not self._terminal:
             say(f"installing {total_operations} packages")
 
-    # what these two return is the number by which the download is named later
-    def on_populate_cache_start(self, operation: int, package_name: str) -> int:
-        return operation
-
-    def on_download_start(self, cache_entry: int) -> int:
-        return cache_entry
-
-    def on_download_progress(self, download_idx: int, progress: int, total: int | None) -> None:
-        self._downloaded[download_idx] = progress
+    def on_archive_progress(self, index: int, size: int) -> None:
+        """``size`` bytes of a package were downloaded so far."""
+        self._downloaded[index] = size
         self._progress.update(self._task, description=f"{megabytes(sum(self._downloaded.values()))} downloaded")
 
     def on_transaction_operation_complete(self, operation: int) -> None:

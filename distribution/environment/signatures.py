@@ -1,62 +1,225 @@
-"""Installing only what a configured key signed."""
+"""Solving and installing only what a configured key signed: environment files, indexes and packages."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from rattler import Channel, RepoDataRecord
+from rattler import Channel, RepoDataRecord, SparseRepoData
 
-from ..errors import ToolNotFoundError, UnsignedPackageError
-
-OURS = frozenset({"libllama", "libggml-cuda", "llama.cpp", "llama-cpp-python"})
+from ..channel import environments, rollback
+from ..channel.inspection import OURS, SUBDIRS
+from ..channel.keys import Trust
+from ..channel.manifest import REMEDY, Manifest, fetch_file, folder_of
+from ..channel.publishing import INDEX, LARGEST_INDEX
+from ..channel.signing import open_signed
+from ..errors import ChannelDamagedError, UnsignedPackageError
+from ..files import read_regular
+from . import specification
 
 # These channels by their whole address: at the same host anybody has one.
 _VOUCHED_FOR_BY_TLS = frozenset(Channel(name).base_url.rstrip("/") for name in ("conda-forge", "main"))
+_TRIES = 3
+"""A publisher may change the channel between two of our reads."""
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def check(records: Sequence[RepoDataRecord], key: Path | None = None) -> None:
-    """Compare what would be installed with what its channels signed.
+@dataclass(frozen=True)
+class Sources:
+    """The channels of an environment.
 
-    Every channel that our own packages come from is checked. Where a key is configured, so are all others but conda-forge
-    and Anaconda's main, which vouch for their packages by TLS and sign nothing we could check: an environment file that
-    somebody changed may list any channel, and that one any Python. Where no key is, other channels behind TLS are left out.
+    Attributes:
+        for_solver: what py-rattler solves from, the most important first: names and addresses, and, of channels with
+            signatures, the indexes that were signed.
+        signed: what those channels signed, by their address.
+    """
 
-    Args:
-        key: the public key that must have signed; where it is None, the configured ones, if there are any.
+    trust: Trust
+    for_solver: list[str | SparseRepoData] = field(default_factory=list)
+    signed: dict[str, Manifest] = field(default_factory=dict)
+    indexes: dict[str, list[SparseRepoData]] = field(default_factory=dict)
+
+    def described(self, record: RepoDataRecord) -> RepoDataRecord:
+        """A package of a lock as the signed index describes it; as it is where there is none, or it does not list it."""
+        for index in self.indexes.get(_address(record.channel), ()):
+            for known in index.load_records(record.name):
+                if known.file_name == record.file_name and known.subdir == record.subdir:
+                    return known
+        return record
+
+    def check(self, records: Sequence[RepoDataRecord]) -> None:
+        """Compare what would be installed with what its channels signed.
+
+        Where a key is configured, every channel but conda-forge and Anaconda's main must have signed what comes from it.
+        Those two vouch for their packages by TLS and sign nothing we could check. A package of ours is never taken unsigned
+        from them. Where no key is configured, other channels behind TLS are left out.
+
+        Raises:
+            UnsignedPackageError: a package is not among those that the key signed, or its channel has no signatures.
+            ChannelUnreachableError, ChannelDamagedError: a channel's signatures cannot be read.
+        """
+        late: dict[str, Manifest | None] = {}
+        for record in records:
+            address = _address(record.channel)
+            signed = self.signed.get(address)
+            if signed is None and self._needs_signature(record, address):
+                # read late: only now is it known that packages of ours come from there
+                if address not in late:
+                    late[address] = open_signed(address, self.trust)
+                signed = late[address]
+            if signed:
+                _compare(record, signed, address)
+
+    def _needs_signature(self, record: RepoDataRecord, address: str) -> bool:
+        if record.name.normalized in OURS:
+            return True
+        return address not in _VOUCHED_FOR_BY_TLS if self.trust.configured else not address.startswith("https:")
+
+
+@contextlib.contextmanager
+def open_sources(channels: Sequence[str], trust: Trust, allow_older: bool = False) -> Iterator[Sources]:
+    """The channels of an environment, each with the index that was signed, as long as the context lasts.
 
     Raises:
-        UnsignedPackageError: a package is not among those that the key signed, or its channel has no signatures.
-        SigningKeyError: a configured key cannot be read.
-        ToolNotFoundError: the Python package cryptography is not installed.
-        ChannelUnreachableError, ChannelDamagedError: a channel's signatures cannot be read.
+        UnsignedPackageError: a key is configured, and did not sign a channel.
+        OlderGenerationError: a key is configured, and a channel is older than it was.
+        ChannelUnreachableError, ChannelDamagedError: a channel's signatures or index cannot be read.
     """
+    with tempfile.TemporaryDirectory(prefix="llama-cpp-index-") as scratch:
+        sources = Sources(trust)
+        for number, channel in enumerate(channels):
+            address = _address(channel)
+            plain = address in _VOUCHED_FOR_BY_TLS or (address.startswith("https:") and not trust.configured)
+            found = None if plain else _read_signed(address, trust, allow_older)
+            if found is None:
+                sources.for_solver.append(channel)
+                continue
+            sources.signed[address], texts = found
+            sources.indexes[address] = [
+                _sparse(address, subdir, text, Path(scratch, str(number))) for subdir, text in texts.items()
+            ]
+            sources.for_solver.extend(sources.indexes[address])
+        yield sources
+
+
+def read_environment_file(source: str, trust: Trust, allow_older: bool = False) -> str:
+    """The text of an environment file or lock at a path or an address.
+
+    Where a key is configured, a file of a channel must be the one that was signed. What comes without TLS must be signed; a
+    file of one's own is one's own.
+
+    Raises:
+        UnsignedPackageError: it is not what was signed, or nothing vouches for it.
+        OlderGenerationError: the channel is older than it was.
+        EnvironmentFileError, ChannelUnreachableError, ChannelDamagedError: it cannot be read.
+    """
+    for last in (False,) * (_TRIES - 1) + (True,):
+        text = specification.read_text(source)
+        if not trust.configured or _is_signed(source, text, trust, allow_older):
+            return text
+        if last:
+            break
+    raise UnsignedPackageError(
+        f"{source} is not what its channel's publisher signed", "do not use it; ask the publisher, or use a file of your own"
+    )
+
+
+def _is_signed(source: str, text: str, trust: Trust, allow_older: bool) -> bool:
+    location, name = _folder_and_name(source)
+    remote = "://" in source
+    if not remote and not (name in environments.ADDRESSED and (Path(location) / "manifest.json").exists()):
+        return True
     try:
-        from ..channel.keys import load_trust
-        from ..channel.signing import check_signatures
-    except ModuleNotFoundError as error:
-        if error.name != "cryptography":
-            raise
-        raise ToolNotFoundError("signatures are checked with cryptography", "python -m pip install cryptography") from None
-    with_key = bool(load_trust(key).configured)
-    by_channel: dict[str, list[RepoDataRecord]] = defaultdict(list)
-    for record in records:
-        by_channel[record.channel].append(record)
-    for channel, taken in by_channel.items():
-        vouched_for = channel.rstrip("/") in _VOUCHED_FOR_BY_TLS if with_key else channel.startswith("https:")
-        if vouched_for and not any(record.name.normalized in OURS for record in taken):
-            continue
-        # empty where the channel has no signatures and no key asks for them
-        if signed := check_signatures(channel, key):
-            _compare(taken, signed, channel)
-
-
-def _compare(records: Sequence[RepoDataRecord], signed: dict[str, str], channel: str) -> None:
-    for record in records:
-        found = record.sha256.hex() if record.sha256 else "unknown"
-        if signed.get(record.file_name) != found:
+        content = open_signed(location, trust)
+        assert content
+    except UnsignedPackageError:
+        if source.startswith("https:"):
+            return True
+        raise
+    if name not in content.addressed:
+        if source.startswith("http:"):
             raise UnsignedPackageError(
-                f"{record.file_name} of {channel} is not what was signed (its SHA-256 is {found})",
-                "do not install it; python -m distribution channel verify says what is wrong with the channel",
+                f"nothing vouches for {source}: it is no file of a signed channel, and came without TLS",
+                "fetch it by a way that you trust, and name the file",
             )
+        return True
+    digests = {environments.neutral_digest(text, one) for one in _spellings(location)}
+    if content.addressed[name] in digests:
+        rollback.check(_address(location), content.generation, allow_older)
+        return True
+    return False
+
+
+def _folder_and_name(source: str) -> tuple[str, str]:
+    if "://" in source:
+        location, _, name = source.partition("?")[0].rpartition("/")
+        return location, name
+    path = Path(source).absolute()
+    return str(path.parent), path.name
+
+
+def _spellings(location: str) -> list[str]:
+    """The addresses that a channel's server or publisher may have put into a file that was read from there."""
+    if (folder := folder_of(location)) is not None:
+        return [folder.absolute().as_uri()]
+    parts = urlsplit(location)
+    plain = parts.hostname if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else parts.netloc
+    return [location, f"{parts.scheme}://{plain}{parts.path}"]
+
+
+def _read_signed(address: str, trust: Trust, allow_older: bool) -> tuple[Manifest, dict[str, bytes]] | None:
+    """What a channel signed, and its indexes; None where it has no signatures and no key asks for them."""
+    changed = ""
+    for _ in range(_TRIES):
+        content = open_signed(address, trust)
+        if content is None:
+            return None
+        texts = {subdir: _read_file(address, f"{subdir}/{INDEX}") for subdir in SUBDIRS}
+        wrong = [
+            subdir
+            for subdir, text in texts.items()
+            if hashlib.sha256(text).hexdigest() != content.files.get(f"{subdir}/{INDEX}")
+        ]
+        if not wrong:
+            if trust.configured:
+                rollback.check(address, content.generation, allow_older)
+            return content, texts
+        changed = f"{wrong[0]}/{INDEX}"
+    kind = UnsignedPackageError if trust.configured else ChannelDamagedError
+    raise kind(f"{changed} of {address} is not what was signed", REMEDY)
+
+
+def _read_file(address: str, path: str) -> bytes:
+    try:
+        if (folder := folder_of(address)) is not None:
+            return read_regular(folder / path, LARGEST_INDEX)
+        return fetch_file(address, path, LARGEST_INDEX)
+    except FileNotFoundError:
+        raise ChannelDamagedError(f"{address} has no {path}", REMEDY) from None
+
+
+def _sparse(address: str, subdir: str, text: bytes, folder: Path) -> SparseRepoData:
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{subdir}.json"
+    file.write_bytes(text)
+    return SparseRepoData(Channel(address), subdir, file)
+
+
+def _compare(record: RepoDataRecord, signed: Manifest, address: str) -> None:
+    entry = signed.packages.get(f"{record.subdir}/{record.file_name}")
+    found = record.sha256.hex() if record.sha256 else "unknown"
+    if entry is None or entry.sha256 != found:
+        raise UnsignedPackageError(
+            f"{record.file_name} of {address} is not what was signed (its SHA-256 is {found})",
+            "do not install it; python -m distribution channel verify says what is wrong with the channel",
+        )
+
+
+def _address(channel: str) -> str:
+    """One spelling of a channel's address."""
+    return Channel(channel).base_url.rstrip("/")

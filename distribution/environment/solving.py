@@ -12,6 +12,7 @@ from rattler import (
     MatchSpec,
     RepoDataRecord,
     SourceConfig,
+    SparseRepoData,
     Subdir,
     VirtualPackage,
     VirtualPackageOverrides,
@@ -43,13 +44,17 @@ class Solution:
 
 
 def solve_environment(
-    specification: Specification, found: hardware.Hardware | None = None, cpu: bool = False
+    specification: Specification,
+    found: hardware.Hardware | None = None,
+    cpu: bool = False,
+    sources: Sequence[str | SparseRepoData] | None = None,
 ) -> Solution:
     """Solve for this machine: its glibc and driver, and the CUDA plugin for its GPUs.
 
     Args:
         found: the GPUs to choose the plugin for; detected where it is None and the answer matters.
         cpu: leave the CUDA plugin out.
+        sources: what to solve from, as ``signatures.open_sources`` has it; the file's channels where it is None.
 
     Raises:
         ChannelUnreachableError: a channel could not be read.
@@ -58,16 +63,19 @@ def solve_environment(
             have; then the remedy says how to build one that fits.
         EnvironmentFileError: ``$CONDA_OVERRIDE_CUDA`` is no version.
     """
-    _check_folders(specification.channels)
+    check_folders(specification.channels)
     gateway = _gateway(specification.channels)
-    specification, note = _fit_to_hardware(specification, gateway, found, cpu)
+    sources = specification.channels if sources is None else sources
+    specification, note = _fit_to_hardware(specification, sources, gateway, found, cpu)
     try:
         records = wait(
             solve(
-                sources=specification.channels,
+                sources=sources,
                 specs=[MatchSpec(one) for one in specification.dependencies],
                 gateway=gateway,
                 virtual_packages=_virtual_packages(),
+                # an index may name further channels: these and no others are asked for
+                channel_relations="disabled",
             )
         )
     except GatewayError as error:
@@ -83,7 +91,8 @@ def _gateway(channels: Sequence[str]) -> Gateway:
     return Gateway(per_channel_config={one: fresh for one in channels if one.startswith(("file:", "http:"))})
 
 
-def _check_folders(channels: Sequence[str]) -> None:
+def check_folders(channels: Sequence[str]) -> None:
+    """Raise ChannelUnreachableError for a folder that is no channel."""
     for channel in channels:
         if not channel.startswith("file:"):
             continue
@@ -105,7 +114,7 @@ def _virtual_packages() -> list[VirtualPackage]:
 
 
 def _fit_to_hardware(
-    specification: Specification, gateway: Gateway, found: hardware.Hardware | None, cpu: bool
+    specification: Specification, sources: Sequence[str | SparseRepoData], gateway: Gateway, found: hardware.Hardware | None, cpu: bool
 ) -> tuple[Specification, str]:
     """Name the build of the CUDA plugin that runs here, or leave the plugin out."""
     plugin = next((one for one in specification.dependencies if _name(one) == CUDA_PLUGIN), None)
@@ -120,7 +129,7 @@ def _fit_to_hardware(
     if not found.gpus:
         return _without(specification, plugin), "no NVIDIA GPU here: for the CPU"
     variants = hardware.suitable_variants(found.gpus, found.driver)
-    offered = _offered_builds(specification.channels, gateway)
+    offered = _offered_builds(sources, gateway)
     for variant in variants:
         if any(build.startswith(f"{variant.build_prefix}_") for build in offered):
             version = MatchSpec(plugin).version or "*"
@@ -148,9 +157,9 @@ def _name(dependency: str) -> str:
     return MatchSpec(dependency).name.normalized
 
 
-def _offered_builds(channels: Sequence[str], gateway: Gateway) -> set[str]:
+def _offered_builds(sources: Sequence[str | SparseRepoData], gateway: Gateway) -> set[str]:
     try:
-        answers = wait(gateway.query(channels, [Subdir.current(), "noarch"], [CUDA_PLUGIN], recursive=False))
+        answers = wait(gateway.query(sources, [Subdir.current(), "noarch"], [CUDA_PLUGIN], recursive=False))
     except GatewayError as error:
         raise _unreachable(error) from None
     return {str(record.build) for records in answers for record in records}

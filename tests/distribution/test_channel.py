@@ -57,7 +57,7 @@ def test_packages_of_the_build_engine_are_taken(place, tmp_path):
         "tool", "2.0", "linux-64", "h1_0", tmp_path, files_dir=tmp_path / "files", homepage="x", timestamp=moment
     )
     found: dict[str, bytes] = {}
-    inspect(Path(made.path), found.__setitem__)
+    inspect(Path(made.path), lambda path, blocks: found.update({path: b"".join(blocks)}))
     assert found == {"lib/data": (tmp_path / "files/lib/data").read_bytes()}
     assert place.publish(Path(made.path)).added == ("linux-64/tool-2.0-h1_0.conda",)
 
@@ -294,7 +294,6 @@ def test_the_environment_file_names_the_channel(place, tmp_path):
     assert "repository" not in with_gpu and f"conda env create -f {place.channel.url}" in with_gpu
     without = (folder / environments.ENVIRONMENT_CPU).read_text()
     assert yaml.safe_load(without)["dependencies"] == ["llama-cpp-python=0.4.0=ha0_0", "llama.cpp"]
-    assert "The GPU" not in without and "# programs" in without
     lock = (folder / environments.LOCK).read_text()
     assert "@EXPLICIT" in lock and f"{place.channel.url}/linux-64/libggml-cuda-0.4.0-cuda134_sm120_ha0_0.conda#" in lock
     assert "libggml-cuda" not in (folder / environments.LOCK_CPU).read_text()

@@ -21,7 +21,7 @@ from distribution.channel.generations import Channel
 from distribution.channel.pruning import prune
 from distribution.channel.publishing import State
 from distribution.channel.server import ChannelServer
-from distribution.channel.signing import check_signatures
+from distribution.channel.signing import open_signed
 from distribution.channel.verification import Finding, verify
 from distribution.errors import (
     BundleError,
@@ -50,6 +50,12 @@ def stranger(tmp_path, monkeypatch) -> Path:
         patched.setenv("XDG_CONFIG_HOME", str(tmp_path / "stranger"))
         keys.signing_key()
     return tmp_path / "stranger/llama-cpp/signing-key.pub"
+
+
+def check_signatures(location: str, key: Path | None = None) -> dict[str, str]:
+    """The SHA-256 of each package of a channel by file name, after its signatures were checked."""
+    content = open_signed(location, keys.load_trust(key))
+    return {path.rpartition("/")[2]: entry.sha256 for path, entry in content.packages.items()} if content else {}
 
 
 def move_to_another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
