@@ -37,6 +37,22 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     serve = _add(actions, "serve", "offer it to other machines over HTTP", _serve)
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen at; 0.0.0.0 for the whole network")
     serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument(
+        "--connections", type=_positive, metavar="N",
+        help="at once, in all (default: a quarter of the files that a process may open, 512 at most)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--connections-per-address", type=_positive, metavar="N",
+        help="at once, of one IPv4 address or one /64 of IPv6 (default: half of those in all)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--request-time", type=_positive, default=15, metavar="SECONDS",
+        help="for a whole request, from the connection or the last answer on (default: 15)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--minimum-rate", type=_positive, default=4096, metavar="BYTES",
+        help="a second, that a client must take of an answer (default: 4096)",
+    )  # fmt: skip
 
     export = _add(actions, "export", "write our packages and all they need into one file", _export)
     export.add_argument("file", type=Path, metavar="FILE", help="the file to write, for example llama-cpp.tar")
@@ -177,14 +193,16 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    from .connections import Limits
     from .environments import ENVIRONMENT
     from .generations import Channel
     from .server import ChannelServer
 
+    limits = Limits.chosen(options.connections, options.connections_per_address, options.request_time, options.minimum_rate)
     # Ctrl-C is how it is meant to end
     with (
         contextlib.suppress(KeyboardInterrupt),
-        ChannelServer(Channel.at(options.channel), options.host, options.port) as server,
+        ChannelServer(Channel.at(options.channel), options.host, options.port, limits) as server,
     ):
         say(f"serving {options.channel} at {server.address}; Ctrl-C ends it")
         if server.is_open:

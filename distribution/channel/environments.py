@@ -34,7 +34,7 @@ PLUGIN, PYTHON, ENGINE = "libggml-cuda", "llama-cpp-python", "libllama"
 _HEADING = re.compile(rf"#     conda env create -f (?P<address>\S+)/{re.escape(ENVIRONMENT)}")
 _BUILD = re.compile(r"(?P<variant>cuda(?P<cuda>\d+)_sm(?P<targets>\d+(?:_\d+)*))_")
 _ENVIRONMENT_NAME = re.compile(r"[^\s/:#\x00-\x1f][^/:#\x00-\x1f]*")
-_LARGEST_TEMPLATE = 1 << 20
+_LARGEST_TEXT = 4 << 20
 
 
 def variant_of(package: Package) -> tuple[str, str, tuple[str, ...]] | None:
@@ -57,7 +57,7 @@ def wanted_by(template: Path | None = None) -> Wanted:
     """
     path = template or REPOSITORY / ENVIRONMENT
     try:
-        text = read_regular(path, _LARGEST_TEMPLATE).decode("utf-8")
+        text = _read(path)
     except (OSError, UnicodeDecodeError) as error:
         raise EnvironmentFileError(f"{path} cannot be read: {error}", "name an environment file: --environment FILE") from None
     # which channels it lists does not matter: a channel's own file lists that channel
@@ -164,10 +164,14 @@ def readdress(folder: Path, name: str, address: str) -> str:
         ChannelDamagedError: the environment file does not begin as it was written.
     """
     # the address that was written: the folder may have been moved since, or be reached by another path
-    heading = (folder / ENVIRONMENT).read_text(encoding="utf-8").partition("\n")[0]
+    heading = _read(folder / ENVIRONMENT).partition("\n")[0]
     if not (written := _HEADING.fullmatch(heading)):
         raise ChannelDamagedError(f"{folder / ENVIRONMENT} does not name its channel", manifest.REMEDY)
-    return (folder / name).read_text(encoding="utf-8").replace(written["address"], address)
+    return _read(folder / name).replace(written["address"], address)
+
+
+def _read(path: Path) -> str:
+    return read_regular(path, _LARGEST_TEXT).decode("utf-8")
 
 
 def _adapt(dependency: str, packages: Sequence[Package], cpu: bool) -> str | None:

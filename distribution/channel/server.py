@@ -1,62 +1,78 @@
-"""The channel over HTTP, for other machines: read-only, always the current generation."""
+"""The channel over HTTP, for other machines: read-only, always the current generation.
+
+One thread serves all clients: an event loop, as a connection that waits costs it next to nothing.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import email.utils
 import errno
-import hashlib
 import html
+import ipaddress
 import os
-import re
 import socket
-import stat
-from dataclasses import dataclass
+import threading
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import IO
-from urllib.parse import unquote, urlsplit
 
-from ..errors import ChannelDamagedError, ChannelNotFoundError, ServerError
+from ..errors import ChannelNotFoundError, DistributionError, ServerError
 from . import environments
+from .connections import Connection, Connections, Limits
 from .generations import Channel
+from .http_files import file_response, open_inside, text_response
+from .http_messages import Refused, Request, Response, take_request
 
-_HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_IDLE = 60
-_CHUNK = 1 << 20
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO, errno.ENODEV,
+           errno.EINVAL, errno.EILSEQ)  # fmt: skip
+_NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE)
+_CHUNK = 1 << 17
+_LARGEST_TEXT = 1 << 22
+_BACKLOG = 1024
 _TYPES = {".json": "application/json", ".yml": "text/yaml; charset=utf-8", ".txt": "text/plain; charset=utf-8"}
+_BUSY = Refused(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "2"})
 
 
-class ChannelServer(ThreadingHTTPServer):
-    """Serves one channel. ``serve_forever`` runs it; ``address`` is its URL."""
+class ChannelServer:
+    """Serves one channel. ``serve_forever`` runs it; ``address`` is its URL.
 
-    daemon_threads = True
+    Attributes:
+        server_address: where it listens, as of a socket: host and port come first.
+    """
 
-    def __init__(self, channel: Channel, host: str = "127.0.0.1", port: int = 8000) -> None:
+    def __init__(self, channel: Channel, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None) -> None:
         """Bind to an address; port 0 takes any free one.
 
         Raises:
             ChannelNotFoundError: nothing was published yet.
-            ServerError: the address is in use, or not this machine's.
+            ServerError: the address is in use, or not this machine's; or the limits cannot be kept.
         """
         channel.current()
         self.channel = channel
-        if ":" in host:
-            self.address_family = socket.AF_INET6
+        self._limits = limits or Limits.chosen()
+        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
+        self._started, self._ended = threading.Event(), threading.Event()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = host == "::" and socket.has_dualstack_ipv6()
         try:
-            super().__init__((host, port), _Handler)
-        except (OSError, OverflowError) as error:
+            self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+        except (OSError, OverflowError, ValueError) as error:
             raise ServerError(
                 f"cannot listen at {host}, port {port}: {getattr(error, 'strerror', None) or error}",
                 "choose another --port, or --host 127.0.0.1 or 0.0.0.0",
             ) from None
+        self._listener.setblocking(False)
+        self.server_address = self._listener.getsockname()
+
+    def __enter__(self) -> ChannelServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
 
     @property
     def address(self) -> str:
-        host, port = str(self.server_address[0]), self.server_address[1]
+        host, port = self.server_address[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
@@ -68,188 +84,114 @@ class ChannelServer(ThreadingHTTPServer):
     @property
     def is_open(self) -> bool:
         """Whether other machines can reach it."""
-        return not str(self.server_address[0]).startswith(("127.", "::1"))
+        return not ipaddress.ip_address(self.server_address[0]).is_loopback
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is no error of ours."""
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """Something to send: an open file or text, of ``size`` bytes."""
-
-    body: IO[bytes] | bytes
-    size: int
-    tag: str
-    type: str
-    modified: float | None = None
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: ChannelServer
-    # a client that keeps a connection without using it holds a thread
-    timeout = _IDLE
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def version_string(self) -> str:
-        return "llama-cpp-channel"
-
-    def _answer(self, with_body: bool) -> None:
-        if self.headers.get("Content-Length", "0") != "0" or self.headers.get("Transfer-Encoding"):
-            # its body is not read, and would be taken for the next request
-            self.close_connection = True
+    def serve_forever(self) -> None:
+        """Answer until ``shutdown``, or an exception in this thread as by Ctrl-C; connections end with it."""
         try:
-            found = self._find()
-        except ChannelDamagedError:
-            return self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, with_body)
-        except ValueError:
-            return self._refuse(HTTPStatus.BAD_REQUEST, with_body)
-        except OSError as error:
-            absent = isinstance(error, ChannelNotFoundError) or error.errno in _ABSENT
-            return self._refuse(HTTPStatus.NOT_FOUND if absent else HTTPStatus.INTERNAL_SERVER_ERROR, with_body)
-        with contextlib.ExitStack() as stack:
-            if not isinstance(found.body, bytes):
-                stack.enter_context(found.body)
-            self._send(found, with_body)
+            with contextlib.suppress(asyncio.CancelledError):
+                asyncio.run(self._serve())
+        finally:
+            self._ended.set()
 
-    def _find(self) -> _Answer:
-        """What the request's path names.
+    def shutdown(self) -> None:
+        """End ``serve_forever``, which runs in another thread or is about to, and wait for its end."""
+        self._started.wait()
+        # it may have ended by itself
+        with contextlib.suppress(RuntimeError):
+            if self._running:
+                self._running[0].call_soon_threadsafe(self._running[1].cancel)
+        self._ended.wait()
+
+    async def _serve(self) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._running = asyncio.get_running_loop(), task
+        self._started.set()
+        refusal = _BUSY.response(with_text=False).head(keeps_alive=False)
+        await Connections(self._limits, self._converse, refusal).serve(self._listener)
+
+    async def _converse(self, connection: Connection) -> None:
+        """Answer one client's requests, one after the other."""
+        received = bytearray()
+        keeps_alive = True
+        while keeps_alive:
+            connection.expect_request()
+            request = None
+            try:
+                while not (request := take_request(received)):
+                    if not (data := await connection.receive()):
+                        return
+                    received += data
+                response = self._answer(request)
+            except Refused as refused:
+                # of a malformed request it is not known whether its answer may have a body
+                response = refused.response(with_text=request is not None)
+            keeps_alive = request is not None and request.keeps_alive
+            with response:
+                await connection.send(response.head(keeps_alive))
+                if (not request or request.method != "HEAD") and not await _send_body(connection, response):
+                    return
+        await connection.finish()
+
+    def _answer(self, request: Request) -> Response:
+        """What a request gets.
 
         Raises:
-            OSError: nothing that is served.
-            ChannelDamagedError: the environment file was changed.
-            ValueError: the path or the Host header is malformed.
+            Refused: it does not get what it asks for.
         """
-        path = unquote(urlsplit(self.path).path, errors="strict")
-        if "\0" in path or "\\" in path:
-            raise ValueError(path)
-        parts = [part for part in path.split("/") if part]
-        if any(part in (".", "..") or part.startswith(".") for part in parts):
-            raise FileNotFoundError(errno.ENOENT, "not served", path)
-        # the link is followed once, so that one answer is of one generation
-        folder = self.server.channel.current()
-        name = "/".join(parts)
-        if not name:
-            return _text(_page(self._address(), folder), "text/html; charset=utf-8")
-        if name in environments.ADDRESSED:
-            return _text(environments.readdress(folder, name, self._address()), _TYPES[Path(name).suffix])
-        return _file(folder / name)
-
-    def _address(self) -> str:
-        """The channel's address as the client knows it."""
-        host = self.headers.get("Host")
-        if host is None:
-            return self.server.address
-        if not _HOST.fullmatch(host):
-            raise ValueError(host)
-        return f"http://{host}"
-
-    def _send(self, found: _Answer, with_body: bool) -> None:
-        tag = f'"{found.tag}"'
-        if self._unchanged(found, tag):
-            self.send_response(HTTPStatus.NOT_MODIFIED)
-            self._send_common(found, tag)
-            self.end_headers()
-            return
-        start, end = 0, found.size
-        if wanted := self._range(found, tag):
-            start, end = wanted
-            if start >= end:
-                self.send_response(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
-                self.send_header("Content-Range", f"bytes */{found.size}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(HTTPStatus.PARTIAL_CONTENT)
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{found.size}")
-        else:
-            self.send_response(HTTPStatus.OK)
-        self._send_common(found, tag)
-        self.send_header("Content-Type", found.type)
-        self.send_header("Content-Length", str(end - start))
-        self.end_headers()
-        if with_body:
-            self._send_body(found.body, start, end)
-
-    def _send_common(self, found: _Answer, tag: str) -> None:
-        self.send_header("ETag", tag)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Cache-Control", "no-cache")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        if found.modified is not None:
-            self.send_header("Last-Modified", email.utils.formatdate(found.modified, usegmt=True))
-
-    def _send_body(self, body: IO[bytes] | bytes, start: int, end: int) -> None:
-        if isinstance(body, bytes):
-            self.wfile.write(body[start:end])
-            return
-        body.seek(start)
-        left = end - start
-        while left:
-            block = body.read(min(_CHUNK, left))
-            if not block:
-                # the length is promised; only a broken connection says that it is not kept
-                self.close_connection = True
-                return
-            self.wfile.write(block)
-            left -= len(block)
-
-    def _unchanged(self, found: _Answer, tag: str) -> bool:
-        if known := self.headers.get("If-None-Match"):
-            return known.strip() == "*" or tag in (one.strip().removeprefix("W/") for one in known.split(","))
-        since = self.headers.get("If-Modified-Since")
-        if since is None or found.modified is None:
-            return False
         try:
-            return int(found.modified) <= email.utils.parsedate_to_datetime(since).timestamp()
-        except (ValueError, TypeError, IndexError):
+            return self._find(request)
+        except OSError as error:
+            if error.errno in _NO_FILES_LEFT:
+                raise _BUSY from None
+            if isinstance(error, ChannelNotFoundError) or error.errno in _ABSENT:
+                raise Refused(HTTPStatus.NOT_FOUND) from None
+            raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR) from None
+        except (DistributionError, UnicodeDecodeError):
+            # an environment file was changed
+            raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR) from None
+
+    def _find(self, request: Request) -> Response:
+        if "\0" in request.path or "\\" in request.path:
+            raise Refused(HTTPStatus.BAD_REQUEST)
+        parts = [part for part in request.path.split("/") if part]
+        if any(part.startswith(".") for part in parts):
+            raise Refused(HTTPStatus.NOT_FOUND)
+        # the link is followed once, so that one answer is of one generation
+        folder = self.channel.current()
+        address = f"http://{request.host}" if request.host else self.address
+        if not parts:
+            return text_response(request, _page(address, folder), "text/html; charset=utf-8")
+        if len(parts) == 1 and parts[0] in environments.ADDRESSED:
+            for name in (parts[0], environments.ENVIRONMENT):
+                # what is read there by name must be there
+                with open_inside(folder, [name]) as file:
+                    if os.fstat(file.fileno()).st_size > _LARGEST_TEXT:
+                        raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR)
+            return text_response(request, environments.readdress(folder, parts[0], address), _type(parts[0]))
+        return file_response(request, open_inside(folder, parts), _type(parts[-1]))
+
+
+def _type(name: str) -> str:
+    return _TYPES.get(Path(name).suffix, "application/octet-stream")
+
+
+async def _send_body(connection: Connection, response: Response) -> bool:
+    """Send it; false where there is less of it than was promised."""
+    if isinstance(response.body, bytes):
+        await connection.send(response.body[response.start : response.end])
+        return True
+    response.body.seek(response.start)
+    left = response.end - response.start
+    while left:
+        block = response.body.read(min(_CHUNK, left))
+        if not block:
+            # the length is promised; only a broken connection says that it is not kept
             return False
-
-    def _range(self, found: _Answer, tag: str) -> tuple[int, int] | None:
-        """The half-open range of bytes that is asked for; empty where it lies outside, None where all is wanted."""
-        asked = _RANGE.fullmatch(self.headers.get("Range", "").strip())
-        if not asked or asked.groups() == ("", "") or self.headers.get("If-Range", tag) != tag:
-            return None
-        first, last = asked.groups()
-        if not first:
-            return max(0, found.size - int(last)), found.size if int(last) else 0
-        end = min(int(last) + 1, found.size) if last else found.size
-        if last and int(last) < int(first):
-            return None
-        return int(first), end
-
-    def _refuse(self, status: HTTPStatus, with_body: bool) -> None:
-        text = f"{status.value} {status.phrase}\n".encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(text)
-
-
-def _file(path: Path) -> _Answer:
-    # names come from the network; a generation holds plain files alone
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(handle)
-        raise FileNotFoundError(errno.ENOENT, "no plain file", str(path))
-    return _Answer(
-        os.fdopen(handle, "rb"), found.st_size, f"{found.st_mtime_ns:x}-{found.st_size:x}",
-        _TYPES.get(path.suffix, "application/octet-stream"), found.st_mtime,
-    )  # fmt: skip
-
-
-def _text(text: str, content_type: str) -> _Answer:
-    body = text.encode()
-    return _Answer(body, len(body), hashlib.sha256(body).hexdigest()[:32], content_type)
+        await connection.send(block)
+        left -= len(block)
+    return True
 
 
 def _page(address: str, folder: Path) -> str:
