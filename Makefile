@@ -4,6 +4,11 @@ PYTHON ?= python3
 VENV   := .venv
 PYTEST := $(VENV)/bin/python -m pytest
 
+# Each would have Python import other things than what is here.
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONINSPECT PYTHONOPTIMIZE PYTHONUSERBASE PYTHONWARNINGS
+# `make -j demo test` would fill one virtual environment twice at once.
+.NOTPARALLEL:
+
 .PHONY: demo test packages tools install bindings benchmark bench-packages clean
 
 demo: ## build the packages for this machine, share them, make the environment, answer a first prompt

@@ -17,7 +17,7 @@ from . import hardware
 from .packaging import packages
 from .console import say
 from .errors import BuildError
-from .files import REPOSITORY
+from .files import REPOSITORY, cache_dir
 
 CHANNEL = REPOSITORY / "dist" / "channel"
 PREFIX = REPOSITORY / "dist" / "envs" / "llm-dev"
@@ -51,6 +51,7 @@ def variants_for(found: hardware.Hardware, toolkits: Sequence[str] | None = None
 
 def demo(prompt: str = PROMPT) -> int:
     """Build, publish, install and answer; return the exit status of the last step."""
+    _check_places()
     found = hardware.detect()
     say(f"this machine has {found}")
     variants = variants_for(found, packages.toolkits())
@@ -68,6 +69,23 @@ def demo(prompt: str = PROMPT) -> int:
         how = f". {shlex.quote(os.path.relpath(PREFIX / 'activate.sh'))}"
         print(f"\nNext: {how}   and then: llama-cpp chat          (--help lists the options)")
     return done
+
+
+def _check_places() -> None:
+    """Raise BuildError for what would end all this only after minutes."""
+    from .channel import keys
+
+    written = {"LLAMA_CPP_CACHE": cache_dir(), "XDG_CONFIG_HOME": keys.config_dir()}
+    for variable, folder in written.items():
+        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise BuildError(f"{folder} cannot be written to", f"name another folder: {variable}=/a/folder make demo")
+    folder = packages.ROOT.parent
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise BuildError(
+            f"no program can run in {folder}, where every machine builds packages (it is mounted with noexec)",
+            f"have it mounted without that for a while: sudo mount -o remount,exec {folder}",
+        )
 
 
 def _publish(ours: Sequence[Path], channels: Sequence[str]) -> None:
@@ -88,7 +106,8 @@ def _make_environment(cpu: bool) -> None:
     # there are two when the channel has packages for a GPU, too
     without_gpu = CHANNEL / "environment-cpu.yml"
     file = without_gpu if cpu and without_gpu.exists() else CHANNEL / "environment.yml"
-    command += ["--file", str(file), *(["--cpu"] if cpu else [])]
+    # with a trusted key the newest generation seen is remembered, and `make clean` begins with the first one again
+    command += ["--file", str(file), "--allow-older", *(["--cpu"] if cpu else [])]
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise BuildError("the environment could not be made", "the message above says why")

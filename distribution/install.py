@@ -19,10 +19,19 @@ from pathlib import Path
 from .console import run, say
 from .errors import DistributionError
 from .files import load_toml
+from .pip import KEPT
 from .progress import Bar
 
 ROOT = Path(__file__).resolve().parent.parent
 _STEP = re.compile(r"^\s*\[(\d+)/(\d+)\]")
+# native/cmake/folders.cmake has the same list, and why; venv refuses the colon that separates folders in PATH
+_UNUSABLE = re.compile(r"[]\[\"#$;|<>*?`\n\\:]")
+# what besides the index is the user's to say, when something is installed
+_PIP_SETTINGS = KEPT | {"build-constraint", "config-file", "constraint", "log", "use-deprecated", "use-feature"}
+# they send what is built elsewhere than where it is looked for, or change how ninja counts its steps
+_DROPPED = ("CMAKE_INSTALL_MODE", "DESTDIR", "LANGUAGE", "NINJA_STATUS")
+# where the variable is not set, the first one that is there
+_COMPILERS = {"CXX": ("C++", ("g++", "c++", "clang++")), "CC": ("C", ("gcc", "cc", "clang"))}
 
 
 class InstallError(DistributionError):
@@ -36,6 +45,7 @@ def install(venv: Path, extras: list[str]) -> None:
         InstallError: something is missing on this machine, or a step failed.
     """
     check_machine()
+    check_folders(ROOT, venv)
     python = make_venv(venv)
     # what pyproject.toml asks for at build time is installed once, so that a rebuild finds the same cmake and ninja
     pip(python, "build tools", ["install", "scikit-build-core>=0.10", "cmake>=3.21", "ninja", *compiler_cache()])
@@ -50,6 +60,7 @@ def install_tools(venv: Path) -> None:
         InstallError: something is missing on this machine, or a step failed.
     """
     check_machine()
+    check_folders(ROOT, venv)
     pip(make_venv(venv), "packaging tools", ["install", *requirements("conda"), *compiler_cache()])
 
 
@@ -74,33 +85,84 @@ def check_machine() -> None:
         raise InstallError(
             f"Python {sys.version.split()[0]} is too old.", remedy="Use 3.10 or later: make PYTHON=python3.12 demo"
         )
-    chosen = shlex.split(os.environ.get("CXX", ""))[:1]
-    if not any(shutil.which(compiler) for compiler in chosen or ("c++", "g++", "clang++")):
+    for variable, (language, compilers) in _COMPILERS.items():
+        chosen = shlex.split(os.environ.get(variable, ""))[:1]
+        if not any(shutil.which(compiler) for compiler in chosen or compilers):
+            raise InstallError(
+                f"{variable}={chosen[0]} is not there." if chosen else f"There is no {language} compiler.",
+                remedy="Install one: sudo apt-get install g++",
+            )
+
+    there = os.environ.get("LLAMA_CPP_SOURCE_DIR") or (ROOT / "vendor" / "llama.cpp" / "source").exists()
+    if not there and not (shutil.which("git") or shutil.which("patch")):
         raise InstallError(
-            f"CXX={chosen[0]} is not there." if chosen else "There is no C++ compiler.",
-            remedy="Install one: sudo apt-get install g++",
+            "There is neither git nor patch, and one of them must patch llama.cpp.", remedy="Install one: sudo apt-get install git"
         )
+
+
+def check_folders(*folders: Path) -> None:
+    """Raises InstallError when nothing could be built in a folder, because of its name."""
+    for folder in folders:
+        path = str(folder.absolute())
+        if found := _UNUSABLE.search(path):
+            raise InstallError(
+                f"The folder {path} cannot be built in: CMake or the shell cannot handle the character {found[0]} in its name.",
+                remedy="Rename or move it; spaces and letters of any alphabet are fine.",
+            )
+        try:
+            os.fsencode(path).decode()
+        except UnicodeDecodeError:
+            raise InstallError(
+                f"The folder {os.fsencode(path)!r} cannot be built in: its name is not UTF-8.", remedy="Rename or move it."
+            ) from None
 
 
 def make_venv(venv: Path) -> Path:
     """The interpreter of the virtual environment, made if it is not there."""
     python = venv.absolute() / "bin" / "python"
     if not python.exists():
+        if python.is_symlink():
+            remedy = f"Remove it: rm -r {shlex.quote(str(venv))}"
+            raise InstallError(f"The Python that {venv} was made with is gone.", remedy=remedy)
         if venv.exists() and any(venv.iterdir()):
             raise InstallError(f"{venv} exists and is no virtual environment.", remedy="Name another folder.")
         say(f"making {venv}")
         try:
-            done = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, "-m", "venv", str(venv)],
+                env=clean_environment(), capture_output=True, text=True, errors="replace", check=False,
+            )  # fmt: skip
         except BaseException:
             shutil.rmtree(venv, ignore_errors=True)
             raise
         if done.returncode != 0:
             shutil.rmtree(venv, ignore_errors=True)
+            said = (done.stdout + done.stderr).strip()
             raise InstallError(
-                "Python cannot make a virtual environment: " + (done.stdout + done.stderr).strip().splitlines()[0],
-                remedy="Install its module: sudo apt-get install python3-venv",
+                "Python cannot make a virtual environment: " + (said.splitlines() or [f"exit status {done.returncode}"])[0],
+                remedy="Install its module: sudo apt-get install python3-venv" if "ensurepip" in said else "Put that right.",
             )
     return python
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what would send pip and CMake elsewhere than here, and with messages in English.
+
+    Where pip gets its files from stays as the user wants it, and which compiler is used, and how; where the user says
+    nothing, it is the system's.
+    """
+
+    def keep(name: str) -> bool:
+        if name.startswith("PIP_"):
+            return name.removeprefix("PIP_").lower().replace("_", "-") in _PIP_SETTINGS
+        return not name.startswith("PYTHON") and name not in _DROPPED
+
+    clean = {name: value for name, value in os.environ.items() if keep(name)}
+    # else it is whatever Python was compiled with, and ccache looks for another compiler's results
+    found = {variable: next(filter(shutil.which, names), "") for variable, (_, names) in _COMPILERS.items()}
+    clean |= {variable: name for variable, name in found.items() if name and not clean.get(variable)}
+    # a configuration file may say otherwise, and a virtual environment has no other user's packages
+    return {**clean, "PIP_USER": "0", "LC_ALL": "C.UTF-8"}
 
 
 def pip(python: Path, what: str, arguments: list[str]) -> None:
@@ -115,8 +177,9 @@ def pip(python: Path, what: str, arguments: list[str]) -> None:
     started = time.monotonic()
     with Bar(what) as bar, log.open("w", encoding="utf-8") as record:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
+            command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            encoding="utf-8", errors="replace",
+        )  # fmt: skip
         assert process.stdout is not None
         lines: list[str] = []
         for line in process.stdout:

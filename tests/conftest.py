@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Callable
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# They would have what tests start look elsewhere, write elsewhere, or say something else.
+DROPPED = (
+    "CMAKE_INSTALL_MODE", "COLUMNS", "CLICOLOR_FORCE", "DESTDIR", "FORCE_COLOR", "LANGUAGE", "LINES", "PIP_PREFIX", "PIP_QUIET",
+    "PIP_TARGET", "PIP_USER", "PYTHONHOME", "PYTHONOPTIMIZE", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONWARNINGS",
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,10 +32,25 @@ def pytest_configure(config: pytest.Config) -> None:
     # what a shell starts in the background ignores Ctrl-C, and so would every child that tests it
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in [name for name in os.environ if name in DROPPED or name.startswith("GIT_")]:
+        del os.environ[name]
+    tempfile.tempdir = os.environ["TMPDIR"] = _temporary_folder()
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker:
         usable = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {usable[int(worker.removeprefix("gw")) % len(usable)]})
+
+
+def _temporary_folder() -> str:
+    """Where what tests put there can be loaded and run; in a folder with a space the conda build engine runs no script."""
+    chosen = tempfile.gettempdir()
+    for folder in (chosen, "/var/tmp", str(ROOT / "build" / "tmp")):
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+            runs = not os.statvfs(folder).f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK)
+            if runs and re.fullmatch(r"[\w/.,+=@-]+", folder):
+                return folder
+    return chosen
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,7 +105,9 @@ def engine_tool() -> Callable[[str], Path]:
         caches = sorted(ROOT.glob("build/py3-*/CMakeCache.txt"), key=lambda path: path.stat().st_mtime)
         assert caches, "no build tree: run `make test`, which builds the libraries here"
         tree = caches[-1].parent
-        subprocess.run(["cmake", "--build", str(tree), "--target", name], check=True, stdout=subprocess.DEVNULL)
+        cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        assert cmake, "no cmake: run `make test`, which installs one"
+        subprocess.run([cmake, "--build", str(tree), "--target", name], check=True, stdout=subprocess.DEVNULL)
         return tree / "bin" / name
 
     return build

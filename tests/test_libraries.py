@@ -45,7 +45,7 @@ def symbols(path: Path, letters: set[str]) -> set[str]:
 def libstdcxx() -> Path:
     for line in Path("/proc/self/maps").read_text().splitlines():
         if "libstdc++.so.6" in line:
-            return Path(line.split()[-1])
+            return Path(line.split(maxsplit=5)[5])
     raise AssertionError("libstdc++ is not loaded although the libraries are")
 
 

@@ -287,7 +287,7 @@ from llama_cpp import Llama
 import llama_cpp.llama_cpp, llama_cpp.mtmd_cpp, llama_cpp.chat.templates, llama_cpp.fit.devices, llama_cpp.capi.logs
 llama_cpp.LLAMA_DEFAULT_SEED, llama_cpp.llama_decode
 maps = open("/proc/self/maps").read()
-print([line.split()[-1] for line in maps.splitlines() if "libllama" in line or "libggml" in line or "libmtmd" in line])
+print([line.split(maxsplit=5)[5] for line in maps.splitlines() if "libllama" in line or "libggml" in line or "libmtmd" in line])
 print([name for name in ("numpy", "jinja2", "diskcache", "typer", "rich") if name in sys.modules])
 """
 

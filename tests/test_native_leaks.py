@@ -395,7 +395,7 @@ def driver(tmp_path_factory, root, lib_dir, llama_source):
         includes = [root / "native", llama_source / "include", llama_source / "ggml" / "include"]
         libraries = ["libllama-common-c.so.0", "libllama.so.0", "libggml.so.0", "libggml-base.so.0"]
         command = ["gcc", "-g", "-O1", "-Wall", "-Werror", *options, str(folder / "driver.c"), "-o", str(program)]
-        command += [f"-I{include}" for include in includes] + [f"-L{lib_dir}", f"-Wl,-rpath,{lib_dir}"]
+        command += [f"-I{include}" for include in includes] + [f"-L{lib_dir}", "-Xlinker", f"-rpath={lib_dir}"]
         command += ["-Wl,--allow-shlib-undefined"] + [f"-l:{library}" for library in libraries]
         subprocess.run(command, check=True)
         # the plainest CPU code: valgrind knows no AVX-512

@@ -176,7 +176,7 @@ def driver(tmp_path_factory, root, lib_dir, llama_source):
     command = ["g++", "-std=c++17", "-g", "-O1", "-fsanitize=thread", "-pthread", "-DLLAMA_COMMON_C_BUILD"]
     command += ['-DLLAMA_COMMON_C_COMMIT="x"', '-DLLAMA_COMMON_C_HEADERS_SHA256="x"', "-DLLAMA_COMMON_C_LOG_CALLBACK"]
     command += [str(path) for path in sorted((root / "native").glob("*.cpp"))] + [str(folder / "driver.cpp")]
-    command += [f"-I{include}" for include in includes] + [f"-L{lib_dir}", f"-Wl,-rpath,{lib_dir}"]
+    command += [f"-I{include}" for include in includes] + [f"-L{lib_dir}", "-Xlinker", f"-rpath={lib_dir}"]
     command += ["-Wl,--allow-shlib-undefined"] + [f"-l:{library}" for library in libraries]
     subprocess.run([*command, "-o", str(folder / "driver")], check=True, cwd=root)
     return [str(folder / "driver"), str(folder / "tiny.gguf"), str(lib_dir / "libggml-cpu-x64.so")]

@@ -43,7 +43,7 @@ elseif(NOT "$ENV{CUDACXX}" STREQUAL "")
   set(nvcc "$ENV{CUDACXX}")
 else()
   execute_process(
-    COMMAND "${Python3_EXECUTABLE}" -m distribution toolkit --assembled-path
+    COMMAND "${CMAKE_COMMAND}" -E env --unset=PYTHONSAFEPATH "${Python3_EXECUTABLE}" -m distribution toolkit --assembled-path
     WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
     OUTPUT_VARIABLE assembled_toolkit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   find_program(nvcc_program nvcc NO_CACHE NO_DEFAULT_PATH

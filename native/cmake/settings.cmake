@@ -2,9 +2,13 @@
 
 set(settings "{}")
 function(record key value)
+  foreach(flag IN LISTS PREFIX_MAP_FLAGS)
+    string(REPLACE " ${flag}" "" value "${value}")
+  endforeach()
   string(REPLACE "\\" "\\\\" value "${value}")
   string(REPLACE "\"" "\\\"" value "${value}")
   string(REGEX REPLACE " *(-Xcompiler=)?-f(file|debug|macro)-prefix-map=[^ ]*" "" value "${value}")
+  string(REGEX REPLACE "[\t\n]" " " value "${value}")
   foreach(folder "${LLAMA_CPP_SOURCE}" "${PROJECT_SOURCE_DIR}" "$ENV{PREFIX}" "$ENV{BUILD_PREFIX}")
     if(folder)
       string(REPLACE "${folder}" "." value "${value}")

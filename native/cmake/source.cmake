@@ -22,14 +22,26 @@ if(LLAMA_CPP_SOURCE_DIR)
 else()
   set(LLAMA_CPP_SOURCE "${PROJECT_SOURCE_DIR}/vendor/llama.cpp/source")
   execute_process(
-    COMMAND "${Python3_EXECUTABLE}" -m distribution vendor
+    COMMAND "${CMAKE_COMMAND}" -E env --unset=PYTHONSAFEPATH "${Python3_EXECUTABLE}" -m distribution vendor
     WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}" RESULT_VARIABLE failed)
   if(failed)
     message(FATAL_ERROR "The pinned llama.cpp source is not there; the message above says what to do.")
   endif()
 endif()
 
+refuse_unusable_name("${LLAMA_CPP_SOURCE}")
 if(NOT EXISTS "${LLAMA_CPP_SOURCE}/include/llama.h")
   message(FATAL_ERROR "${LLAMA_CPP_SOURCE} is not a llama.cpp source tree (no include/llama.h).")
 endif()
 message(STATUS "llama_cpp: engine ${LLAMA_CPP_COMMIT} from ${LLAMA_CPP_SOURCE}")
+
+# ninja would configure again and again, a hundred times, and then say nothing of the file.
+string(TIMESTAMP now "%s" UTC)
+file(GLOB read_first "${PROJECT_SOURCE_DIR}/CMakeLists.txt" "${PROJECT_SOURCE_DIR}/native/CMakeLists.txt"
+  "${PROJECT_SOURCE_DIR}/native/cmake/*.cmake" "${LLAMA_CPP_SOURCE}/CMakeLists.txt" "${LLAMA_CPP_SOURCE}/*/CMakeLists.txt")
+foreach(file IN LISTS read_first)
+  file(TIMESTAMP "${file}" written "%s" UTC)
+  if(written GREATER now)
+    message(FATAL_ERROR "${file} is newer than this machine's clock. Set the clock, or run: touch '${file}'")
+  endif()
+endforeach()

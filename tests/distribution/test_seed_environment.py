@@ -32,7 +32,7 @@ USE = """
 import ctypes, curses, diskcache, jinja2, json, numpy, readline, scikit_build_core, sqlite3, ssl, sys, sysconfig, typer
 ssl.create_default_context()
 assert (numpy.ones((3, 3)) @ numpy.ones((3, 3))).sum() == 27
-maps = {line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}
+maps = {line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if ".so" in line}
 print(json.dumps({
     "libraries": sorted(maps), "purelib": sysconfig.get_path("purelib"), "numpy": numpy.__file__, "path": sys.path,
     "include": sysconfig.get_config_var("INCLUDEPY"), "libdir": sysconfig.get_config_var("LIBDIR"), "version": sys.version,
@@ -61,8 +61,11 @@ def create(prefix: Path, channels: list[Path], specs: tuple[str, ...]) -> Path:
 
 
 def clean(*command: object) -> str:
-    """What a command says in an empty environment: nothing of this one may help it."""
-    done = subprocess.run([str(word) for word in command], env={}, capture_output=True, text=True, cwd=os.sep)
+    """What a command says in an empty environment: nothing of this one may help it.
+
+    But HOME: where it is not set, Python asks the C library, which opens what this machine keeps its users with.
+    """
+    done = subprocess.run([str(word) for word in command], env={"HOME": "/nonexistent"}, capture_output=True, text=True, cwd=os.sep)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
