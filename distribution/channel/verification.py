@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 from .. import toolkit
 from ..errors import DamagedPackageError, DistributionError
-from ..files import sha256_of
+from ..files import load_json, sha256_of
 from . import environments, manifest, siblings
 from .generations import Channel
 from .inspection import SUBDIRS, Package, inspect
@@ -26,6 +25,7 @@ from .signing import require_signatures, signature_problem, signer_problem
 PROVENANCE_KEYS = ("llama_cpp_commit", "patches", "toolkit", "flags", "sbom")
 _CUDA_LIBRARY = re.compile(r"lib/libggml-cuda\.so[.\d]*$")
 _CUDA_RECORD = "lib/libggml-cuda.json"
+_LARGEST_RECORD = 4 << 20
 _CUBIN = re.compile(r"\.sm_(\d+[af]?)\.cubin")
 NOT_DISASSEMBLED = "architectures not disassembled: no cuobjdump"
 """A fact about a CUDA plugin: what it records about itself was compared, and the machine code was not looked at."""
@@ -85,10 +85,13 @@ def _check_manifest(content: Manifest, trust: Trust, channel: Channel) -> Findin
 def _check_other_files(folder: Path, content: Manifest) -> Iterator[Finding]:
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
     for path, digest in content.files.items():
-        if path not in there:
-            yield Finding(path, ("it is missing",))
-        elif sha256_of(folder / path) != digest:
-            yield Finding(path, ("it was changed",))
+        try:
+            if path not in there:
+                yield Finding(path, ("it is missing",))
+            elif sha256_of(folder / path) != digest:
+                yield Finding(path, ("it was changed",))
+        except OSError as error:
+            yield Finding(path, (f"it cannot be read: {error.strerror}",))
     for path in sorted(there - content.files.keys() - content.packages.keys() - {MANIFEST}):
         yield Finding(path, ("the manifest does not list it",))
 
@@ -125,11 +128,14 @@ def _check_package(
     with tempfile.TemporaryDirectory() as scratch:
         interesting = _Interesting(Path(scratch))
         try:
-            package = inspect(folder / path, interesting)
+            # a channel that is served gets no folder of ours, not for a moment
+            package = inspect(folder / path, interesting, Path(scratch))
         except DamagedPackageError as error:
             problems.append(error.message)
         except FileNotFoundError:
             problems.append("it is missing")
+        except OSError as error:
+            problems.append(f"it cannot be checked: {error.strerror or error}")
         else:
             if (package.sha256, package.size) != (entry.sha256, entry.size):
                 problems.append("it was changed: its hash is not the one in the manifest")
@@ -150,21 +156,32 @@ class _Interesting:
         self.cuda_record: bytes | None = None
         self.cuda_library: Path | None = None
 
-    def __call__(self, name: str, content: bytes) -> None:
+    def __call__(self, name: str, blocks: Iterator[bytes]) -> None:
         if name.startswith("share/llama.cpp/") and name.endswith("/provenance.json"):
-            self.provenance = content
+            self.provenance = _read_small(blocks)
         elif name == _CUDA_RECORD:
-            self.cuda_record = content
+            self.cuda_record = _read_small(blocks)
         elif _CUDA_LIBRARY.fullmatch(name):
             self.cuda_library = self._scratch / "libggml-cuda.so"
-            self.cuda_library.write_bytes(content)
+            with self.cuda_library.open("wb") as file:
+                file.writelines(blocks)
+
+
+def _read_small(blocks: Iterable[bytes]) -> bytes:
+    """The content of a file of a few kilobytes; what is larger than it can be is cut off."""
+    content = b""
+    for block in blocks:
+        content += block
+        if len(content) > _LARGEST_RECORD:
+            break
+    return content[:_LARGEST_RECORD]
 
 
 def _check_ours(package: Package, interesting: _Interesting, problems: list[str], facts: list[str]) -> None:
     if not package.llama_cpp_commit:
         problems.append("info/about.json does not say the llama.cpp commit")
     try:
-        provenance = json.loads(interesting.provenance or b"null")
+        provenance = load_json(interesting.provenance or b"null")
     except ValueError:
         provenance = None
     if not isinstance(provenance, dict):
@@ -172,7 +189,9 @@ def _check_ours(package: Package, interesting: _Interesting, problems: list[str]
     elif lacking := [name for name in PROVENANCE_KEYS if name not in provenance]:
         problems.append(f"its provenance.json lacks {', '.join(lacking)}")
     elif provenance["llama_cpp_commit"] != package.llama_cpp_commit:
-        problems.append(f"its provenance.json says llama.cpp {provenance['llama_cpp_commit']}")
+        problems.append(f"its provenance.json says llama.cpp {provenance['llama_cpp_commit']!s:.80}")
+    elif not isinstance(provenance["patches"], list):
+        problems.append("its provenance.json does not list patches")
     else:
         facts.append(f"llama.cpp {str(package.llama_cpp_commit)[:12]}, {len(provenance['patches'])} patches")
     if package.name == environments.PLUGIN:
@@ -244,7 +263,7 @@ def architectures(library: Path) -> set[str] | None:
 def _recorded_architectures(record: bytes | None) -> set[str] | None:
     """The architectures that the plugin's own record lists, such as ``{"120a"}``; None where it does not."""
     try:
-        return {str(one).removesuffix("-real") for one in json.loads(record or b"null")["architectures"]}
+        return {str(one).removesuffix("-real") for one in load_json(record or b"null")["architectures"]}
     except (ValueError, KeyError, TypeError):
         return None
 
