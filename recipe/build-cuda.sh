@@ -2,6 +2,10 @@
 # The CUDA plugin alone. ggml-base is compiled along, because the plugin is linked to it; the one that runs is libllama's.
 set -euo pipefail
 source "$RECIPE_DIR/build-common.sh"
+source "$RECIPE_DIR/same-name.sh"
+python -m distribution.packaging.inputs engine cuda > sources-digest
+refuse_other_sources "$(cat sources-digest)" "${LLAMA_CPP_PACKAGES:-}"
+fetch_engine
 
 # Not set by every compiler package: where nvcc is, and where the libraries it links are.
 export CUDACXX="${CUDACXX:-$BUILD_PREFIX/bin/nvcc}"
@@ -20,3 +24,4 @@ mkdir -p licenses
 cp "$RECIPE_DIR/NVIDIA.txt" licenses/
 cp vendor/llama.cpp/source/LICENSE licenses/llama.cpp.txt
 python "$RECIPE_DIR/nvidia_licences.py" licenses "$BUILD_PREFIX" "$PREFIX"
+forget_sources

@@ -1,8 +1,15 @@
 #!/usr/bin/env bash
 # The Python package: no library inside, it finds the environment's.
 set -euo pipefail
+source "$RECIPE_DIR/same-name.sh"
 cd "$SRC_DIR"
-python -m pip install . --no-deps --no-build-isolation --no-index --no-compile -vv --config-settings=wheel.cmake=false
+note_sources "$(python -m distribution.packaging.inputs python)"
+# all that pip needs to be told is said here
+for name in "${!PIP_@}"; do
+  unset "$name"
+done
+PIP_CONFIG_FILE=/dev/null \
+  python -m pip install . --no-deps --no-build-isolation --no-index --no-compile -vv --config-settings=wheel.cmake=false
 # pip notes the folder it installed from, which is nowhere else
 cd "$PREFIX"/lib/python*/site-packages/llama_cpp_python-*.dist-info
 rm direct_url.json

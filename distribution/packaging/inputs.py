@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,3 +58,19 @@ def export(target: Path, repository: Path = REPOSITORY) -> None:
         subprocess.run(
             ["cp", "-a", "--reflink=auto", str(source / name), str(target / "vendor" / "llama.cpp" / name)], check=True
         )
+
+
+def digests(repository: Path = REPOSITORY) -> dict[str, str]:
+    """What the recipe's variant keys ``<name>_inputs`` are, by that name."""
+    shared = (*CUDA, *VARIANTS)
+    return {
+        "engine": digest_of(ENGINE, repository, without=shared),
+        "python": digest_of(PYTHON, repository, without=shared),
+        "cuda": digest_of(CUDA, repository),
+    }
+
+
+if __name__ == "__main__":
+    # for the recipe's scripts: what the packages of a plain `conda build` are made from, which does not stand in their names
+    found = digests()
+    print(" ".join(found[name] for name in sys.argv[1:]))

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from urllib.parse import quote
 
 import yaml
 
@@ -32,7 +33,11 @@ else:
 EPOCH = (1980, 1, 1, 0, 0, 0)
 LEVEL = 19  # zstd; decompression is as fast as for lower ones
 _MACHINE = re.compile(r"^ *- __(?:linux|archspec|unix|cuda)=.*\n", re.MULTILINE)
-_OWN = re.compile(r"^ +(?:CCACHE|CCACHE_DIR|CCACHE_DISABLE|LLAMA_CPP_CACHE|LLAMA_CPP_STAGED|PIP_\w+): .*\n", re.MULTILINE)
+_OWN = re.compile(
+    r"^ +(?:CCACHE|CCACHE_DIR|CCACHE_DISABLE|LLAMA_CPP_(?:CACHE|HOME|PWD|SOURCE_DIR|STAGED)|(?:PIP|XDG)_\w+): .*\n", re.MULTILINE
+)
+# of the characters that Python would replace, those that the URL standard has in paths as they are
+_PLAIN_IN_ADDRESSES = "/!$&'()*+,-.:;=@[]^_|~"
 _BUILT = re.compile(r"^( +timestamp: )20\d\d-\d\d-\d\dT\S+$", re.MULTILINE)
 
 
@@ -162,5 +167,8 @@ def _sort(node: yaml.Node) -> None:
 
 def _nowhere(content: bytes, folders: Mapping[str, str]) -> bytes:
     for folder, name in folders.items():
-        content = content.replace(Path(folder).absolute().as_uri().encode(), name.encode())
+        path = Path(folder).absolute()
+        # the build engine leaves characters as they are that Python writes in another way: it's%20(mine) and it%27s%20%28mine%29
+        for address in (path.as_uri(), "file://" + quote(str(path), safe=_PLAIN_IN_ADDRESSES)):
+            content = content.replace(address.encode(), name.encode())
     return content

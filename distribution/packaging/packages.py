@@ -61,7 +61,7 @@ def build(
         DownloadError, HashMismatchError, TreeMismatchError: the engine's source could not be had.
     """
     _check_output(output)
-    vendor.vendor(repository / "vendor" / "llama.cpp")
+    fetch_engine(repository)
     # the recipe reads the environment when it is rendered
     with _workspace() as workspace, _build_environment(compiler_cache):
         inputs.export(workspace / "repository", repository)
@@ -81,6 +81,20 @@ def build(
                 _build_one(one, channels, workspace, kept, test)
             built.append(kept)
         return built
+
+
+def fetch_engine(repository: Path = REPOSITORY) -> None:
+    """Make the engine's source the pinned one. Of a checkout in ``$LLAMA_CPP_SOURCE_DIR`` that commit is taken, no other and no edit.
+
+    Raises:
+        DownloadError, HashMismatchError, TreeMismatchError: it could not be had.
+        DirtySourceError: what is there was edited.
+    """
+    checkout = os.environ.get(vendor.OVERRIDE)
+    if checkout:
+        say(f"packages are made of the pinned llama.cpp: of {checkout} that commit is taken, and nothing else that is there")
+    with _variables({vendor.OVERRIDE: None}):
+        vendor.vendor(repository / "vendor" / "llama.cpp", from_git=checkout or None)
 
 
 def dependencies(cuda: bool) -> list[str]:
@@ -161,11 +175,7 @@ def render(
             raise BuildError(f"there is no variant {name!r}", f"choose one of: {known}")
         files.append(file)
     _check_toolkit(files, compilers or {})
-    digests = {
-        "engine_inputs": inputs.digest_of(inputs.ENGINE, repository, without=(*inputs.CUDA, *inputs.VARIANTS)),
-        "python_inputs": inputs.digest_of(inputs.PYTHON, repository, without=(*inputs.CUDA, *inputs.VARIANTS)),
-        "cuda_inputs": inputs.digest_of(inputs.CUDA, repository),
-    }
+    digests = {f"{name}_inputs": digest for name, digest in inputs.digests(repository).items()}
     try:
         chosen = engine.VariantConfig.from_file(files[0])
         for file in files[1:]:
@@ -356,20 +366,35 @@ def _index(workspace: Path) -> None:
 @contextmanager
 def _build_environment(compiler_cache: Path | None) -> Iterator[None]:
     """What the recipe reads from the environment, set for a while."""
-    wanted = {
+    wanted: dict[str, str | None] = {
         "LLAMA_CPP_CACHE": str(cache_dir()),
         # in the workspace: gone after the build, and the same path on every machine
         "LLAMA_CPP_STAGED": str(ROOT / "staged"),
+        # the source is in the workspace
+        vendor.OVERRIDE: None,
         "CCACHE": find_ccache() or "",
-        "CCACHE_DIR": str(compiler_cache or os.environ.get("CCACHE_DIR") or Path.home() / ".cache" / "ccache"),
+        "CCACHE_DIR": str(compiler_cache) if compiler_cache else os.environ.get("CCACHE_DIR"),
     }
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
+    # the build engine hides what is secret, and would find an empty text everywhere
+    empty = {name: None for name, value in os.environ.items() if name.startswith("PIP_") and not value}
+    with _variables({**wanted, **empty}):
+        yield
+
+
+@contextmanager
+def _variables(wanted: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables, set for a while; None stands for one that is not set."""
+    before = {name: os.environ.get(name) for name in wanted}
     try:
+        _set(wanted)
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import vendor
 from ..console import say
 from ..errors import NotReproducibleError
 from ..files import REPOSITORY, sha256_of
@@ -29,7 +28,7 @@ def rebuild(variants: Sequence[str], channels: Sequence[str], only: Sequence[str
     """
     with tempfile.TemporaryDirectory(prefix="llama-cpp-verify-") as scratch:
         copy = Path(scratch, "elsewhere", "checkout")
-        vendor.vendor()
+        packages.fetch_engine()
         inputs.export(copy)
         first = packages.build(variants, channels, only=only)
         cache = None if with_cache else Path(scratch, "ccache")

@@ -6,27 +6,39 @@ from collections.abc import Mapping
 
 from .conda_package import Entry
 
-# A variable that two packages change is put back right, because each keeps what it found under a name of its own and
-# conda deactivates in the opposite order.
+# A variable that two packages change is put back right, because each keeps what it found under a name of its own and conda
+# deactivates in the opposite order. The names are also those of the level that conda counts, and say which environment they
+# are of: conda runs the activation scripts of the lower of two stacked environments again, while they are in force.
 ACTIVATE = """\
-_seed_set() {{
-    eval "export {mark}_$1=\\"\\${{$1-__unset__}}\\""
-    export "$1=$2"
-}}
+_seed_mark="{mark}_${{CONDA_SHLVL:-0}}"
+eval "_seed_found=\\"\\${{$_seed_mark-}}\\""
+if [ "$_seed_found" != "${{CONDA_PREFIX:-nowhere}}" ]; then
+    export "$_seed_mark=${{CONDA_PREFIX:-nowhere}}"
+    _seed_set() {{
+        eval "export ${{_seed_mark}}_$1=\\"\\${{$1-__unset__}}\\""
+        export "$1=$2"
+    }}
 {before}{settings}
-unset -f _seed_set
+    unset -f _seed_set
+fi
+unset _seed_mark _seed_found
 """
 DEACTIVATE = """\
-for _seed_name in {names}; do
-    eval "_seed_value=\\"\\${{{mark}_$_seed_name-__unset__}}\\""
-    if [ "$_seed_value" = "__unset__" ]; then
-        unset "$_seed_name"
-    else
-        export "$_seed_name=$_seed_value"
-    fi
-    unset "{mark}_$_seed_name"
-done
-unset _seed_name _seed_value
+_seed_mark="{mark}_${{CONDA_SHLVL:-0}}"
+eval "_seed_found=\\"\\${{$_seed_mark-}}\\""
+if [ -n "$_seed_found" ]; then
+    for _seed_name in {names}; do
+        eval "_seed_value=\\"\\${{${{_seed_mark}}_$_seed_name-__unset__}}\\""
+        if [ "$_seed_value" = "__unset__" ]; then
+            unset "$_seed_name"
+        else
+            export "$_seed_name=$_seed_value"
+        fi
+        unset "${{_seed_mark}}_$_seed_name"
+    done
+    unset "$_seed_mark" _seed_name _seed_value
+fi
+unset _seed_mark _seed_found
 """
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from .. import toolkit
 from ..console import megabytes, say
 from ..errors import DiskSpaceError, SeedError
-from ..files import cache_dir, locked, remove_tree, sha256_of, staging_folder
+from ..files import REPOSITORY, cache_dir, locked, remove_tree, sha256_of, staging_folder, write_atomically
 from ..progress import Bar
 from ..waiting import wait
 from . import compilers, conda_package, cuda, interpreter, libraries, pins, wheels
@@ -107,6 +107,7 @@ def seed(cache: Path | None = None, cuda: bool = False, quiet: bool = False, out
                 remove_tree(left)
             if not _is_current(folder, inputs):
                 _make(folder, cache, inputs)
+    _write_variant_files(folder, inputs)
     if not quiet:
         say(f"the seed channel is {folder}")
     return folder
@@ -122,6 +123,33 @@ def variants(folder: Path) -> dict[str, list[str]]:
         return json.loads((folder / RECORD).read_text())["variants"]
     except (OSError, ValueError, KeyError):
         raise SeedError(f"{folder} is no seed channel", "python -m distribution seed") from None
+
+
+def _write_variant_files(folder: Path, inputs: Inputs) -> None:
+    """Put the recipe's variant files beside the channel, with the compilers that it has.
+
+    ``variants.yaml`` is the default of such a seed: the recipe's own with CUDA, without any the one for the CPU. Others are in
+    ``variants/``. Each holds every key, because conda-build reads the last file it is given, and no other.
+    """
+    import yaml
+
+    recipe = REPOSITORY / "recipe"
+    ours = inputs.variants()
+    offered = {"none", *ours.get("cuda_compiler_version", [])}
+    files = {f"variants/{file.name}": file for file in sorted((recipe / "variants").glob("*.yaml"))}
+    files["variants.yaml"] = recipe / "variants.yaml" if inputs.toolkit else recipe / "variants" / "cpu.yaml"
+    header = (
+        f"# The recipe's, for `conda build` with this channel: {inputs.compiler.release} and glibc {inputs.compiler.glibc} of the\n"
+        "# machine that it was made on. What is built with it runs where glibc is at least that.\n"
+    )
+    for name, file in files.items():
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if offered.issuperset(values["cuda_version"]):
+            text = header + yaml.safe_dump({**values, **ours}, default_flow_style=None, sort_keys=False)
+            target = folder / name
+            target.parent.mkdir(exist_ok=True)
+            if not target.exists() or target.read_text(encoding="utf-8") != text:
+                write_atomically(target, text)
 
 
 def status(cache: Path | None = None, cuda: bool = False, output: Path | None = None) -> str:

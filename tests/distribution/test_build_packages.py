@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from engine_carrier import Setting
 
 engine = pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
@@ -144,13 +145,56 @@ def test_files_of_the_recipe_that_a_package_is_not_made_from_are_taken_out(tmp_p
 
 
 def test_caches_of_this_machine_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "env:\n      CCACHE_DIR: /cache/of/somebody\n      KEPT: value\n    content:"
+    """All that the recipe passes of the builder's environment, and nothing else."""
+    recipe = yaml.safe_load((REPOSITORY / "recipe" / "recipe.yaml").read_text())
+    scripts = [one["build"]["script"] for one in recipe["outputs"] if isinstance(one["build"].get("script"), dict)]
+    passed = {name for script in scripts for name, value in script.get("env", {}).items() if "env.get(" in value}
+    assert {"CCACHE_DIR", "LLAMA_CPP_CACHE", "LLAMA_CPP_HOME", "PIP_NO_INDEX", "XDG_CACHE_HOME"} <= passed
+    lines = "".join(f"      {name}: /of/somebody\n" for name in sorted(passed))
+    script = f"env:\n{lines}      KEPT: value\n    content:"
     monkeypatch.setitem(globals(), "RECIPE", RECIPE.replace("  script:", f"  script:\n    {script}"))
     package = build(tmp_path / "place")
-    assert b"/cache/of/somebody" in members(package)["info/recipe/rendered_recipe.yaml"][0]
+    assert members(package)["info/recipe/rendered_recipe.yaml"][0].count(b"/of/somebody") == len(passed)
     normalise(package, STAMP)
     notes = members(package)["info/recipe/rendered_recipe.yaml"][0]
-    assert b"CCACHE_DIR" not in notes and b"KEPT: value" in notes
+    assert b"/of/somebody" not in notes and b"KEPT: value" in notes
+
+
+def test_the_password_of_an_index_stands_in_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    recipe = yaml.safe_load((REPOSITORY / "recipe" / "recipe.yaml").read_text())
+    [secrets, _] = [one["build"]["script"]["secrets"] for one in recipe["outputs"] if "staging" in one]
+    for name in secrets:
+        monkeypatch.setenv(name, f"https://user:pass-word@127.0.0.1/{name}")
+    script = f"secrets: {json.dumps(secrets)}\n    content:\n    - env | grep -c @127 > $PREFIX/found.txt || true; env"
+    monkeypatch.setitem(globals(), "RECIPE", RECIPE.replace("  script:", f"  script:\n    {script}"))
+    found = members(build(tmp_path / "place"))
+    assert found["found.txt"][0] == f"{len(secrets)}\n".encode(), "the script has them"
+    assert not [name for name, (content, _) in found.items() if b"pass-word" in content]
+    said = capfd.readouterr()
+    assert "pass-word" not in said.out + said.err
+
+
+def test_of_a_checkout_that_is_named_the_pinned_engine_is_taken(tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages say which llama.cpp they are made of, and that must be true."""
+    repository = setting.folder.parents[1]
+    (setting.repository / "CMakeLists.txt").write_text("edited\n")
+    monkeypatch.setenv("LLAMA_CPP_SOURCE_DIR", str(setting.repository))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
+    packages.fetch_engine(repository)
+    assert (setting.folder / "source" / "CMakeLists.txt").read_text() == "project(engine)\n"
+    assert os.environ["LLAMA_CPP_SOURCE_DIR"] == str(setting.repository)
+    with packages._build_environment(None):
+        assert "LLAMA_CPP_SOURCE_DIR" not in os.environ
+    assert os.environ["LLAMA_CPP_SOURCE_DIR"] == str(setting.repository)
+
+
+def test_a_build_sees_no_empty_setting_of_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build engine would hide an empty secret everywhere in what it prints."""
+    monkeypatch.setenv("PIP_INDEX_URL", "")
+    monkeypatch.setenv("PIP_PROXY", "http://127.0.0.1")
+    with packages._build_environment(None):
+        assert "PIP_INDEX_URL" not in os.environ and os.environ["PIP_PROXY"] == "http://127.0.0.1"
+    assert os.environ["PIP_INDEX_URL"] == ""
 
 
 def test_a_normalised_package_still_installs(tmp_path: Path) -> None:

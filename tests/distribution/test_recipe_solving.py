@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 rattler = pytest.importorskip("rattler", reason="pip install llama_cpp_python[conda]")
 pytest.importorskip("rattler_build")
@@ -20,10 +21,11 @@ from rattler.exceptions import SolverError  # noqa: E402
 from rattler.package import BuildString  # noqa: E402
 from tiny_packages import add_package, index  # noqa: E402
 
+from distribution.files import REPOSITORY  # noqa: E402
 from distribution.packaging import packages  # noqa: E402
 
 VARIANTS = {"default": (), "90a": ("90a",), "86": ("86",), "cuda129": ("cuda129",), "portable": ("portable",)}
-OURS = ("libllama", "libggml-cuda")
+OURS = ("libllama", "libggml-cuda", "llama.cpp", "llama-cpp-python")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,8 @@ def channel(rendered: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPa
             add_package(folder, name, f"{cuda}.1", depends=(*tied, f"{runtime} {cuda}.1"))
     for name, version in (
         ("gcc_linux-64", "14.3.0"), ("gxx_linux-64", "14.3.0"), ("sysroot_linux-64", "2.28"), ("cmake", "4.1.0"),
-        ("ninja", "1.13.0"), ("python", "3.12.9"), ("pip", "26.0"), ("cyclonedx-python-lib", "11.0.0"),
+        ("ninja", "1.13.0"), ("python", "3.12.9"), ("pip", "26.0"), ("cyclonedx-python-lib", "11.0.0"), ("numpy", "2.3.0"),
+        ("jinja2", "3.1.6"), ("diskcache", "5.6.3"), ("typer", "0.20.0"), ("rich", "14.0.0"),
     ):  # fmt: skip
         add_package(folder, name, version)
     for found in rendered.values():
@@ -61,8 +64,11 @@ def channel(rendered: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPa
     return index(folder)
 
 
-def solve(channel: Path, *specs: str, driver: str | None = None, **virtual: str) -> dict[str, str]:
+def solve(
+    channels: Path | tuple[Path, ...], *specs: str, driver: str | None = None, priority: str = "strict", **virtual: str
+) -> dict[str, str]:
     """Name and version or build of what is installed; ``driver`` is the CUDA version that the driver offers."""
+    sources = [channel.as_uri() for channel in ((channels,) if isinstance(channels, Path) else channels)]
     known = {"__glibc": "2.36", **virtual, **({"__cuda": driver} if driver else {})}
     machine = [
         rattler.GenericVirtualPackage(rattler.PackageName(name), rattler.Version(version), BuildString("0"))
@@ -71,7 +77,8 @@ def solve(channel: Path, *specs: str, driver: str | None = None, **virtual: str)
 
     async def run() -> list[Any]:
         return await rattler.solve(
-            sources=[channel.as_uri()], specs=list(specs), platforms=["linux-64", "noarch"], virtual_packages=machine
+            sources=sources, specs=list(specs), platforms=["linux-64", "noarch"], virtual_packages=machine,
+            channel_priority=getattr(rattler.ChannelPriority, priority.capitalize()),
         )
 
     try:
@@ -146,3 +153,83 @@ def test_the_gpus_number_is_enough_to_ask_for_a_build(channel: Path, rendered: d
     assert found["libggml-cuda"] == f"0.4.0 {build_of(rendered, 'default')}", "the newest CUDA that the driver takes"
     found = solve(channel, "libggml-cuda * *_sm120_*", driver="12.8")
     assert found["libggml-cuda"] == f"0.4.0 {build_of(rendered, 'cuda129')}"
+
+
+# other channels -------------------------------------------------------------------------------------------------------
+
+# as on conda-forge and Anaconda's channel: plain numbers as versions, and the same libraries inside
+FOREIGN = [
+    ("llama.cpp", "10003", "cpu_mkl_h1_0", ()),
+    ("llama.cpp", "0.0.7229", "cpu_openblas_h1_0", ("libllama ==0.0.7229 h1_0",)),
+    ("libllama", "0.0.7229", "h1_0", ()),
+    ("llama-cpp-python", "0.3.36", "py312h1_0", ("llama.cpp",)),
+    ("llama-cpp-python", "0.4.0", "py312h1_0", ("llama.cpp ==10003",)),
+    ("llama-cpp-python", "0.5.0", "pyhd8ed1ab_0", ("llama.cpp ==10003",)),
+    ("ggml", "0.25.3", "cuda_h1_0", ()),
+    ("libggml", "0.25.3", "h1_0", ()),
+    ("whisper.cpp", "1.9.1", "cpu_h1_0", ()),
+    ("stable-diffusion.cpp", "0.0.300", "h1_0", ()),
+]
+PRIORITIES = ("strict", "flexible", "disabled")
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A channel with packages of our names, and with the rest of what llm-dev is made of."""
+    folder = tmp_path_factory.mktemp("foreign")
+    for name, version, build, depends in FOREIGN:
+        add_package(folder, name, version, build, depends=depends)
+    for name in ("numpy", "jinja2", "diskcache", "pytest", "scikit-build-core", "typer", "rich"):
+        add_package(folder, name, "99.0")
+    return index(folder)
+
+
+def ours(found: dict[str, str], rendered: dict[str, dict[str, Any]], label: str = "default") -> bool:
+    """Whether all that is installed of our names is one build of ours."""
+    expected = {name: f"0.4.0 {one.recipe.build.string}" for name, one in rendered[label].items()}
+    names = found.keys() & {name for name, *_ in FOREIGN}
+    return bool(names) and {name: found[name] for name in names} == {name: expected.get(name) for name in names}
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+@pytest.mark.parametrize("order", ["ours first", "theirs first"])
+@pytest.mark.parametrize(
+    "specs",
+    [
+        ("libllama >=0.4.0", "llama.cpp"),
+        ("libggml-cuda", "llama.cpp", "llama-cpp-python"),
+        ("libllama ==0.4.0", "llama-cpp-python >=0.4.0", "llama.cpp"),
+        ("libggml-cuda * *_sm120_*", "llama-cpp-python >=0.3"),
+    ],
+)
+def test_packages_of_other_channels_do_not_land_beside_ours(
+    channel: Path, foreign: Path, rendered: dict[str, dict[str, Any]], specs: tuple[str, ...], order: str, priority: str
+) -> None:
+    channels = (channel, foreign) if order == "ours first" else (foreign, channel)
+    try:
+        found = solve(channels, *specs, driver="13.4", priority=priority)
+    except SolverError:
+        # the first channel that has a name is the only one that counts: theirs lacks what was asked for
+        assert (order, priority) == ("theirs first", "strict")
+    else:
+        assert ours(found, rendered), found
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+@pytest.mark.parametrize("name", ["ggml", "libggml", "whisper.cpp", "stable-diffusion.cpp", "llama.cpp ==10003", "llama-cpp-python ==0.5.0"])
+def test_what_would_overwrite_our_libraries_is_refused(channel: Path, foreign: Path, name: str, priority: str) -> None:
+    assert solve((channel, foreign), name, priority="disabled"), "it can be had by itself"
+    with pytest.raises(SolverError):
+        solve((channel, foreign), "libllama >=0.4.0", name, priority=priority)
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+@pytest.mark.parametrize("gpu", [True, False])
+def test_llm_dev_gets_our_packages(
+    channel: Path, foreign: Path, rendered: dict[str, dict[str, Any]], gpu: bool, priority: str
+) -> None:
+    file = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    specs = [spec.replace("=*=", " * ") for spec in file["dependencies"] if gpu or not spec.startswith("libggml-cuda")]
+    found = solve((channel, foreign), *specs, driver="13.4" if gpu else None, priority=priority)
+    assert ours(found, rendered) and {"llama.cpp", "llama-cpp-python"} <= found.keys(), found
+    assert ("libggml-cuda" in found) == gpu

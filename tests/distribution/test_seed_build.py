@@ -16,7 +16,11 @@ pytest.importorskip("rattler_build")
 from rattler.package_streaming import extract  # noqa: E402
 from rattler_build import RattlerBuildError, Stage0Recipe, ToolConfiguration, VariantConfig  # noqa: E402
 
+import yaml  # noqa: E402
+
 from distribution.errors import DiskSpaceError, DownloadError  # noqa: E402
+from distribution.packaging import packages  # noqa: E402
+from distribution.seed import channel as channels  # noqa: E402
 from distribution.seed import interpreter, seed, variants  # noqa: E402
 
 RECIPE = """\
@@ -151,6 +155,45 @@ def test_library_of_the_system_is_refused(channel, own_cache, tmp_path):
     options = f'"-DOPTIONS=-Wl,--no-as-needed;{stranger}"'
     with pytest.raises(RattlerBuildError, match="(?i)overlinking"):
         build(tmp_path, channel, {"probe.cpp": CPLUSPLUS, "CMakeLists.txt": CMAKE}, "", options)
+
+
+DIGESTS = ("engine_inputs", "python_inputs", "cuda_inputs")
+
+
+def rendered(file: Path) -> dict[str, str]:
+    """The packages' build strings when this file is all that is read, as by conda-build."""
+    recipe = Stage0Recipe.from_file(ROOT / "recipe" / "recipe.yaml")
+    return {one.recipe.package.name: one.recipe.build.string for one in recipe.render(VariantConfig.from_file(file))}
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_the_variant_files_beside_a_seed_each_stand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
+    inputs = channels.Inputs.of_machine(cuda)
+    channels._write_variant_files(tmp_path, inputs)
+    recipe = ROOT / "recipe"
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.yaml")}
+    without = {"cuda129", "portable"}  # made with another toolkit than the seed's
+    names = {path.stem for path in (recipe / "variants").glob("*.yaml")} - without if cuda else {"cpu"}
+    assert found == {"variants.yaml", *(f"variants/{name}.yaml" for name in names)}
+    for path in tmp_path.rglob("*.yaml"):
+        ours = yaml.safe_load(path.read_text())
+        of = recipe / "variants" / path.name if path.parent.name == "variants" else recipe / "variants.yaml"
+        theirs = yaml.safe_load((of if cuda or of.parent.name == "variants" else recipe / "variants" / "cpu.yaml").read_text())
+        assert ours == {**theirs, **inputs.variants()}, path
+        assert all(ours[name] == [""] for name in DIGESTS)
+        # the same compilers as `python -m distribution build` takes
+        monkeypatch.setattr(packages.inputs, "digests", lambda _: dict.fromkeys(("engine", "python", "cuda"), ""))
+        chosen = [path.stem] if path.parent.name == "variants" else [] if cuda else ["cpu"]
+        expected = {one.recipe.package.name: one.recipe.build.string for one in packages.render(chosen, compilers=inputs.variants())}
+        assert rendered(path) == expected, path
+
+
+def test_the_variant_files_are_those_of_todays_recipe(channel: Path) -> None:
+    file = channel / "variants.yaml"
+    before = file.read_text()
+    assert f"glibc {variants(channel)['c_stdlib_version'][0]}" in before
+    file.write_text("of an older recipe\n")
+    assert seed(quiet=True) == channel and file.read_text() == before
 
 
 @pytest.mark.slow
