@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import console, toolkit, update, vendor
+from . import console, interruption, toolkit, update, vendor
 from .pin import Pin
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    interruption.install()
+    return console.run(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int | None:
     options = _parser(arguments).parse_args(arguments)
-    # a terminated run must clear its temporary folders away like an interrupted one
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return console.run(lambda: options.run(options))
+    return options.run(options)
 
 
 # What a command needs is imported when it is run: `vendor` must work where nothing is installed.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import HeaderError, ToolNotFoundError
+from .interruption import run_program
 
 HEADERS = (
     "include/llama.h",
@@ -67,8 +68,8 @@ def read_api(tree: Path) -> Api:
     index = cindex.Index.create()
     api = Api()
     for header in HEADERS:
-        if (tree / header).exists():
-            unit = index.parse(str(tree / header), args=arguments)
+        if os.path.exists(tree / header):
+            unit = _parse(index, tree / header, arguments, cindex)
             _refuse_errors(unit, header, cindex)
             for cursor in unit.cursor.get_children():
                 if cursor.location.file and cursor.location.file.name == str(tree / header):
@@ -76,11 +77,19 @@ def read_api(tree: Path) -> Api:
     return api
 
 
+def _parse(index: Any, header: Path, arguments: list[str], cindex: Any) -> Any:
+    try:
+        return index.parse(str(header), args=arguments)
+    except cindex.TranslationUnitLoadError as error:
+        raise HeaderError(f"{header.name} cannot be read as C: {error}", "look at the header") from None
+
+
 def _compiler_headers() -> str:
     for compiler in ("cc", "gcc", "clang"):
         if shutil.which(compiler):
-            done = subprocess.run([compiler, "-print-file-name=include"], capture_output=True, text=True, check=True)
-            return done.stdout.strip()
+            done = run_program([compiler, "-print-file-name=include"])
+            if done.returncode == 0:
+                return done.stdout.strip()
     raise ToolNotFoundError("parsing headers needs a C compiler's stddef.h", "install gcc (Debian: apt-get install gcc)")
 
 

@@ -21,13 +21,15 @@ from typing import IO, Any, TypeVar
 
 from .console import say
 from .errors import HomeNotFoundError, NotInstalledError, PinError
+from .interruption import deferred
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
 
 LARGEST_DOCUMENT = 64 << 20
 """Bytes that a JSON file of ours may have."""
-_LARGEST_TOML = 8 << 20
+_LARGEST_TOML = 1 << 20
+_MOST_DOTS = 200
 _DEEPEST = 100
 _LARGEST_NUMBER = 2**63
 
@@ -59,12 +61,14 @@ def expand(path: str | Path) -> Path:
     Raises:
         HomeNotFoundError: there is no such user, or nothing says where the home is.
     """
+    remedy = "set HOME, or name the folder without ~"
+    if os.fspath(path).split(os.sep)[0] == "~" and not os.path.isabs(os.environ.get("HOME", os.sep)):
+        # everything would land in the folder that one is in, or at the root of the file system
+        raise HomeNotFoundError(f"HOME is {os.environ['HOME']!r:.80}, which is no folder's absolute path", remedy)
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise HomeNotFoundError(
-            f"nothing says where the home folder of {path} is", "set HOME, or name the folder without ~"
-        ) from None
+        raise HomeNotFoundError(f"nothing says where the home folder of {path} is", remedy) from None
 
 
 def sha256_of(path: Path) -> str:
@@ -289,7 +293,11 @@ def load_toml(path: Path) -> dict[str, Any]:
     toml = _toml_module()
     remedy = f"restore it: git checkout -- {path}"
     try:
-        return toml.loads(read_regular(path, _LARGEST_TOML).decode("utf-8"))
+        text = read_regular(path, _LARGEST_TOML).decode("utf-8")
+        # a key of many parts takes the square of their number, and minutes
+        if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+            raise ValueError(f"a line has more than {_MOST_DOTS} dots")
+        return toml.loads(text)
     except FileNotFoundError:
         raise PinError(f"{path} is missing", remedy) from None
     except OSError as error:
@@ -326,9 +334,9 @@ def write_atomically(path: Path, text: str | bytes) -> None:
         OSError: it cannot be written, or what is at ``path`` is no plain file.
     """
     refuse_to_replace_special(path)
-    # a name of up to 255 bytes is allowed, and the temporary one is longer
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
-    with naming(path):
+    with naming(path), deferred():
+        # a name of up to 255 bytes is allowed, and the temporary one is longer
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(text.encode() if isinstance(text, str) else text)
@@ -368,20 +376,22 @@ def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
     ``parent`` is made if it is not there; if nothing came to be in it because of an error, it is gone, too.
     """
     made = [one for one in (parent, *parent.parents) if not os.path.lexists(one)]
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix[:40]))
+    # a second Ctrl-C does not keep it from being removed
+    with deferred() as signals:
         try:
-            with naming(parent):
-                yield folder
-        finally:
-            remove_tree(folder)
-    except BaseException:
-        for one in made:
-            with contextlib.suppress(OSError):
-                # it refuses what is not empty
-                one.rmdir()
-        raise
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix[:40]))
+            try:
+                with naming(parent), signals.released():
+                    yield folder
+            finally:
+                remove_tree(folder)
+        except BaseException:
+            for one in made:
+                with contextlib.suppress(OSError):
+                    # it refuses what is not empty
+                    one.rmdir()
+            raise
 
 
 def remove_tree(folder: Path) -> None:

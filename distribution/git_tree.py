@@ -8,8 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
+
+from .errors import TreeMismatchError
+from .files import open_regular
+
+LARGEST_FILE = 256 << 20
+"""Bytes. A larger file is no source, and is listed without being read."""
+DEEPEST = 100
+"""Folders inside one another."""
+_GIT_MODES = ("100644", "100755", "120000")
 
 Files = dict[str, str]
 """Path relative to the root, with ``/`` → ``"<mode> <blob id>"``."""
@@ -28,24 +38,42 @@ def object_id(kind: str, data: bytes) -> str:
 def scan(folder: Path) -> Files:
     """List every file below ``folder`` with its git mode and blob id.
 
-    Byte code is left out: running one of llama.cpp's Python scripts is not an edit. Empty folders
-    do not exist for git.
+    Byte code is left out: running one of llama.cpp's Python scripts is not an edit. Empty folders do not exist for git. What
+    git cannot hold (a fifo, a device, a file of more than ``LARGEST_FILE`` bytes) is listed with a mode that git has not.
+
+    Raises:
+        TreeMismatchError: folders are nested more than ``DEEPEST`` deep.
+        OSError: something cannot be read.
     """
     files: Files = {}
-    _scan_into(files, os.fspath(folder), "")
+    _scan_into(files, os.fspath(folder), "", 0)
     return files
 
 
-def _scan_into(files: Files, folder: str, prefix: str) -> None:
+def is_in_git(value: str) -> bool:
+    """Whether git can hold what :func:`scan` listed with this value."""
+    return value.split(" ")[0] in _GIT_MODES
+
+
+def _scan_into(files: Files, folder: str, prefix: str, depth: int) -> None:
+    if depth > DEEPEST:
+        raise TreeMismatchError(f"{folder} is more than {DEEPEST} folders deep", "remove it: it is no source of llama.cpp")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
                 files[prefix + entry.name] = f"120000 {object_id('blob', os.fsencode(os.readlink(entry.path)))}"
             elif not entry.is_dir():
-                mode = "100755" if entry.stat().st_mode & 0o100 else "100644"
-                files[prefix + entry.name] = f"{mode} {object_id('blob', Path(entry.path).read_bytes())}"
+                files[prefix + entry.name] = _describe(entry)
             elif entry.name != "__pycache__":
-                _scan_into(files, entry.path, f"{prefix}{entry.name}/")
+                _scan_into(files, entry.path, f"{prefix}{entry.name}/", depth + 1)
+
+
+def _describe(entry: os.DirEntry[str]) -> str:
+    found = entry.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_FILE:
+        return f"{stat.S_IFMT(found.st_mode):06o} {object_id('blob', b'')}"
+    with open_regular(Path(entry.path)) as file:
+        return f"{'100755' if found.st_mode & 0o100 else '100644'} {object_id('blob', file.read(LARGEST_FILE))}"
 
 
 def tree_id(files: Mapping[str, str]) -> str:

@@ -9,7 +9,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,10 @@ from pathlib import Path
 
 from . import git_tree
 from .errors import PatchError, ToolNotFoundError
+from .files import read_regular
+from .interruption import run_program
 
+_LARGEST = 64 << 20
 _FIRST_LINE_OF_A_DIFF = re.compile(r"^(diff --git |--- )", re.MULTILINE)
 _TOUCHED_FILE = re.compile(r"^(?:---|\+\+\+) [ab]/([^\t\n]+)", re.MULTILINE)
 
@@ -43,10 +45,23 @@ def load_series(folder: Path) -> list[Patch]:
         PatchError: a patch is missing, has no header or touches no file.
     """
     series = folder / "series"
-    if not series.exists():
+    try:
+        text = read_regular(series, _LARGEST).decode("utf-8")
+    except FileNotFoundError:
+        # a link to nothing was meant to be something
+        if os.path.islink(series):
+            raise PatchError(f"{series} is a link to nothing", "restore it, or remove it: without it there are no patches") from None
         return []
-    lines = (line.split("#")[0].strip() for line in series.read_text(encoding="utf-8").splitlines())
-    return [load(folder / line) for line in lines if line]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise PatchError(f"{series} cannot be read: {reason}", f"restore it: git checkout -- {series}") from None
+    names = [name for line in text.splitlines() if (name := line.split("#")[0].strip())]
+    for name in names:
+        if "/" in name or not name.isprintable():
+            raise PatchError(f"patches/series lists {name!r:.80}, which is no name of a file", "list files of this folder")
+    if len(set(names)) < len(names):
+        raise PatchError("patches/series lists a patch twice", "remove one of the lines")
+    return [load(folder / name) for name in names]
 
 
 def load(path: Path) -> Patch:
@@ -56,11 +71,13 @@ def load(path: Path) -> Patch:
         PatchError: the patch is missing, has no header or touches no file.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, _LARGEST)
     except FileNotFoundError:
         raise PatchError(
             f"patches/series lists {path.name}, which is not there", "remove the line, or add the file"
         ) from None
+    except OSError as error:
+        raise PatchError(f"{path} cannot be read: {error.strerror}", "restore the file, or remove the line") from None
     text = data.decode("utf-8", errors="replace")
     diff = _FIRST_LINE_OF_A_DIFF.search(text)
     header = text[: diff.start()].strip() if diff else ""
@@ -97,6 +114,8 @@ def unapplied(tree: Path, files: Mapping[str, str], patches: Sequence[Patch]) ->
     """
     touched = {name for patch in patches for name in patch.files}
     patched = {name: files[name] for name in touched if name in files}
+    if not all(git_tree.is_in_git(value) for value in patched.values()):
+        return None
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch, "tree")
         copy.mkdir()
@@ -120,10 +139,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _run(tree: Path, patch: Patch, dry_run: bool = False, reverse: bool = False) -> None:
-    command = _command(patch, dry_run, reverse)
-    done = subprocess.run(
-        command, cwd=tree, env=_environment(tree), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-    )
+    done = run_program(_command(patch, dry_run, reverse), cwd=tree, env=_environment())
     if done.returncode:
         output = "\n".join(f"    {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-8:])
         raise PatchError(
@@ -144,11 +160,11 @@ def _command(patch: Patch, dry_run: bool, reverse: bool) -> list[str]:
     raise ToolNotFoundError("applying patches needs git or patch", "install git")
 
 
-def _environment(tree: Path) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # Inside a repository `git apply` skips, without a word, paths that are not in its index. The tree
-    # lies in ours, so git must not find it.
-    environment["GIT_CEILING_DIRECTORIES"] = os.path.realpath(tree.parent)
+    # lies in ours, so git must not find it. GIT_CEILING_DIRECTORIES would not do: a path may have a colon.
+    environment["GIT_DIR"] = os.devnull
     environment["GIT_CONFIG_GLOBAL"] = os.devnull
     environment["GIT_CONFIG_NOSYSTEM"] = "1"
     return environment

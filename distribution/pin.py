@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
 
 from .errors import PinError
-from .files import load_toml
+from .files import load_toml, record
 from .patches import Patch
 from .pip import IndexFile
 
 TEMPLATE = """\
 # The llama.cpp that this repository builds. Moved by `python -m distribution vendor update`.
-commit = "{commit}"
-tree = "{tree}"
-date = "{date}"
-git = "{git}"
+commit = {commit}
+tree = {tree}
+date = {date}
+git = {git}
 
 [carrier]
-name = "{name}"
-version = "{version}"
-filename = "{filename}"
-sha256 = "{sha256}"
-prefix = "{prefix}"
+name = {name}
+version = {version}
+filename = {filename}
+sha256 = {sha256}
+prefix = {prefix}
 """
+
+GIT_ID = re.compile("[0-9a-f]{40}")
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.tar\.gz")
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,40 @@ class Pin:
         """
         data = load_toml(path)
         try:
-            carrier = Carrier(**data.pop("carrier"))
-            return cls(**data, carrier=carrier)
-        except (KeyError, TypeError) as error:
+            pin = record(cls, {**data, "carrier": record(Carrier, data.get("carrier"), "carrier")})
+            pin.check()
+            return pin
+        except ValueError as error:
             raise PinError(f"{path}: {error}", f"restore it: git checkout -- {path}") from None
+
+    def check(self) -> None:
+        """Raise ValueError where a value is none that this key can have: they become paths, and arguments of git and pip."""
+        carrier = self.carrier
+        for name, value, form in (
+            ("commit", self.commit, GIT_ID),
+            ("tree", self.tree, GIT_ID),
+            ("carrier.name", carrier.name, _NAME),
+            ("carrier.version", carrier.version, VERSION),
+            ("carrier.filename", carrier.filename, _FILENAME),
+            ("carrier.sha256", carrier.sha256, _SHA256),
+        ):
+            if not form.fullmatch(value):
+                raise ValueError(f"{name} cannot be {value!r:.80}")
+        # fromisoformat() takes other forms, too, from Python 3.11
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", self.date):
+            raise ValueError(f"date is no day: {self.date!r:.80}")
+        datetime.date.fromisoformat(self.date)
+        if not self.git or self.git.startswith("-"):
+            raise ValueError(f"git is no address: {self.git!r:.80}")
+        prefix = PurePosixPath(carrier.prefix)
+        if prefix.is_absolute() or str(prefix) != carrier.prefix or not prefix.parts or ".." in prefix.parts:
+            raise ValueError(f"carrier.prefix is no folder in an archive: {carrier.prefix!r:.80}")
 
     def dumps(self) -> str:
         """The text of the pin file; :meth:`load` reads it back."""
-        return TEMPLATE.format(commit=self.commit, tree=self.tree, date=self.date, git=self.git, **vars(self.carrier))
+        values = asdict(self)
+        # a text of TOML is quoted as one of JSON is
+        return TEMPLATE.format(**{key: json.dumps(value, ensure_ascii=False) for key, value in (values | values["carrier"]).items()})
 
     def fingerprint(self, patches: Sequence[Patch]) -> str:
         """A name for this tree with these patches: it changes when either does."""

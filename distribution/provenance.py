@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import uuid
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from typing import Any
 
 from . import patches
 from .errors import PinError, ProvenanceError
-from .files import REPOSITORY, load_toml
+from .files import REPOSITORY, load_json, load_toml, read_regular, staging_folder
 from .pin import Pin
 
+PACKAGES = ("libllama", "libggml-cuda", "llama.cpp", "llama-cpp-python")
 VENDOR = REPOSITORY / "vendor" / "llama.cpp"
 SETTINGS = "settings.json"
 """Written into the build tree by CMakeLists.txt: compiler, flags, options."""
 
+_LARGEST_SOURCE = 16 << 20
 PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
 CCCL_LICENSE = "Apache-2.0 WITH LLVM-exception AND BSL-1.0 AND BSD-3-Clause"
 
@@ -88,9 +91,20 @@ def write(package: str, output: Path, build_tree: Path | None = None) -> None:
         "flags": settings,
         "sbom": "sbom.cdx.json",
     }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "provenance.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    (output / "sbom.cdx.json").write_text(bill_of_materials(package, pin, document) + "\n", encoding="utf-8")
+    texts = {
+        "provenance.json": json.dumps(document, indent=2) + "\n",
+        "sbom.cdx.json": bill_of_materials(package, pin, document) + "\n",
+    }
+    _write_together(output, texts)
+
+
+def _write_together(folder: Path, texts: dict[str, str]) -> None:
+    """Write both files or neither, as far as the disk has room."""
+    with staging_folder(folder, ".provenance-") as staging:
+        for name, text in texts.items():
+            (staging / name).write_text(text, encoding="utf-8")
+        for name in texts:
+            os.replace(staging / name, folder / name)
 
 
 def bill_of_materials(package: str, pin: Pin, document: dict[str, Any]) -> str:
@@ -149,34 +163,44 @@ def _version_of(part: Part) -> str:
         return ""
     file = VENDOR / "source" / part.file
     try:
-        found = re.search(part.version, file.read_text(encoding="utf-8"), re.DOTALL)
-    except OSError as error:
-        raise ProvenanceError(f"{file}: {error}", "python -m distribution vendor") from None
-    if not found:
+        text = read_regular(file, _LARGEST_SOURCE).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ProvenanceError(f"{file} cannot be read: {reason}", "python -m distribution vendor") from None
+    if not (found := re.search(part.version, text, re.DOTALL)):
         raise ProvenanceError(f"{file} does not say its version where it used to", "adapt VENDORED in provenance.py")
     return ".".join(found.groups())
 
 
 def _settings(build_tree: Path | None) -> dict[str, Any]:
+    """What the build tree says of itself: ``compiler`` and ``cuda``, which may be missing, and others."""
     if build_tree is None:
         return {}
+    file = build_tree / SETTINGS
     try:
-        return json.loads((build_tree / SETTINGS).read_text(encoding="utf-8"))
+        settings = load_json(read_regular(file, _LARGEST_SOURCE))
+        if not isinstance(settings, dict):
+            raise ValueError("it is no mapping")
+        if cuda := settings.get("cuda"):
+            if not isinstance(cuda, dict) or not isinstance(cuda.get("version"), str) or not isinstance(cuda.get("cccl", ""), str):
+                raise ValueError("`cuda` does not say its version")
+        return settings
     except (OSError, ValueError) as error:
-        raise ProvenanceError(f"{build_tree / SETTINGS}: {error}", "configure the build tree again") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ProvenanceError(f"{file} cannot be read: {reason}", "configure the build tree again") from None
 
 
 def _version() -> str:
     data = load_toml(REPOSITORY / "pyproject.toml")
-    try:
-        return data["project"]["version"]
-    except KeyError:
-        raise PinError("pyproject.toml has no version", "git checkout -- pyproject.toml") from None
+    version = data["project"].get("version") if isinstance(data.get("project"), dict) else None
+    if not isinstance(version, str):
+        raise PinError("pyproject.toml has no version", "git checkout -- pyproject.toml")
+    return version
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Set up ``python -m distribution provenance``."""
-    parser.add_argument("--package", required=True)
+    parser.add_argument("--package", required=True, choices=PACKAGES)
     parser.add_argument("--output", type=Path, required=True, help="the folder to write to")
     parser.add_argument("--build-tree", type=Path, help="CMake's, for a compiled package")
     parser.set_defaults(run=lambda options: write(options.package, options.output, options.build_tree))

@@ -10,22 +10,40 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import stat
-import subprocess
+import struct
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import pip
 from .console import megabytes, say
 from .errors import DiskSpaceError, PinError, ToolkitError, ToolNotFoundError
-from .files import cache_dir, load_toml, locked, sha256_of, staging_folder
+from .files import (
+    LARGEST_DOCUMENT,
+    cache_dir,
+    load_json,
+    load_toml,
+    locked,
+    read_regular,
+    record,
+    remove_tree,
+    sha256_of,
+    staging_folder,
+)
+from .interruption import run_program
 
 PINS = Path(__file__).with_name("toolkit.toml")
 MANIFEST = "manifest.json"
 WHEEL_ROOT = "nvidia/cu13/"
+_CUDA = re.compile(r"\d+(\.\d+)+")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}")
+_WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}\.whl")
 
 # The driver API that ggml calls. libcuda itself comes with the driver and is in no wheel; the linker
 # needs its names only.
@@ -68,17 +86,35 @@ class Pins:
     wheels: tuple[Wheel, ...]
 
     @classmethod
-    def load(cls, path: Path = PINS) -> Pins:
-        """Read the pins.
+    def load(cls, path: Path | None = None) -> Pins:
+        """Read the pins (default: ``PINS``).
 
         Raises:
             PinError: the file is missing, malformed or lacks a key.
         """
+        path = path or PINS
         data = load_toml(path)
         try:
-            return cls(data["cuda"], tuple(Wheel(**wheel) for wheel in data["wheel"]))
-        except (KeyError, TypeError) as error:
+            listed = data.pop("wheel", None)
+            if not isinstance(listed, list) or not listed:
+                raise ValueError("it lists no wheels")
+            pins = record(cls, {**data, "wheels": tuple(record(Wheel, wheel, "wheel") for wheel in listed)})
+            pins.check()
+            return pins
+        except ValueError as error:
             raise PinError(f"{path}: {error}", f"restore it: git checkout -- {path}") from None
+
+    def check(self) -> None:
+        """Raise ValueError where a value is none that this key can have: they become paths, and what pip is asked for."""
+        if not _CUDA.fullmatch(self.cuda):
+            raise ValueError(f"cuda is no version: {self.cuda!r:.80}")
+        for wheel in self.wheels:
+            fits = (
+                _NAME.fullmatch(wheel.name) and _NAME.fullmatch(wheel.version) and _WHEEL.fullmatch(wheel.filename)
+                and re.fullmatch("[0-9a-f]{64}", wheel.sha256) and wheel.size >= 0 and wheel.unpacked >= 0
+            )  # fmt: skip
+            if not fits:
+                raise ValueError(f"the wheel {wheel.name!r:.80} has a name, version, filename, hash or size that cannot be")
 
     def folder(self, cache: Path) -> Path:
         """Where these wheels are assembled: other pins have another folder, so none is ever overwritten."""
@@ -126,8 +162,8 @@ def verify(cache: Path | None = None, pins: Pins | None = None) -> Path:
         raise ToolkitError("the toolkit is not assembled", "python -m distribution toolkit")
     changed = [
         name
-        for name, (_, digest) in _manifest(folder).items()
-        if not os.path.lexists(folder / name) or _digest(folder / name) != digest
+        for name, (size, digest) in _manifest(folder).items()
+        if _digest_if_there(folder / name, size) != digest
     ]
     _refuse_if_damaged(folder, changed)
     return folder
@@ -185,7 +221,7 @@ def _assemble(folder: Path, cache: Path, pins: Pins) -> None:
         finish(tree)
         (tree / MANIFEST).write_text(json.dumps(_list(tree), indent=0))
         # left by a run that was killed while it removed a damaged toolkit: without a manifest it is nothing
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         os.rename(tree, folder)
 
 
@@ -203,7 +239,7 @@ def unpack(wheel: Path, tree: Path) -> None:
             leads out of the folder.
     """
     distribution = "-".join(wheel.name.split("-")[:2])
-    with zipfile.ZipFile(wheel) as archive:
+    with _opened(wheel) as archive:
         for info in archive.infolist():
             target = _target(info.filename, distribution)
             if target is None or info.is_dir():
@@ -211,6 +247,17 @@ def unpack(wheel: Path, tree: Path) -> None:
             if ".." in Path(target).parts or Path(target).is_absolute():
                 raise ToolkitError(f"{wheel.name} holds the path {info.filename!r}", "do not use it")
             _write(archive, info, tree / target)
+
+
+@contextmanager
+def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; ToolkitError where it is damaged, found at any moment while it is read."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive
+    # what zipfile lets out where bytes are wrong; an OSError with a number is the system's
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, KeyError, OverflowError) as error:
+        raise ToolkitError(f"{wheel} is damaged: {error}", f"delete {wheel} and run this again") from None
 
 
 def _target(member: str, distribution: str) -> str | None:
@@ -262,7 +309,7 @@ def make_stub(folder: Path, functions: Sequence[str]) -> Path:
     source.write_text("\n".join(lines) + "\n")
     options = ["-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libcuda.so.1", "-Wl,--build-id=none"]
     command = [*_compiler(), *options, "-o", library.name, source.name]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = run_program(command, cwd=folder)
     if done.returncode:
         raise ToolkitError(f"{' '.join(command)} failed:\n{done.stderr.strip()}", "check the C compiler, or set CC")
     return library
@@ -287,8 +334,28 @@ def _digest(path: Path) -> str:
     return f"-> {os.readlink(path)}" if path.is_symlink() else sha256_of(path)
 
 
+def _digest_if_there(path: Path, size: int) -> str:
+    """Empty where it is missing, has another size, or cannot be read."""
+    try:
+        return _digest(path) if path.lstat().st_size == size else ""
+    except OSError:
+        return ""
+
+
 def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    return json.loads((folder / MANIFEST).read_text())
+    try:
+        listed = load_json(read_regular(folder / MANIFEST, LARGEST_DOCUMENT))
+        if not isinstance(listed, dict):
+            raise ValueError("it is no mapping")
+        for name, entry in listed.items():
+            if not isinstance(entry, list) or [type(one) for one in entry] != [int, str]:
+                raise ValueError(f"{name!r:.80} has no size and hash")
+        return listed
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ToolkitError(
+            f"{folder / MANIFEST} cannot be read: {reason}", f"rm -r {folder}, then python -m distribution toolkit"
+        ) from None
 
 
 def _check_sizes(folder: Path) -> None:
@@ -298,7 +365,7 @@ def _check_sizes(folder: Path) -> None:
         try:
             if (folder / name).lstat().st_size != size:
                 wrong.append(name)
-        except FileNotFoundError:
+        except OSError:
             wrong.append(name)
     _refuse_if_damaged(folder, wrong)
 

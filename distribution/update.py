@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
+import datetime
 import sys
 from pathlib import Path
 
 from . import api_report, git_tree, patches, pip, sources, vendor
 from .console import STDERR, say
-from .errors import BindingsError, DownloadError, TreeMismatchError
+from .errors import BindingsError, DownloadError, PinError, TreeMismatchError
 from .files import REPOSITORY, cache_dir, sha256_of, staging_folder, write_atomically
-from .pin import Pin
+from .interruption import run_program
+from .pin import VERSION, Pin
 
 GENERATOR = REPOSITORY / "tools" / "generate_bindings.py"
 
@@ -37,8 +38,12 @@ def update(
         PatchError: a patch does not apply to it.
         BindingsError: the bindings could not be regenerated; the pin and the source have moved.
     """
+    if not VERSION.fullmatch(release):
+        raise DownloadError(f"{release!r:.80} is no version of a release", "name one, for example 0.3.36")
     api_report.require_libclang()
     cache = cache or cache_dir()
+    # a folder without a pin is left as it is
+    Pin.load(folder / "pin.toml")
     with vendor.exclusive(folder):
         found = vendor.status(folder)
         vendor.refuse_if_dirty(found, force)
@@ -80,7 +85,14 @@ def _unpack_release(old: Pin, release: str, cache: Path, staging: Path) -> Pin:
         )
     say(f"llama.cpp {commit} of {date or 'unknown date'}, git tree {tree}")
     carrier = dataclasses.replace(old.carrier, version=release, filename=archive.name, sha256=sha256)
-    return dataclasses.replace(old, commit=commit, tree=tree, date=date, carrier=carrier)
+    # packages are stamped with the date, so that there must be one
+    date = date or datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    new = dataclasses.replace(old, commit=commit, tree=tree, date=date, carrier=carrier)
+    try:
+        new.check()
+    except ValueError as error:
+        raise PinError(f"{archive.name} cannot be pinned: {error}", "do not use this release") from None
+    return new
 
 
 def _report(folder: Path, old: Pin, new: Pin, found: vendor.Status, cache: Path, staging: Path) -> str:
@@ -97,7 +109,7 @@ def _regenerate(source: Path, generator: Path) -> None:
     if not generator.exists():
         say(f"no {generator.name}: the bindings stay as they are")
         return
-    done = subprocess.run([sys.executable, str(generator), "--source", str(source)], stdout=STDERR)
+    done = run_program([sys.executable, str(generator), "--source", str(source)], stdout=STDERR, stderr=STDERR)
     if done.returncode:
         raise BindingsError(
             "the pin and the source have moved, but the bindings could not be regenerated (see above)",

@@ -16,8 +16,21 @@ from pathlib import Path
 
 from . import git_tree, patches, pip, sources
 from .console import say
-from .errors import DirtySourceError, DownloadError, SourceNotFoundError, TreeMismatchError
-from .files import REPOSITORY, cache_dir, locked, remove_tree, staging_folder, write_atomically
+from .errors import DirtySourceError, DownloadError, HashMismatchError, SourceNotFoundError, TreeMismatchError
+from .files import (
+    LARGEST_DOCUMENT,
+    REPOSITORY,
+    cache_dir,
+    expand,
+    load_json,
+    locked,
+    read_regular,
+    record,
+    remove_tree,
+    staging_folder,
+    write_atomically,
+)
+from .interruption import deferred
 from .pin import Pin
 
 FOLDER = REPOSITORY / "vendor" / "llama.cpp"
@@ -80,7 +93,7 @@ def source_dir(folder: Path = FOLDER) -> Path:
         SourceNotFoundError: there is none, or the variable points to something else.
     """
     if chosen := os.environ.get(OVERRIDE):
-        path = Path(chosen).expanduser().absolute()
+        path = expand(chosen).absolute()
         if not _looks_like_llama_cpp(path):
             raise SourceNotFoundError(f"{OVERRIDE}={chosen} is no llama.cpp checkout", "correct it or unset it")
         return path
@@ -90,7 +103,8 @@ def source_dir(folder: Path = FOLDER) -> Path:
 
 
 def _looks_like_llama_cpp(path: Path) -> bool:
-    return all((path / name).is_file() for name in ("CMakeLists.txt", "include/llama.h", "ggml/CMakeLists.txt"))
+    # not is_file(), which raises for names that are too long
+    return all(os.path.isfile(path / name) for name in ("CMakeLists.txt", "include/llama.h", "ggml/CMakeLists.txt"))
 
 
 def status(folder: Path = FOLDER) -> Status:
@@ -108,21 +122,22 @@ def status(folder: Path = FOLDER) -> Status:
         patches=[patch.name for patch in series],
         override=os.environ.get(OVERRIDE) or None,
     )
-    if not (folder / "source").is_dir():
-        return missing
+    if not os.path.isdir(folder / "source"):
+        # what is there and no folder was put there by somebody; a link to nothing holds nothing
+        return replace(missing, state="dirty", files=["source"]) if os.path.exists(folder / "source") else missing
     files = git_tree.scan(folder / "source")
     tree = git_tree.tree_id(files)
     there = replace(missing, tree=tree)
     state = _read_state(folder)
-    if tree == state.get("tree") and state.get("fingerprint") == pin.fingerprint(series):
+    if tree == state.tree and state.fingerprint == pin.fingerprint(series):
         return replace(there, state="patched" if series else "pristine", current=True)
     if tree == pin.tree:
         return replace(there, state="pristine", current=not series)
-    if tree in (state.get("tree"), state.get("previous")):
+    if tree in (state.tree, state.previous):
         return replace(there, state="outdated")
     if series and _is_patched(folder / "source", files, series, pin):
         return replace(there, state="patched", current=True)
-    changed = git_tree.differing(state["files"], files) if "files" in state else []
+    changed = git_tree.differing(state.files, files) if state.tree else []
     return replace(there, state="dirty", files=changed)
 
 
@@ -149,6 +164,8 @@ def vendor(folder: Path = FOLDER, cache: Path | None = None, from_git: str | Non
         path = source_dir(folder)
         say(f"using {path} ({OVERRIDE} is set); nothing is unpacked")
         return path
+    # a folder without a pin is left as it is
+    Pin.load(folder / "pin.toml")
     with exclusive(folder):
         found = status(folder)
         if found.current:
@@ -172,14 +189,14 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Keep other vendor processes out of ``folder``, and clear up after any that were killed."""
     with locked(folder / STATE_FOLDER / "lock", "vendor/llama.cpp"):
         for left in folder.glob(".source-*"):
-            if left.is_dir() and left.name != STATE_FOLDER:
+            if left.is_dir() and not left.is_symlink() and left.name != STATE_FOLDER:
                 _rescue_or_remove(left, folder / "source")
         yield
 
 
 def _rescue_or_remove(left: Path, source: Path) -> None:
     # a process killed between the two renames of install() leaves the old tree here
-    if (left / "old").is_dir() and not source.exists():
+    if (left / "old").is_dir() and not os.path.lexists(source):
         os.rename(left / "old", source)
     remove_tree(left)
 
@@ -217,6 +234,9 @@ def obtain(pin: Pin, target: Path, cache: Path, from_git: str | None = None) -> 
 
 
 def _fetch_carrier(pin: Pin, cache: Path) -> Path:
+    cached = pip.cached_path(pin.carrier.file, cache)
+    if os.path.isfile(cached) and cached.stat().st_size > sources.LARGEST_ARCHIVE:
+        raise HashMismatchError(f"{cached} is too large to be {pin.carrier.filename}", f"delete {cached} and run this again")
     try:
         return pip.fetch(pin.carrier.file, cache)
     except DownloadError as error:
@@ -232,36 +252,56 @@ def install(folder: Path, staging: Path, fingerprint: str, previous: str) -> Non
     source = folder / "source"
     # recorded first, together with what it replaces: whatever happens next, the folder is recognised
     _record(folder, staging / "tree", fingerprint, previous)
-    if source.exists():
-        os.rename(source, staging / "old")
-    try:
-        os.rename(staging / "tree", source)
-    except BaseException:
-        if (staging / "old").exists():
-            os.rename(staging / "old", source)
-        raise
+    with deferred():
+        if os.path.lexists(source):
+            os.rename(source, staging / "old")
+        try:
+            os.rename(staging / "tree", source)
+        except BaseException:
+            if os.path.lexists(staging / "old"):
+                os.rename(staging / "old", source)
+            raise
+
+
+@dataclass(frozen=True)
+class _State:
+    """What was unpacked; empty where nothing is recorded.
+
+    Attributes:
+        tree, fingerprint: of the tree that is there, and of what it was made from.
+        previous: the git tree id of what it took the place of.
+        files: the tree, as ``git_tree.scan`` lists it.
+    """
+
+    tree: str = ""
+    fingerprint: str = ""
+    previous: str = ""
+    files: git_tree.Files = field(default_factory=dict)
 
 
 def _record(folder: Path, tree: Path, fingerprint: str, previous: str) -> None:
     files = git_tree.scan(tree)
-    state = {"tree": git_tree.tree_id(files), "fingerprint": fingerprint, "previous": previous, "files": files}
+    state = _State(git_tree.tree_id(files), fingerprint, previous, files)
     (folder / STATE_FOLDER).mkdir(exist_ok=True)
-    write_atomically(folder / STATE_FOLDER / "state.json", json.dumps(state, indent=0))
+    write_atomically(folder / STATE_FOLDER / "state.json", json.dumps(asdict(state), indent=0))
 
 
 def _record_unless_known(folder: Path, found: Status) -> None:
     # a right tree that somebody else put there: once recorded, a later edit can be named
-    if _read_state(folder).get("tree") != found.tree:
+    if _read_state(folder).tree != found.tree:
         pin = Pin.load(folder / "pin.toml")
         fingerprint = pin.fingerprint(patches.load_series(folder / "patches"))
         _record(folder, folder / "source", fingerprint, previous=found.tree)
 
 
-def _read_state(folder: Path) -> dict:
+def _read_state(folder: Path) -> _State:
     try:
-        return json.loads((folder / STATE_FOLDER / "state.json").read_text())
+        state = record(_State, load_json(read_regular(folder / STATE_FOLDER / "state.json", LARGEST_DOCUMENT)))
+        listed = state.files.items() if isinstance(state.files, dict) else [("", None)]
+        return state if all(isinstance(value, str) for _, value in listed) else _State()
     except (FileNotFoundError, ValueError):
-        return {}
+        # what cannot be read records nothing: the tree is then compared with the pin alone
+        return _State()
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -112,6 +112,7 @@ def test_folders_of_every_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.generator
 def test_many_folders(tmp_path: Path) -> None:
     walk(tmp_path, names(150, seed=random.randrange(1 << 30)))
 

@@ -48,7 +48,7 @@ _PLATFORMS = (Subdir("linux-64"), Subdir("noarch"))
 # a package's driver is on the machine it is for, not on the one that exports
 _ANY_DRIVER = "99"
 _TEXTS = {MANIFEST, CHANNEL_KEY}
-_LARGEST_TEXT = 64 << 20
+_LARGEST_TEXT = 16 << 20
 _LARGEST_PACKAGE = 16 << 30
 _LARGEST_HEADER = 1 << 16
 

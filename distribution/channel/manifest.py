@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 ADDRESS = "${LLAMA_CPP_CHANNEL}"
 CHANNEL_KEY = "channel-key.pub"
 _FORMAT = 1
-_LARGEST_MANIFEST = 64 << 20
+_LARGEST_MANIFEST = 16 << 20
 _LARGEST_NUMBER = 1 << 53
 _SHA256 = re.compile("[0-9a-f]{64}")
 # what a path of a channel is made of; no control characters, no backslash

@@ -27,7 +27,7 @@ from .manifest import CHANNEL_KEY, MANIFEST, Entry, Manifest, Wanted
 from .signing import require_own_before_signing
 
 INDEX = "repodata.json"
-LARGEST_INDEX = 256 << 20
+LARGEST_INDEX = 32 << 20
 _FIELDS = {
     "name": str, "version": str, "build": str, "build_number": int, "subdir": str, "sha256": str, "size": int, "depends": list,
 }  # fmt: skip

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from pathlib import Path
 
 FILENAME = "activate.sh"
 
 # `find | sort`, not a glob: zsh complains about globs that match nothing, and the order must not follow the locale.
-# The scripts are read from a here-document because a pipe would run them in a subshell.
+# The scripts are read from a here-document because a pipe would run them in a subshell. They are listed from inside their
+# folder because a folder may have a newline in its path.
 _SCRIPT = """\
-# Activates this environment in sh, bash and zsh where there is no conda (with conda: conda activate):
-#     . {path}
+# Activates this environment in sh, bash and zsh where there is no conda (with conda: conda activate): read it with `.`
 # `deactivate` undoes it.
 
 # an environment of ours or a virtual environment; a program of this name is neither
@@ -27,14 +29,14 @@ export CONDA_PREFIX={prefix}
 export CONDA_DEFAULT_ENV={name}
 export CONDA_SHLVL=1
 export PATH="$CONDA_PREFIX/bin:$PATH"
-if [ -n "${{PS1-}}" ]; then PS1="($CONDA_DEFAULT_ENV) $PS1"; fi
+if [ -n "${{PS1-}}" ]; then PS1={prompt}"$PS1"; fi
 
 _conda_run_scripts() {{
     [ -d "$1" ] || return 0
     while IFS= read -r _CONDA_SCRIPT; do
-        if [ -n "$_CONDA_SCRIPT" ]; then . "$_CONDA_SCRIPT"; fi
+        if [ -n "$_CONDA_SCRIPT" ]; then . "$1/$_CONDA_SCRIPT"; fi
     done <<SCRIPTS
-$(find "$1" -name '*.sh' | LC_ALL=C sort ${{2-}})
+$(cd "$1" > /dev/null && find . -name '*.sh' | LC_ALL=C sort ${{2-}})
 SCRIPTS
     unset _CONDA_SCRIPT
 }}
@@ -65,6 +67,9 @@ def write_script(folder: Path, prefix: Path) -> None:
 
     It is not ``bin/activate``: that name, first on PATH, would take the place of conda's own ``source activate``.
     """
-    path, quoted, name = (shlex.quote(str(one)) for one in (prefix / FILENAME, prefix, prefix.name))
-    text = _SCRIPT.format(path=path, prefix=quoted, name=name)
-    (folder / FILENAME).write_text(text, encoding="utf-8")
+    quoted, name = shlex.quote(str(prefix)), shlex.quote(prefix.name)
+    # a shell runs what looks like a command in its prompt
+    prompt = shlex.quote(f"({re.sub(r'[^ .+@=,:~-]', lambda one: one[0] if one[0].isalnum() or one[0] == '_' else '?', prefix.name)}) ")
+    text = _SCRIPT.format(prefix=quoted, name=name, prompt=prompt)
+    # a path that is no text is written as the bytes it has
+    (folder / FILENAME).write_bytes(os.fsencode(text))

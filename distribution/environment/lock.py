@@ -14,11 +14,17 @@ from rattler.package_streaming import PackageArchive
 
 from .. import hardware
 from ..errors import ChannelUnreachableError, EnvironmentFileError
-from ..waiting import wait
+from ..files import naming, open_regular
+from ..waiting import all_of, client, wait
 from . import solving, specification
 
 MARKER = "@EXPLICIT"
 _ENTRY = re.compile(r"(?P<url>\S+/(?P<subdir>[^/#\s]+)/(?P<file>[^/#\s]+\.(?:conda|tar\.bz2)))#(?P<hash>\S+)")
+_LONGEST_LINE = 4000
+_MOST_PACKAGES = 10_000
+_AT_ONCE = 8
+_SECONDS = 300
+"""For the description of one package, from a server."""
 _HASH = re.compile(r"(?:sha256:)?(?P<sha256>[0-9a-f]{64})|(?P<md5>[0-9a-f]{32})")
 
 
@@ -72,6 +78,11 @@ def read(text: str, source: str) -> list[RepoDataRecord]:
     """
     lines = [line.strip() for line in text.splitlines()]
     entries = [_parse_entry(line, source) for line in lines if line and not line.startswith("#") and line != MARKER]
+    if not 0 < len(entries) <= _MOST_PACKAGES:
+        raise EnvironmentFileError(
+            f"{source} names {'no packages' if not entries else f'more than {_MOST_PACKAGES:,} packages'}",
+            "make the lock anew: python -m distribution env lock",
+        )
     return wait(_describe_all(entries))
 
 
@@ -84,10 +95,12 @@ def _hash_of(record: RepoDataRecord) -> str:
 
 
 def _parse_entry(line: str, source: str) -> re.Match[str]:
-    entry = _ENTRY.fullmatch(line)
-    if entry is None or "://" not in line or not _HASH.fullmatch(entry["hash"]):
+    # the length first: an expression that looks for slashes takes its time over a million of them
+    entry = _ENTRY.fullmatch(line) if len(line) < _LONGEST_LINE else None
+    if entry is None or not _is_address(entry["url"]) or not _HASH.fullmatch(entry["hash"]):
         raise EnvironmentFileError(
-            f"{source}: {line!r} is no URL of a package with its hash", "make the lock anew: python -m distribution env lock"
+            f"{source}: {line!r:.200} is no URL of a package with its hash",
+            "make the lock anew: python -m distribution env lock",
         )
     if entry["subdir"] not in (str(Subdir.current()), "noarch"):
         raise EnvironmentFileError(
@@ -96,30 +109,59 @@ def _parse_entry(line: str, source: str) -> re.Match[str]:
     return entry
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https", "file") and bool(parts.path) and url.isprintable()
+    except ValueError:
+        return False
+
+
 async def _describe_all(entries: Sequence[re.Match[str]]) -> list[RepoDataRecord]:
-    client = Client.default_client()
+    http, turns = client(), asyncio.Semaphore(_AT_ONCE)
+
+    async def describe(entry: re.Match[str], file: Path) -> RepoDataRecord:
+        async with turns:
+            return await _describe(entry, http, file)
+
     with tempfile.TemporaryDirectory() as folder:
-        return list(await asyncio.gather(*(_describe(entry, client, Path(folder)) for entry in entries)))
+        files = (Path(folder, f"{number}.json") for number in range(len(entries)))
+        return await all_of(map(describe, entries, files))
 
 
-async def _describe(entry: re.Match[str], client: Client, folder: Path) -> RepoDataRecord:
+async def _describe(entry: re.Match[str], http: Client, described: Path) -> RepoDataRecord:
     url = entry["url"]
     try:
-        if url.startswith("file:"):
-            archive = await PackageArchive.from_path(unquote(urlsplit(url).path))
-        else:
-            archive = await PackageArchive.from_url(client, url)
-        index = await archive.read_file("info/index.json")
+        index = await asyncio.wait_for(_read_index(url, http), _SECONDS)
+    except (TimeoutError, asyncio.TimeoutError):
+        raise ChannelUnreachableError(f"{url} did not answer within {_SECONDS} s", "check the address and the network") from None
     # py-rattler raises several kinds here, some of them bare
     except Exception as error:
-        raise ChannelUnreachableError(
-            f"{url} cannot be read: {error}", "it may have been pruned from the channel: make the lock anew"
-        ) from None
+        raise _unreadable(url, error) from None
     if index is None:
         raise ChannelUnreachableError(f"{url} is no conda package", "make the lock anew: python -m distribution env lock")
-    described = folder / f"{entry['subdir']}-{entry['file']}.json"
-    described.write_bytes(index)
+    with naming(described):
+        described.write_bytes(index)
     hashes = _HASH.fullmatch(entry["hash"])
-    record = PackageRecord.from_index_json(described, sha256=hashes["sha256"], md5=hashes["md5"])
-    channel = url.removesuffix(f"{entry['subdir']}/{entry['file']}")
-    return RepoDataRecord(record, entry["file"], url, channel)
+    try:
+        record = PackageRecord.from_index_json(described, sha256=hashes["sha256"], md5=hashes["md5"])
+        return RepoDataRecord(record, entry["file"], url, url.removesuffix(f"{entry['subdir']}/{entry['file']}"))
+    except Exception as error:
+        raise _unreadable(url, error) from None
+
+
+def _unreadable(url: str, error: Exception) -> ChannelUnreachableError:
+    return ChannelUnreachableError(
+        f"{url} cannot be read: {error}", "it may have been pruned from the channel: make the lock anew"
+    )
+
+
+async def _read_index(url: str, http: Client) -> bytes | None:
+    if url.startswith("file:"):
+        path = Path(unquote(urlsplit(url).path))
+        # py-rattler would wait for whoever writes into a fifo
+        open_regular(path).close()
+        archive = await PackageArchive.from_path(str(path))
+    else:
+        archive = await PackageArchive.from_url(http, url)
+    return await archive.read_file("info/index.json")

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.error
-import urllib.request
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from rattler import MatchSpec
-from rattler.exceptions import InvalidMatchSpecError
+from rattler import Channel, MatchSpec
+from rattler.exceptions import InvalidChannelError, InvalidMatchSpecError
 
-from ..errors import ChannelUnreachableError, EnvironmentFileError
+from ..errors import EnvironmentFileError
+from ..fetching import fetch_bytes
+from ..files import expand, load_yaml, read_regular
 
 CHANNEL_VARIABLE = "LLAMA_CPP_CHANNEL"
 """The variable by which environment.yml names our channel."""
 
 _KEYS = ("name", "channels", "dependencies")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
-_TIMEOUT = 30
+_SECONDS = 60
+_LARGEST = 16 << 20
+"""Bytes of a file. A lock of 10,000 packages has 2 MB."""
+_LARGEST_YAML = 1 << 20
+_LONGEST = 2000
+"""Characters of a channel or a dependency."""
+_SCHEMES = ("http", "https", "file", "oci", "s3")
 
 
 @dataclass(frozen=True)
@@ -47,19 +53,25 @@ def read_text(source: str) -> str:
         EnvironmentFileError: there is no such file, or it is not text.
         ChannelUnreachableError: the URL cannot be fetched.
     """
+    if re.match(r"(?i)https?://", source):
+        data = fetch_bytes(source, _LARGEST, _SECONDS)
+    else:
+        data = _read(Path(source), source)
     try:
-        if source.startswith(("http://", "https://")):
-            with urllib.request.urlopen(source, timeout=_TIMEOUT) as answer:
-                return answer.read().decode("utf-8")
-        return Path(source).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise EnvironmentFileError(f"there is no {source}", "name the file: -f environment.yml") from None
+        return data.decode("utf-8")
     except UnicodeDecodeError:
         raise EnvironmentFileError(f"{source} is not text", "name an environment file or a lock") from None
-    except urllib.error.URLError as error:
-        raise ChannelUnreachableError(
-            f"{source} cannot be fetched: {error.reason}", "check the address, and that `channel serve` runs there"
-        ) from None
+
+
+def _read(path: Path, source: str) -> bytes:
+    try:
+        # `-f <(a command)`: whoever writes into this pipe is running already
+        if source.startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")) and stat.S_ISFIFO(os.stat(path).st_mode):
+            with path.open("rb") as pipe:
+                return pipe.read(_LARGEST)
+        return read_regular(path, _LARGEST)
+    except FileNotFoundError:
+        raise EnvironmentFileError(f"there is no {source}", "name the file: -f environment.yml") from None
     except OSError as error:
         raise EnvironmentFileError(f"{source} cannot be read: {error.strerror}", "check the path") from None
 
@@ -79,7 +91,7 @@ def parse(text: str, source: str, channel: str = "", only: Sequence[str] = ()) -
     """
     data = _load(text, source)
     name = data.get("name") or ""
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isprintable():
         raise _wrong(source, "`name` must be text")
     dependencies = _texts(data, "dependencies", source)
     for dependency in dependencies:
@@ -89,14 +101,14 @@ def parse(text: str, source: str, channel: str = "", only: Sequence[str] = ()) -
     if not channels:
         raise _wrong(source, "it lists no channels")
     # conda's word for "not the channels of my .condarc", which are never used here
-    return Specification(name, tuple(_locate(one) for one in channels if one != "nodefaults"), dependencies)
+    return Specification(name, tuple(_locate(one, source) for one in channels if one != "nodefaults"), dependencies)
 
 
 def _load(text: str, source: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise EnvironmentFileError(f"{source} is not YAML: {error}", "correct the file") from None
+        data = load_yaml(text, _LARGEST_YAML)
+    except ValueError as error:
+        raise EnvironmentFileError(f"{source} is not YAML, or not such that is understood here: {error}", "correct the file") from None
     if not isinstance(data, dict):
         raise _wrong(source, "it is no mapping with `channels` and `dependencies`")
     if unknown := sorted(str(key) for key in data if key not in _KEYS):
@@ -116,16 +128,19 @@ def _texts(data: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
             raise EnvironmentFileError(
                 f"{source}: packages for pip cannot be solved together with conda's", "take `pip:` out, and run pip afterwards"
             )
-        if value and all(isinstance(one, str) for one in value):
+        if value and all(isinstance(one, str) and one.strip() and len(one) < _LONGEST for one in value):
             return tuple(value)
-    raise _wrong(source, f"`{key}` must be a list of texts")
+    raise _wrong(source, f"`{key}` must be a list of texts, none of them empty or longer than {_LONGEST} characters")
 
 
 def _check_dependency(dependency: str, source: str) -> None:
     try:
         MatchSpec(dependency)
-    except InvalidMatchSpecError as error:
+    except (InvalidMatchSpecError, ValueError) as error:
         raise _wrong(source, f"`{dependency}` is no package specification: {error}") from None
+    if "/" in dependency.rpartition("::")[2]:
+        # a file at an address of its own: no channel vouches for it
+        raise _wrong(source, f"`{dependency}` names a file; name a package, and its channel under `channels`")
 
 
 def _fill_in(listed: tuple[str, ...], channel: str, source: str) -> tuple[str, ...]:
@@ -148,13 +163,18 @@ def _expand(text: str, variables: Mapping[str, str], source: str) -> str:
     return _VARIABLE.sub(value, text)
 
 
-def _locate(channel: str) -> str:
-    if "://" in channel:
-        return channel
-    path = Path(channel).expanduser()
-    if path.is_absolute() or channel.startswith(".") or path.is_dir():
-        # not resolved: a published channel is a symbolic link that moves on
-        return Path(os.path.abspath(path)).as_uri()
+def _locate(channel: str, source: str) -> str:
+    if "://" not in channel:
+        path = expand(channel)
+        if path.is_absolute() or channel.startswith(".") or os.path.isdir(path):
+            # not resolved: a published channel is a symbolic link that moves on
+            return Path(os.path.abspath(path)).as_uri()
+    try:
+        scheme = Channel(channel).base_url.partition(":")[0]
+    except (InvalidChannelError, ValueError) as error:
+        raise _wrong(source, f"the channel {channel!r:.200} cannot be understood: {error}") from None
+    if scheme not in _SCHEMES or not channel.isprintable() or not channel.strip() or len(channel) > _LONGEST:
+        raise _wrong(source, f"{channel!r:.200} is no name and no address of a channel")
     return channel
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -55,6 +58,8 @@ diff --git a/CMakeLists.txt b/CMakeLists.txt
 
 
 def git(*arguments: str, cwd: Path) -> str:
+    if not shutil.which("git"):
+        pytest.skip("needs git")
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "core.autocrlf=false"]
     done = subprocess.run(["git", *identity, *arguments], cwd=cwd, check=True, capture_output=True, text=True)
     return done.stdout.strip()

@@ -226,7 +226,7 @@ def check(answers: bytes, bodiless: bool) -> None:
         answers = answers[length:]
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.generator])])
 def test_whatever_is_sent_is_answered_in_form_or_closed(channel, count):
     with serving(channel, "--request-time", "1") as server:
         before, honest = server.idle(), server.ask().partition(b"\r\n\r\n")[2]

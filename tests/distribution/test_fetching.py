@@ -1,0 +1,108 @@
+"""Small files over HTTP, from servers that misbehave in every way that ``damage_server`` knows."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import urllib.parse
+import warnings
+from collections.abc import Iterator
+
+import damage_server
+import pytest
+from engine_carrier import ROOT  # noqa: F401
+
+from distribution.errors import ChannelUnreachableError, FetchError
+from distribution.fetching import fetch_bytes
+
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy")
+LIMIT = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    from damage_run import misbehaving_server
+
+    with misbehaving_server() as address:
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("behaviour", damage_server.BEHAVIOURS)
+def test_a_server_that_misbehaves_is_given_up_in_time(url, behaviour):
+    accepted = {
+        "good": b"[]", "endless-redirect": b"[]", "zero": b"", "short-length": b"[1,", "not-gzip": b"abc", "not-text": b"\xff\xfe\x00\x01",
+        "negative-length": b"abc", "odd-length": b"abc",
+    }  # fmt: skip
+    before = set(os.listdir("/proc/self/fd"))
+    began = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        try:
+            assert fetch_bytes(f"{url}/{behaviour}/x", LIMIT, 1.0) == accepted.get(behaviour, "an error")
+        except FetchError as error:
+            assert behaviour not in accepted, error.message
+            assert f"{url}/{behaviour}" in error.message or behaviour == "to-ftp"
+            assert error.status == (int(behaviour) if behaviour.isdigit() else error.status)
+        gc.collect()
+    assert set(os.listdir("/proc/self/fd")) == before
+    # a machine with other work takes its time, too
+    assert time.monotonic() - began < 10
+
+
+def test_the_limit_is_exact(url):
+    assert fetch_bytes(f"{url}/good", 2, 10) == b"[]"
+    with pytest.raises(FetchError, match="more than 1 bytes"):
+        fetch_bytes(f"{url}/good", 1, 10)
+
+
+def test_the_status_tells_what_is_not_there_from_what_does_not_answer(url):
+    with pytest.raises(ChannelUnreachableError) as missing:
+        fetch_bytes(f"{url}/404/x", LIMIT, 10)
+    with pytest.raises(ChannelUnreachableError) as silent:
+        fetch_bytes("http://127.0.0.1:9/", LIMIT, 10)
+    assert (missing.value.status, silent.value.status) == (404, None)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "", "//x", "file:///etc/hostname", "ftp://127.0.0.1/", "http://", "http:///x", "http://[::1", "http://127.0.0.1:x/", "http://127.0.0.1:99999/",
+        "http://a b/", "http://..", "http://x\0/", "http://\ud800/", "http://" + "a" * 10_000, "http://127.0.0.1:9/\n", "data:,x", "HTTP:", "https://127.0.0.1:9",
+    ],
+)  # fmt: skip
+def test_malformed_addresses(address):
+    with pytest.raises(FetchError):
+        fetch_bytes(address, LIMIT, 5)
+
+
+def test_an_address_is_sent_as_a_browser_sends_it(url):
+    for path in ("good/ä b", "good/%20?a=b c#d", "good/\n"):
+        assert fetch_bytes(f"{url}/{path}", LIMIT, 10) == b"[]"
+    assert fetch_bytes(f"HTTP{url.removeprefix('http')}/good", LIMIT, 10) == b"[]"
+
+
+@pytest.mark.parametrize("proxy", ["x", "http://", "http://[", "::", " ", "file:///x", "socks5://127.0.0.1:9", "http://127.0.0.1:9"])
+def test_a_proxy_that_is_none(proxy, monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, proxy)
+    for scheme in ("http", "https"):
+        with pytest.raises(FetchError):
+            fetch_bytes(f"{scheme}://example.invalid/", LIMIT, 5)
+
+
+def test_a_proxy_is_used(url, monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", url)
+    with pytest.raises(FetchError) as caught:
+        # what it makes of an absolute address is its own affair
+        fetch_bytes("http://example.invalid/good", LIMIT, 5)
+    assert caught.value.status == 404 and urllib.parse.urlsplit(url).port

@@ -1,0 +1,155 @@
+"""Signals wait where something must be finished, and a program that was started has ended whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine_carrier import ROOT
+
+from distribution import files, interruption
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    interruption.install()
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit)])
+def test_a_signal_waits_for_the_end(number, raised):
+    done = []
+    with pytest.raises(raised) as caught:
+        with interruption.deferred():
+            with interruption.deferred():
+                signal.raise_signal(number)
+                done.append("inner")
+            done.append("outer")
+        done.append("never")
+    assert done == ["inner", "outer"]
+    assert raised is KeyboardInterrupt or caught.value.code == 128 + number
+    with interruption.deferred():
+        pass
+
+
+def test_the_first_of_several_counts():
+    with pytest.raises(SystemExit) as caught, interruption.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert caught.value.code == 143
+
+
+def test_it_raises_where_that_is_asked_for():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interruption.deferred() as pending:
+        try:
+            with pending.released():
+                done.append("before")
+                signal.raise_signal(signal.SIGINT)
+                done.append("never")
+        finally:
+            # a second one does not disturb what clears away
+            signal.raise_signal(signal.SIGTERM)
+            done.append("cleared")
+    assert done == ["before", "cleared"]
+
+
+def test_a_signal_that_came_before_is_not_forgotten():
+    with pytest.raises(SystemExit), interruption.deferred() as pending:
+        signal.raise_signal(signal.SIGTERM)
+        with pending.released():
+            pytest.fail("it should have been raised")
+
+
+def test_a_staging_folder_is_removed_in_spite_of_a_second_signal(tmp_path, monkeypatch):
+    removed = files.remove_tree
+
+    def interrupted(folder: Path) -> None:
+        signal.raise_signal(signal.SIGINT)
+        removed(folder)
+
+    monkeypatch.setattr(files, "remove_tree", interrupted)
+    with pytest.raises((KeyboardInterrupt, SystemExit)), files.staging_folder(tmp_path / "new", ".x-"):
+        signal.raise_signal(signal.SIGTERM)
+    assert os.listdir(tmp_path) == []
+
+
+def later(number: int, seconds: float) -> None:
+    threading.Timer(seconds, lambda: os.kill(os.getpid(), number)).start()
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_program_has_ended_when_a_signal_raises(tmp_path, monkeypatch, stubborn):
+    monkeypatch.setattr(interruption, "_PATIENCE", 1)
+    script = f"echo $$ > {tmp_path / 'pid'}; {'trap : TERM; ' if stubborn else ''}while :; do sleep 0.1; done"
+    later(signal.SIGTERM, 1)
+    with pytest.raises(SystemExit):
+        interruption.run_program(["bash", "-c", script])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_program_has_ended_when_its_time_is_over():
+    began = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        interruption.run_program(["sleep", "60"], seconds=0.2)
+    assert time.monotonic() - began < 20
+    assert interruption.run_program(["sh", "-c", "echo out; echo err >&2; exit 3"]).returncode == 3
+
+
+def test_what_waits_for_py_rattler_is_cancelled():
+    pytest.importorskip("rattler")
+    script = f"""
+import asyncio, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from distribution import console, interruption, waiting
+async def forever():
+    try:
+        print("waiting", flush=True)
+        await asyncio.sleep(60)
+    finally:
+        print("cancelled", flush=True)
+interruption.install()
+sys.exit(console.run(lambda: waiting.wait(forever())))
+"""
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout and process.stdout.readline() == "waiting\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert (out, process.returncode) == ("cancelled\n", status) and "Traceback" not in err
+
+
+def test_when_one_of_several_fails_the_others_have_ended():
+    pytest.importorskip("rattler")
+    import asyncio
+
+    from distribution import waiting
+
+    ended = []
+
+    async def one(number: int) -> int:
+        try:
+            await asyncio.sleep(number / 10)
+            if number == 1:
+                raise ValueError("one")
+            return number
+        finally:
+            ended.append(number)
+
+    assert waiting.wait(waiting.all_of(map(one, (3, 2)))) == [3, 2]
+    ended.clear()
+    with pytest.raises(ValueError, match="one"):
+        waiting.wait(waiting.all_of(map(one, (300, 1, 200))))
+    assert sorted(ended) == [1, 200, 300]
