@@ -71,7 +71,9 @@ def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:
 
 
 def _slow(url: str, seconds: float) -> FetchError:
-    return FetchError(f"{url} did not answer completely within {seconds:.0f} s", "check the address and the network, and try again")
+    return FetchError(
+        f"{url} did not answer completely within {seconds:.0f} s", "check the address and the network, and try again"
+    )
 
 
 def _one_line(reason: object) -> str:

@@ -15,6 +15,7 @@ import shutil
 import stat
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -96,8 +97,12 @@ def open_regular(path: Path) -> IO[bytes]:
 def _open_special_never(path: Path, flags: int) -> IO[bytes]:
     try:
         # looked at before it is opened, as that alone makes some devices do something; and after, as it may be another by now
-        with contextlib.suppress(FileNotFoundError):
+        try:
             _refuse_special(os.stat(path), path)
+        except FileNotFoundError:
+            if os.path.islink(path):
+                # what it leads to would be made, wherever that is
+                raise FileNotFoundError(errno.ENOENT, "it is a link to nothing", str(path)) from None
         handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
     except ValueError as error:
         # a NUL, or half a character
@@ -163,8 +168,7 @@ def load_json(data: bytes | str, largest: int = LARGEST_DOCUMENT, deepest: int =
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice[:80]!r} is there twice")
     return mapping
 
@@ -436,5 +440,6 @@ def _open_for_everybody(path: Path) -> IO[bytes]:
             os.fchmod(handle, 0o644)  # whatever this user's umask is
             return os.fdopen(handle, "rb")
         except FileExistsError:
-            if path.is_symlink() and not path.exists():
+            # another process was faster
+            if os.path.islink(path) and not os.path.exists(path):
                 raise FileNotFoundError(errno.ENOENT, "it is a link to nothing", str(path)) from None

@@ -98,7 +98,9 @@ def deferred() -> Iterator[Pending]:
 
 
 def run_program(command: Sequence[str], seconds: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    """``subprocess.run`` for text, whose program has ended whatever happens: nothing writes on into a folder that is being removed.
+    """``subprocess.run`` for text, whose program has ended whatever happens.
+
+    Nothing writes on into a folder that is being removed.
 
     Raises:
         subprocess.TimeoutExpired: it took longer than ``seconds``.

@@ -50,7 +50,9 @@ def load_series(folder: Path) -> list[Patch]:
     except FileNotFoundError:
         # a link to nothing was meant to be something
         if os.path.islink(series):
-            raise PatchError(f"{series} is a link to nothing", "restore it, or remove it: without it there are no patches") from None
+            raise PatchError(
+                f"{series} is a link to nothing", "restore it, or remove it: without it there are no patches"
+            ) from None
         return []
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"

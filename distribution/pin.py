@@ -103,8 +103,9 @@ class Pin:
     def dumps(self) -> str:
         """The text of the pin file; :meth:`load` reads it back."""
         values = asdict(self)
+        values |= values.pop("carrier")
         # a text of TOML is quoted as one of JSON is
-        return TEMPLATE.format(**{key: json.dumps(value, ensure_ascii=False) for key, value in (values | values["carrier"]).items()})
+        return TEMPLATE.format(**{key: json.dumps(value, ensure_ascii=False) for key, value in values.items()})
 
     def fingerprint(self, patches: Sequence[Patch]) -> str:
         """A name for this tree with these patches: it changes when either does."""

@@ -53,8 +53,14 @@ for prefix in ("_PYPROJECT_HOOKS_", "PEP517_"):  # newer and older pips
 # What pip says, in its log or on stderr, and what to do about it; the first that matches counts.
 CAUSES = (
     (r"No space left on device|Disk quota exceeded|File too large", "free some space in {folder}"),
-    (r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerification", "name the authority that your network trusts: PIP_CERT=/path/to/ca.pem"),
-    (r"[Pp]roxy(Error| server)|Cannot connect to proxy|Tunnel connection failed|407 ", "correct the proxy: PIP_PROXY, HTTPS_PROXY or pip's configuration"),
+    (
+        r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerification",
+        "name the authority that your network trusts: PIP_CERT=/path/to/ca.pem",
+    ),
+    (
+        r"[Pp]roxy(Error| server)|Cannot connect to proxy|Tunnel connection failed|407 ",
+        "correct the proxy: PIP_PROXY, HTTPS_PROXY or pip's configuration",
+    ),
     (r"\b40[13] Client Error", "give pip the index's password: in PIP_INDEX_URL, ~/.netrc or pip's configuration"),
     (r"\b5\d\d Server Error|too many 5\d\d error", "ask whoever runs the index, or try again later"),
     (
@@ -133,7 +139,8 @@ def _download_into(file: IndexFile, target: Path) -> None:
         fetched = folder / file.filename
         if not fetched.exists():
             names = ", ".join(sorted(path.name for path in folder.glob(f"*{target.suffix}"))) or "nothing"
-            raise DownloadError(f"pip fetched {names} instead of {file.filename}", _remedy("No matching distribution", target, False))
+            remedy = _remedy("No matching distribution", target, False)
+            raise DownloadError(f"pip fetched {names} instead of {file.filename}", remedy)
         if file.sha256:
             check_sha256(fetched, file.sha256)
         os.replace(fetched, target)

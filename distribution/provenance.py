@@ -182,7 +182,8 @@ def _settings(build_tree: Path | None) -> dict[str, Any]:
         if not isinstance(settings, dict):
             raise ValueError("it is no mapping")
         if cuda := settings.get("cuda"):
-            if not isinstance(cuda, dict) or not isinstance(cuda.get("version"), str) or not isinstance(cuda.get("cccl", ""), str):
+            named = (cuda.get("version"), cuda.get("cccl", "")) if isinstance(cuda, dict) else (None,)
+            if not all(isinstance(one, str) for one in named):
                 raise ValueError("`cuda` does not say its version")
         return settings
     except (OSError, ValueError) as error:

@@ -222,7 +222,8 @@ def recorded_commit(archive: Path, prefix: str, scratch: Path) -> tuple[str, str
         run_git("init", "--quiet", "--bare", str(repository))
     except subprocess.CalledProcessError as error:
         raise DownloadError(
-            f"git cannot make a repository in {scratch}:\n    {error.stderr.strip()[-2000:] or error}", "look for room on that disk"
+            f"git cannot make a repository in {scratch}:\n    {error.stderr.strip()[-2000:] or error}",
+            "look for room on that disk",
         ) from None
     head = b""
     with _opened(archive) as tar:

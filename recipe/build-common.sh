@@ -1,7 +1,7 @@
 # Sourced by the scripts that compile. SRC_DIR holds this repository's files, PREFIX is where things are installed.
 
-for name in CCACHE CCACHE_DIR CCACHE_DISABLE LLAMA_CPP_CACHE LLAMA_CPP_SOURCE_DIR LLAMA_CPP_STAGED XDG_CACHE_HOME XDG_CONFIG_HOME \
-  PIP_CONFIG_FILE PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_INDEX_URL; do
+for name in CCACHE CCACHE_DIR CCACHE_DISABLE LLAMA_CPP_CACHE LLAMA_CPP_SOURCE_DIR LLAMA_CPP_STAGED \
+  XDG_CACHE_HOME XDG_CONFIG_HOME PIP_CONFIG_FILE PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_INDEX_URL; do
   # the recipe passes what it finds, and an empty value is not the same as none
   [ -n "${!name:-}" ] || unset "$name"
 done

@@ -39,6 +39,7 @@ from ..files import open_regular, sha256_of, staging_folder
 from ..waiting import wait
 from . import environments, keys, manifest, publishing, siblings
 from .generations import Channel, explained, sync
+from .inspection import inspect
 from .keys import Trust, load_trust
 from .manifest import CHANNEL_KEY, MANIFEST, Entry, Manifest
 from .publishing import Publication, State
@@ -175,6 +176,8 @@ def _collect(path: str, record: RepoDataRecord, folder: Path, staging: Path) -> 
         wait(package_files.download(record, copy, Client()))
     if record.sha256 is None or sha256_of(copy) != record.sha256.hex():
         raise DownloadError(f"{record.url} is not what its channel's index says", "try again")
+    # it will be signed: whoever imports it must be able to install it
+    inspect(copy)
     return copy
 
 

@@ -140,8 +140,9 @@ def parse_index(text: bytes) -> dict[str, dict[str, Any]]:
         for key, kind in _FIELDS.items():
             if not isinstance(record.get(key), kind) or isinstance(record.get(key), bool):
                 raise ValueError(f"{key} of {name!r:.80} is {record.get(key)!r:.40}")
-        if not all(isinstance(one, str) for one in record["depends"]):
-            raise ValueError(f"depends of {name!r:.80} holds something that is no text")
+        for one in record["depends"]:
+            if not isinstance(one, str) or not siblings.is_spec(one):
+                raise ValueError(f"depends of {name!r:.80} holds {one!r:.80}")
     return entries
 
 

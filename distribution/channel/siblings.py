@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from rattler import MatchSpec
+from rattler.exceptions import InvalidMatchSpecError
 
 from ..errors import CommitMismatchError, UnsatisfiedPinError
 from .inspection import OURS, Package
@@ -66,6 +67,14 @@ def name_of(dependency: str) -> str:
     """The package that a match specification is about."""
     name = MatchSpec(dependency).name
     return name.normalized if name else ""
+
+
+def is_spec(text: str) -> bool:
+    """Whether a text is a match specification that names a package."""
+    try:
+        return bool(name_of(text))
+    except InvalidMatchSpecError:
+        return False
 
 
 def is_plain(dependency: str) -> bool:

@@ -69,7 +69,7 @@ def write_script(folder: Path, prefix: Path) -> None:
     """
     quoted, name = shlex.quote(str(prefix)), shlex.quote(prefix.name)
     # a shell runs what looks like a command in its prompt
-    prompt = shlex.quote(f"({re.sub(r'[^ .+@=,:~-]', lambda one: one[0] if one[0].isalnum() or one[0] == '_' else '?', prefix.name)}) ")
-    text = _SCRIPT.format(prefix=quoted, name=name, prompt=prompt)
+    shown = re.sub(r"[^\w .+@=,:~-]", "?", prefix.name)
+    text = _SCRIPT.format(prefix=quoted, name=name, prompt=shlex.quote(f"({shown}) "))
     # a path that is no text is written as the bytes it has
     (folder / FILENAME).write_bytes(os.fsencode(text))

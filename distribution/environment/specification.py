@@ -108,7 +108,9 @@ def _load(text: str, source: str) -> dict[str, Any]:
     try:
         data = load_yaml(text, _LARGEST_YAML)
     except ValueError as error:
-        raise EnvironmentFileError(f"{source} is not YAML, or not such that is understood here: {error}", "correct the file") from None
+        raise EnvironmentFileError(
+            f"{source} is not YAML, or not such that is understood here: {error}", "correct the file"
+        ) from None
     if not isinstance(data, dict):
         raise _wrong(source, "it is no mapping with `channels` and `dependencies`")
     if unknown := sorted(str(key) for key in data if key not in _KEYS):

@@ -84,7 +84,7 @@ def build(
 
 
 def fetch_engine(repository: Path = REPOSITORY) -> None:
-    """Make the engine's source the pinned one. Of a checkout in ``$LLAMA_CPP_SOURCE_DIR`` that commit is taken, no other and no edit.
+    """Make the engine's source the pinned one. Of a checkout in ``$LLAMA_CPP_SOURCE_DIR`` that commit is taken, and no edit.
 
     Raises:
         DownloadError, HashMismatchError, TreeMismatchError: it could not be had.

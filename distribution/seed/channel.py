@@ -139,8 +139,8 @@ def _write_variant_files(folder: Path, inputs: Inputs) -> None:
     files = {f"variants/{file.name}": file for file in sorted((recipe / "variants").glob("*.yaml"))}
     files["variants.yaml"] = recipe / "variants.yaml" if inputs.toolkit else recipe / "variants" / "cpu.yaml"
     header = (
-        f"# The recipe's, for `conda build` with this channel: {inputs.compiler.release} and glibc {inputs.compiler.glibc} of the\n"
-        "# machine that it was made on. What is built with it runs where glibc is at least that.\n"
+        f"# The recipe's, for `conda build` with this channel: {inputs.compiler.release} and glibc {inputs.compiler.glibc}\n"
+        "# of the machine that it was made on. What is built with it runs where glibc is at least that.\n"
     )
     for name, file in files.items():
         values = yaml.safe_load(file.read_text(encoding="utf-8"))

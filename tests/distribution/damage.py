@@ -139,22 +139,29 @@ FOLDER_DAMAGE = {name: FILE_DAMAGE[name] for name in (
 
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**63, 2**64, 10**30, 1.5, "", " ", "\n", "x", "x" * 300, "x" * 70_000, [], {}, [None], [[]],
-    {"": ""}, {"a": 1}, ["x"], "../../../etc/passwd", "/etc/passwd", "a/../b", "..", ".", "-x", "--option", "\0", "\ud800", "\x1b[31m",
-    "é" * 50, "0" * 40, "0" * 64, "f" * 64, "https://example.invalid/x.conda", "file:///etc/passwd", "$(touch pwned)", "*", "%s{}",
+    {"": ""}, {"a": 1}, ["x"], "../../../etc/passwd", "/etc/passwd", "a/../b", "..", ".", "-x", "--option", "\0", "\ud800",
+    "\x1b[31m",
+    "é" * 50, "0" * 40, "0" * 64, "f" * 64, "https://example.invalid/x.conda", "file:///etc/passwd", "$(touch pwned)", "*",
+    "%s{}",
     "2026-99-99", "1" * 5000, ["a"] * 1000, "a\nb", "\u202e", "NaN",
 )  # fmt: skip
 RAW_JSON = (
-    "1e999", "-1e999", "NaN", "Infinity", "9" * 5000, "1" + "0" * 400, "[" * DEEP, "[" * DEEP + "]" * DEEP, '{"a":' * DEEP, "'x'", "nul",
+    "1e999", "-1e999", "NaN", "Infinity", "9" * 5000, "1" + "0" * 400, "[" * DEEP, "[" * DEEP + "]" * DEEP, '{"a":' * DEEP,
+    "'x'", "nul",
     "[1,]", '"\\ud800"', '"\\u0000"', '{"a": 1, "a": 2}', "0x10", "1_000", "+1", "-", '"', "\\", "/* x */ 1", "",
 )  # fmt: skip
 RAW_YAML = (
-    *(one for one in RAW_JSON if "\0" not in one), "*unknown", "&a [*a]", "!!python/object/apply:os.system [ls]", "!!int x", "!!float ''",
-    "!!timestamp x", "!!binary '*'", "!!bool x", "!!set [a]", "!!omap [a]", "!!null x", "!odd x", "? [a] : b", "2026-99-99", ".inf", ".nan",
+    *(one for one in RAW_JSON if "\0" not in one), "*unknown", "&a [*a]", "!!python/object/apply:os.system [ls]", "!!int x",
+    "!!float ''",
+    "!!timestamp x", "!!binary '*'", "!!bool x", "!!set [a]", "!!omap [a]", "!!null x", "!odd x", "? [a] : b", "2026-99-99",
+    ".inf", ".nan",
     "~", "<<: [1]", "- - - - -", "|", ">", "@x", "`x", "%x", "{", "}", "a: b: c", "0o9", "1:60:99", "\t",
 )  # fmt: skip
 RAW_TOML = (
-    "1e999", "nan", "inf", "9" * 5000, "[" * DEEP, "[" * 5000 + "]" * 5000, "{" * 500, "{a={}}", "''", '"""', "true", "2026-99-99",
-    "2026-01-01", "0x", "1__0", '"\\ud800"', '"\\u0000"', '"\\q"', "[]", "[[]]", "", "=", '"x', "[1, 'a', {}]", "-", '"../../x"', '"-x"',
+    "1e999", "nan", "inf", "9" * 5000, "[" * DEEP, "[" * 5000 + "]" * 5000, "{" * 500, "{a={}}", "''", '"""', "true",
+    "2026-99-99",
+    "2026-01-01", "0x", "1__0", '"\\ud800"', '"\\u0000"', '"\\q"', "[]", "[[]]", "", "=", '"x', "[1, 'a', {}]", "-",
+    '"../../x"', '"-x"',
     '"' + "x" * 70_000 + '"', '"a\\nb"',
 )  # fmt: skip
 
@@ -235,7 +242,8 @@ def damage_yaml(data: bytes, rng: random.Random) -> bytes:
         number = rng.randrange(len(lines))
         odd = rng.choice((*RAW_YAML, *(str(one) for one in ODD_VALUES)))
         indent = lines[number][: len(lines[number]) - len(lines[number].lstrip())]
-        lines[number] = rng.choice((f"{indent}- {odd}", f"{indent}{odd}", f"{lines[number]} {odd}", f"{indent}key: {odd}", lines[number] * 2))
+        lines[number] = rng.choice((f"{indent}- {odd}", f"{indent}{odd}", f"{lines[number]} {odd}", f"{indent}key: {odd}",
+        lines[number] * 2))
         return _encode("\n".join(lines) + "\n")
     document, inserted = damage_document(yaml.safe_load(text), rng, RAW_YAML)
     try:
@@ -252,7 +260,8 @@ def damage_toml(data: bytes, rng: random.Random) -> bytes:
         number = rng.choice([number for number, line in enumerate(lines) if line.strip()] or [0])
         key = lines[number].partition("=")[0].strip() or "odd"
         lines[number] = rng.choice(
-            (f"{key} = {rng.choice(RAW_TOML)}", f"{key} = {json.dumps(rng.choice([one for one in ODD_VALUES if one is not None]))}",
+            (f"{key} = {rng.choice(RAW_TOML)}",
+            f"{key} = {json.dumps(rng.choice([one for one in ODD_VALUES if one is not None]))}",
              "", lines[number] * 2, f"{lines[number]}\n{lines[number]}", f"odd = 1\n{lines[number]}", f"[{key}]", f"[[{key}]]",
              f"{key}.a.b.c = 1", ".".join("a" * 5000) + " = 1")
         )  # fmt: skip
@@ -269,7 +278,8 @@ def damage_lines(data: bytes, rng: random.Random) -> bytes:
         odd = rng.choice([one for one in ODD_VALUES if isinstance(one, str)])
         made = rng.choice(
             (odd, line[:middle] + odd + line[middle:], line[:middle], line[middle:], line * 2, "/" * 200_000, line + "#" + odd,
-             line.replace("file://", rng.choice(("http://[::1", "http://", "ftp://", "", "//", "file://host", "HTTP://x:99999/"))),
+             line.replace("file://", rng.choice(("http://[::1", "http://", "ftp://", "", "//", "file://host",
+             "HTTP://x:99999/"))),
              line.replace("/", odd, 1), line.upper(), "\0", "@EXPLICIT", "../../" + line)
         )  # fmt: skip
         lines[number : number + rng.choice((0, 1, 1, 1))] = [made]
@@ -285,8 +295,10 @@ DOCUMENT_DAMAGE = {".json": damage_json, ".yml": damage_yaml, ".toml": damage_to
 
 
 def _odd_member(name: str, rng: random.Random) -> tarfile.TarInfo:
-    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE, b"Z")
-    odd_names = (name, "../../escaped", "/escaped", f"{name}/below", f"{name}/../x", "a" * 300, "", ".", "./" + name, name + "\udcff", name + "\n",
+    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE,
+    tarfile.CONTTYPE, b"Z")
+    odd_names = (name, "../../escaped", "/escaped", f"{name}/below", f"{name}/../x", "a" * 300, "", ".", "./" + name,
+    name + "\udcff", name + "\n",
                  "/".join("d" * 1200), f"{name}/" + "/".join("d" * 200))  # fmt: skip
     member = tarfile.TarInfo(rng.choice(odd_names))
     member.type = rng.choice((tarfile.REGTYPE, *kinds))
@@ -294,7 +306,8 @@ def _odd_member(name: str, rng: random.Random) -> tarfile.TarInfo:
     member.mode = rng.choice((0o644, 0, 0o7777))
     member.mtime = rng.choice((0, -1, 2**40))
     if rng.random() < 0.3:
-        member.pax_headers = {rng.choice(("path", "size", "linkpath", "GNU.sparse.map", "GNU.sparse.size", "mtime", "x")): rng.choice(
+        member.pax_headers = {rng.choice(("path", "size", "linkpath", "GNU.sparse.map", "GNU.sparse.size", "mtime",
+        "x")): rng.choice(
             ("", "x", "-1", "9" * 30, "../../escaped", "1,2,3", "\udcff"))}  # fmt: skip
     return member
 
@@ -335,18 +348,21 @@ def damage_tar(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.1:
         # a size in a header that is not the content's
         start = 512 * rng.randrange(max(1, len(result) // 512))
-        result = result[: start + 124] + rng.choice((b"77777777777\0", b"\xff" * 12, b"\x80" + b"\x7f" * 11, b"-0000000001\0")) + result[start + 136 :]
+        result = result[: start + 124] + rng.choice((b"77777777777\0", b"\xff" * 12, b"\x80" + b"\x7f" * 11,
+        b"-0000000001\0")) + result[start + 136 :]
     if data is plain:
         return result
     packed = gzip.compress(result, 1, mtime=0)
-    return rng.choice((packed, packed, packed, _flip(packed, rng), packed[: rng.randrange(len(packed))], packed + b"x", packed + packed))
+    return rng.choice((packed, packed, packed, _flip(packed, rng), packed[: rng.randrange(len(packed))], packed + b"x",
+    packed + packed))
 
 
 def bomb(size: int) -> bytes:
     """A frame of Zstandard of a few hundred kilobytes that unpacks to ``size`` zeros."""
     blocks = size >> 17
     frame = b"\x28\xb5\x2f\xfd\x00\x58"
-    return frame + b"".join((((1 << 17) << 3) | 2 | (number == blocks - 1)).to_bytes(3, "little") + b"\0" for number in range(blocks))
+    return frame + b"".join((((1 << 17) << 3) | 2 | (number == blocks - 1)).to_bytes(3,
+    "little") + b"\0" for number in range(blocks))
 
 
 def damage_package(data: bytes, rng: random.Random) -> bytes:
@@ -365,7 +381,8 @@ def damage_package(data: bytes, rng: random.Random) -> bytes:
     elif what == 6:
         parts.insert(number, rng.choice(parts))
     elif what == 7:
-        parts[number] = (rng.choice(("", "../x", "/x", "x" * 70_000 if rng.random() < 0.1 else "x", name.upper(), "info-.tar.zst")), content)
+        parts[number] = (rng.choice(("", "../x", "/x", "x" * 70_000 if rng.random() < 0.1 else "x", name.upper(),
+        "info-.tar.zst")), content)
     else:
         del parts[number]
     made = io.BytesIO()
@@ -399,11 +416,16 @@ def _plain(frame: bytes) -> bytes:
 def odd_arguments(world: Path) -> tuple[str, ...]:
     """Values for options. What may be written to lies in ``world``, since root can write everywhere else, too."""
     return (
-        "", " ", "\n", "a\nb", "x" * 300, "x" * 5000, "/dev/null/x", "/proc/nothing/x", f"{world}/a file/below", f"{world}/a file",
-        f"{world}/a loop", f"{world}/a link to nothing", f"{world}/a fifo", f"{world}/a device", f"{world}/a socket", f"{world}/new\nline",
-        f"{world}/new ü", f"{world}/new \udcff", f"{world}/a folder", f"{world}/new/" + "/".join("d" * 300), "é", "\udcff", "-", "--", "-x",
-        "~nobody-of-this-name/x", "~", "*", "$(touch pwned)", "%s", "{}", "\x1b[31mred", "0", "-1", "1e9", "\u0663", "9" * 5000, ".", "..",
-        "http://", "http://[::1", "ftp://127.0.0.1/x", "http://127.0.0.1:1/x", "HTTP://127.0.0.1:1", "file://", "file:///etc/passwd",
+        "", " ", "\n", "a\nb", "x" * 300, "x" * 5000, "/dev/null/x", "/proc/nothing/x", f"{world}/a file/below",
+        f"{world}/a file",
+        f"{world}/a loop", f"{world}/a link to nothing", f"{world}/a fifo", f"{world}/a device", f"{world}/a socket",
+        f"{world}/new\nline",
+        f"{world}/new ü", f"{world}/new \udcff", f"{world}/a folder", f"{world}/new/" + "/".join("d" * 300), "é", "\udcff", "-",
+        "--", "-x",
+        "~nobody-of-this-name/x", "~", "*", "$(touch pwned)", "%s", "{}", "\x1b[31mred", "0", "-1", "1e9", "\u0663", "9" * 5000,
+        ".", "..",
+        "http://", "http://[::1", "ftp://127.0.0.1/x", "http://127.0.0.1:1/x", "HTTP://127.0.0.1:1", "file://",
+        "file:///etc/passwd",
         "file://elsewhere/x", "//", "cpu", "None", "a:b", "a#b", "@x", "'", '"', "\\", "/proc/self/mem", "/proc/self/environ",
     )  # fmt: skip
 
@@ -411,14 +433,18 @@ def odd_arguments(world: Path) -> tuple[str, ...]:
 def odd_environment(world: Path) -> dict[str, tuple[str | None, ...]]:
     """Values for variables; None takes one away."""
     folders = (
-        None, "", " ", "relative", f"{world}/a file", f"{world}/a file/below", f"{world}/a fifo", f"{world}/a loop", f"{world}/a link to nothing",
-        "/proc/nothing", "/dev/null", "~nobody-of-this-name", f"{world}/new\nline", f"{world}/new \udcff", f"{world}/a folder", "x" * 5000,
+        None, "", " ", "relative", f"{world}/a file", f"{world}/a file/below", f"{world}/a fifo", f"{world}/a loop",
+        f"{world}/a link to nothing",
+        "/proc/nothing", "/dev/null", "~nobody-of-this-name", f"{world}/new\nline", f"{world}/new \udcff", f"{world}/a folder",
+        "x" * 5000,
     )  # fmt: skip
     versions = ("", " ", "x", "13", "13.0.0.0.0.0", "-1", "9" * 5000, "\n", "13.4=0", "\udcff", "*", "!")
     return {
-        "HOME": folders, "XDG_CONFIG_HOME": folders, "XDG_CACHE_HOME": folders, "XDG_STATE_HOME": folders, "LLAMA_CPP_CACHE": folders,
+        "HOME": folders, "XDG_CONFIG_HOME": folders, "XDG_CACHE_HOME": folders, "XDG_STATE_HOME": folders,
+        "LLAMA_CPP_CACHE": folders,
         "TMPDIR": (None, "", "relative", f"{world}/a file", f"{world}/nowhere", "/proc"),
-        "LLAMA_CPP_CHANNEL": (*folders, "http://", "http://[::1", "http://127.0.0.1:1/", "file://", "file:///", "ftp://x", "conda-forge", "://"),
+        "LLAMA_CPP_CHANNEL": (*folders, "http://", "http://[::1", "http://127.0.0.1:1/", "file://", "file:///", "ftp://x",
+        "conda-forge", "://"),
         "LLAMA_CPP_CHANNEL_KEY": (*folders, f"{world}/config/llama-cpp/signing-key.pem"),
         "LLAMA_CPP_SOURCE_DIR": (*folders, "/"),
         "CONDA_ENVS_PATH": (*folders, ":", "::x"), "CONDA_ENVS_DIRS": folders, "CONDA_EXE": folders, "CONDA_PREFIX": folders,
@@ -427,7 +453,8 @@ def odd_environment(world: Path) -> dict[str, tuple[str | None, ...]]:
         "PIP_CONFIG_FILE": folders, "PIP_CONSTRAINT": folders, "PIP_NO_INDEX": ("x", "", None), "PIP_TIMEOUT": ("x", "-1"),
         "COLUMNS": ("", "0", "-5", "x", "1", "9" * 30), "LANG": ("C", "de_DE", "x"), "LC_ALL": ("C", "xx_YY.ISO-8859-1"),
         "PATH": ("", "relative", "/nowhere", ":", f"{world}/a file"), "CC": ("", " ", "nothing", "cc '", "\udcff"),
-        "GIT_DIR": folders, "GIT_CONFIG_COUNT": ("x", "1"), "TERM": ("", "dumb", "x"), "http_proxy": ("x", "http://[", "http://127.0.0.1:1", "file:///x"),
+        "GIT_DIR": folders, "GIT_CONFIG_COUNT": ("x", "1"), "TERM": ("", "dumb", "x"), "http_proxy": ("x", "http://[",
+        "http://127.0.0.1:1", "file:///x"),
         "PYTHONPATH": folders, "LLAMA_CPP_DEBUG": ("1",),
     }  # fmt: skip
 

@@ -41,14 +41,19 @@ LIMIT = 60.0
 _MEMORY = 6 << 30
 _PIPE = 1 << 20
 _F_SETPIPE_SZ = 1031
-_UNWANTED = ("Traceback (most recent", "Exception ignored", "never retrieved", "never awaited", "panicked at", "ResourceWarning", "internal error")
+_UNWANTED = ("Traceback (most recent", "Exception ignored", "never retrieved", "never awaited", "panicked at",
+"ResourceWarning", "internal error")
 # what a failed run may leave: locks, folders of the caches, keys that were made, what is remembered about channels, downloads
 _MAY_APPEAR = re.compile(
-    r"(.*/)?lock|.*\.lock|cache|cache/(downloads|archives)(/.*\.(conda|lock))?|(home/)?(\.cache|xdg-cache)(/.*)?|state(/.*)?|config|config/llama-cpp"
+    r"(.*/)?lock|.*\.lock|cache|cache/(downloads|archives)(/.*\.(conda|lock))?|(home/)?(\.cache|xdg-cache)(/.*)?"
+    r"|state(/.*)?|config|config/llama-cpp"
     r"|config/llama-cpp/signing-key\.(pem|pub)|repo/vendor/llama\.cpp/\.source-state|home(/\.config.*|/\.local.*)?"
     r"|(new|dist)(/\.channel\.generations)?"
 )
-_TEMPORARY = re.compile(r"(.*/)?(\.(source(?!-state)|part|staging|creating|cuda|seed|provenance|pins|new|signing-key|out)-.*|.*\.creating-.*|.*\.part)|tmp/.*")
+_TEMPORARY = re.compile(
+    r"(.*/)?\.(source(?!-state)|part|staging|creating|cuda|seed|provenance|pins|new|signing-key|out)-.*"
+    r"|(.*/)?.*\.creating-.*|.*\.part|tmp/.*"
+)
 # with which `tempfile` tries once whether it can write there
 _PROBE = re.compile(r"tmp/[a-z0-9_]{8}$")
 
@@ -129,7 +134,8 @@ def _damage_input(case: Case, world: World, rng: random.Random) -> None:
         # another damage was there first
         return
     documents = {"toml": damage.damage_toml, "json": damage.damage_json, "yml": damage.damage_yaml, "lines": damage.damage_lines,
-                 "tar": damage.damage_tar, "carrier": damage.damage_tar, "conda": damage.damage_package, "index": damage.damage_json}  # fmt: skip
+                 "tar": damage.damage_tar, "carrier": damage.damage_tar, "conda": damage.damage_package,
+                 "index": damage.damage_json}  # fmt: skip
     try:
         if kind in documents and rng.random() < 0.6:
             data = documents[kind](path.read_bytes(), rng)
@@ -158,7 +164,8 @@ def _damage_input(case: Case, world: World, rng: random.Random) -> None:
             kinds = damage.FOLDER_DAMAGE if kind == "folder" else damage.FILE_DAMAGE
             how = rng.choice(list(kinds))
             kinds[how](path, rng)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, zipfile.BadZipFile,
+    tarfile.TarError) as error:
         # two damages of one input do not always go together
         case.notes.append(f"{relative}: {type(error).__name__}")
         return
@@ -248,12 +255,13 @@ def run(world: World, case: Case, limit: float = LIMIT) -> Outcome:
 
 
 def run_apart(world: World, case: Case, limit: float = LIMIT * 2) -> Outcome:
-    """Run the command in a process of its own, without the setting's short limits: for what only shows at its beginning or end."""
+    """Run the command in a process of its own, without the setting's short limits: its beginning and its end are real."""
     root = str(Path(__file__).resolve().parents[2])
     started = time.monotonic()
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "distribution", *case.arguments], cwd=world.root / "cwd", env={**case.environment, "PYTHONPATH": root},
+            [sys.executable, "-m", "distribution", *case.arguments], cwd=world.root / "cwd", env={**case.environment,
+            "PYTHONPATH": root},
             capture_output=True, stdin=subprocess.DEVNULL, timeout=limit,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
@@ -292,7 +300,8 @@ def _is_harmless(path: str, before: Snapshot, after: Snapshot, changed: list[str
     # an older generation, what a killed run left, and what is no generation, may be cleared away by any writer
     gone = path not in after
     current = "dist/.channel.generations/000002"
-    return gone and path.startswith("dist/.channel.generations/") and (not path.startswith(current) or not _is_folder(before.get(current)))
+    kept = path.startswith(current) and _is_folder(before.get(current))
+    return gone and path.startswith("dist/.channel.generations/") and not kept
 
 
 def _is_folder(described: tuple[Any, ...] | None) -> bool:
@@ -305,7 +314,8 @@ def check(world: World, seed: int, names: tuple[str, ...], url: str, again: bool
         case = make_case(world, seed, names, url)
     before = world.snapshot()
     # now and then in a process of its own; never where that would miss what `World.patched` keeps apart
-    apart = seed % 97 == 5 and case.user is None and case.largest_file is None and case.name.startswith(("vendor", "channel list", "env"))
+    apart = seed % 97 == 5 and case.user is None and case.largest_file is None and case.name.startswith(("vendor",
+    "channel list", "env"))
     apart = apart and not any(word in " ".join(case.notes) for word in ("HOME", "http", "TMPDIR"))
     outcome = run_apart(world, case) if apart else run(world, case)
     wrong = faults(case, outcome, before, world.snapshot())
@@ -323,7 +333,8 @@ def check_full_disk(world: World, seed: int, names: tuple[str, ...], disk: Disk)
     case = _undamaged(world, seed, rng.choices(names, [COMMANDS[one].share for one in names])[0])
     case.damaged += case.command.before
     before = world.snapshot()
-    kind, amount = rng.choice(("bytes", "bytes", "bytes", "files", "read-only")), rng.choice((0, 1, 5, rng.randrange(60), rng.randrange(200)))
+    kind, amount = rng.choice(("bytes", "bytes", "bytes", "files", "read-only")), rng.choice((0, 1, 5, rng.randrange(60),
+    rng.randrange(200)))
     case.notes.append(f"{amount} {'pages' if kind == 'bytes' else kind} are left" if kind != "read-only" else kind)
     with disk.limited(kind, amount):
         outcome = run(world, case)
@@ -341,7 +352,8 @@ def check_interrupted(world: World, seed: int, names: tuple[str, ...]) -> tuple[
     """Interrupt or terminate a command at a moment of its run; the next run may have to clear away what it could not."""
     rng = random.Random(seed)
     case = _undamaged(world, seed, rng.choices(names, [COMMANDS[one].share for one in names])[0])
-    case.signal, case.after = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), rng.choice((0.003, 0.03, 0.3)) * rng.random() + 1e-4
+    case.signal, case.after = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), rng.choice((0.003, 0.03,
+    0.3)) * rng.random() + 1e-4
     case.notes.append(f"{case.signal.name} after {case.after:.4f} s")
     before = world.snapshot()
     outcome = run(world, case)
@@ -390,7 +402,7 @@ _EXPECTED = {"build --arch": 1, "build --output": 1}
 
 
 def _watched(work: Any, limit: float, number: signal.Signals | None = None, after: float = 0) -> tuple[int | None, str]:
-    """The exit status of ``work``, and where it was when its time was over. ``number`` is a signal that comes ``after`` seconds."""
+    """The exit status of ``work``, and where it was when its time was over; the signal ``number`` comes ``after`` seconds."""
     where = ""
 
     def end(_: int, frame: Any) -> None:
@@ -444,7 +456,8 @@ class Disk:
         found = os.statvfs(self._folder)
         pages, files = found.f_blocks - found.f_bfree, found.f_files - found.f_ffree
         options = {
-            "bytes": f"size={max(1, pages + amount) * found.f_bsize}", "files": f"size=256m,nr_inodes={files + amount}", "read-only": "ro,size=256m",
+            "bytes": f"size={max(1, pages + amount) * found.f_bsize}", "files": f"size=256m,nr_inodes={files + amount}",
+            "read-only": "ro,size=256m",
         }  # fmt: skip
         self._mount(f"remount,{options[kind]}")
         try:
@@ -458,7 +471,7 @@ class Disk:
 
 @contextlib.contextmanager
 def _captured() -> Iterator[Any]:
-    """What is written to stdout and stderr, by whoever it is, to be read afterwards. Pipes, as a full disk does not concern them."""
+    """What is written to stdout and stderr, by whoever it is. It goes through pipes: a full disk does not concern them."""
     kept = [os.dup(number) for number in (1, 2)]
     streams = sys.stdout, sys.stderr, sys.stdin
     pipes = [os.pipe() for _ in range(2)]

@@ -63,7 +63,8 @@ KEYS = {
     "state/llama-cpp/channels.json": "json", "state": "folder",
 }  # fmt: skip
 CHANNEL = {
-    "dist/.channel.generations/000002/manifest.json": "signed", "dist/.channel.generations/000002/linux-64/repodata.json": "index",
+    "dist/.channel.generations/000002/manifest.json": "signed",
+    "dist/.channel.generations/000002/linux-64/repodata.json": "index",
     "dist/.channel.generations/000002/noarch/repodata.json": "index", "dist/.channel.generations/000002/noarch": "folder",
     "dist/.channel.generations/000002/linux-64/libllama-0.4.0-ha1_1.conda": "conda", "dist/.channel.generations/000002": "folder",
     "dist/.channel.generations/000002/environment.yml": "yml", "dist/.channel.generations/000002/channel-key.pub": "lines",
@@ -71,7 +72,8 @@ CHANNEL = {
     "dist/.channel.generations/000001": "folder",
 }  # fmt: skip
 TREE = {"tree/settings.json": "json", "tree": "folder", "repo/pyproject.toml": "toml", "repo/vendor/llama.cpp/pin.toml": "toml"}
-TOOLKIT = {"toolkit.toml": "toml", "cache/{toolkit}/manifest.json": "json", "cache/{toolkit}/bin/nvcc": "file", "cache/{toolkit}": "folder", "cache": "folder"}
+TOOLKIT = {"toolkit.toml": "toml", "cache/{toolkit}/manifest.json": "json", "cache/{toolkit}/bin/nvcc": "file",
+"cache/{toolkit}": "folder", "cache": "folder"}
 SEED = {"cache/{seed}/seed.json": "json", "cache/{seed}/noarch/a-1-0.conda": "file", "cache/{seed}": "folder", "cache": "folder"}
 ENVIRONMENT = {"environment-local.yml": "yml", "environment-local.yml ": "yml", **CHANNEL, **KEYS}
 FOLDER = ("--folder", "{w}/repo/vendor/llama.cpp")
@@ -93,7 +95,8 @@ COMMANDS = {
     "vendor status": Command(("vendor", *FOLDER, "status"), VENDOR, (2,), share=8),
     "vendor status --json": Command(("vendor", *FOLDER, "status", "--json"), VENDOR, (2,), share=2),
     "vendor update": Command(
-        ("vendor", *FOLDER, "update", "1.1", "--dry-run"), {"cache/downloads/engine_carrier-1.1.tar.gz": "tar", **VENDOR, **CARRIER}, (2, 4), share=4
+        ("vendor", *FOLDER, "update", "1.1", "--dry-run"), {"cache/downloads/engine_carrier-1.1.tar.gz": "tar", **VENDOR,
+        **CARRIER}, (2, 4), share=4
     ),
     "toolkit --status": Command(("toolkit", "--status"), TOOLKIT, share=4),
     "toolkit --verify": Command(("toolkit", "--verify"), TOOLKIT, share=4),
@@ -101,7 +104,8 @@ COMMANDS = {
     "seed --status": Command(("seed", "--status"), SEED, share=1),
     "seed --print-path": Command(("seed", "--print-path", "--output", "{w}/cache/{seed}"), SEED, (3,), share=1),
     "build --arch": Command(("build", "--arch", "no-such"), {}, (2,), share=1),
-    "build --output": Command(("build", "--arch", "cpu", "--channel", "{w}/dist/channel", "--output", "{w}/a file"), {}, (), share=1),
+    "build --output": Command(("build", "--arch", "cpu", "--channel", "{w}/dist/channel", "--output", "{w}/a file"), {}, (),
+    share=1),
     "channel publish": Command(
         ("channel", "publish", "--channel", "{w}/dist/channel", "--environment", "{w}/environment.yml", "{w}/packages"),
         {**PACKAGES, "packages": "folder", "environment.yml": "yml", **CHANNEL, **KEYS}, (3, 5, 6), share=7,
@@ -113,9 +117,11 @@ COMMANDS = {
     "channel list": Command(("channel", "list", "--channel", "{w}/dist/channel"), CHANNEL, (3,), share=6),
     "channel list --json": Command(("channel", "list", "--json", "--channel", "{w}/dist/channel"), CHANNEL, (4,), share=2),
     "channel verify": Command(
-        ("channel", "verify", "--channel", "{w}/dist/channel", "--key", "{w}/key.pub"), {"key.pub": "lines", **CHANNEL, **KEYS}, (3, 5), share=5
+        ("channel", "verify", "--channel", "{w}/dist/channel", "--key", "{w}/key.pub"), {"key.pub": "lines", **CHANNEL, **KEYS},
+        (3, 5), share=5
     ),
-    "channel export": Command(("channel", "export", "--channel", "{w}/dist/channel", "{w}/out.tar"), {**CHANNEL, **KEYS}, (3, 4), share=6),
+    "channel export": Command(("channel", "export", "--channel", "{w}/dist/channel", "{w}/out.tar"), {**CHANNEL, **KEYS}, (3,
+    4), share=6),
     "channel import": Command(
         ("channel", "import", "--channel", "{w}/new/channel", "--key", "{w}/key.pub", "{w}/bundle.tar"),
         {"bundle.tar": "tar", "bundle.tar ": "tar", "bundle.tar  ": "tar", "key.pub": "lines", **KEYS}, (3, 5, 6), share=5,
@@ -129,33 +135,58 @@ COMMANDS = {
     ),
     "channel serve": Command(("channel", "serve", "--channel", "{w}/dist/channel", "--port", "0"), CHANNEL, (3, 5), share=2),
     "env create": Command(
-        ("env", "create", "-f", "{w}/environment-local.yml", "--channel", "{w}/dist/channel", "-p", "{w}/made"), ENVIRONMENT, (3, 5, 7), (), 12,
+        ("env", "create", "-f", "{w}/environment-local.yml", "--channel", "{w}/dist/channel", "-p", "{w}/made"), ENVIRONMENT,
+        (3, 5, 7), (), 12,
         ("env", "create", "-f", "{w}/environment-local.yml", "--channel", "{u}", "-p", "{w}/made"),
     ),
     "env create -f URL": Command(
-        ("env", "create", "-f", "{w}/environment-local.yml", "--channel", "{w}/dist/channel", "-n", "made"), ENVIRONMENT, (7,), (), 2,
+        ("env", "create", "-f", "{w}/environment-local.yml", "--channel", "{w}/dist/channel", "-n", "made"), ENVIRONMENT, (7,),
+        (), 2,
         ("env", "create", "-f", "{u}/environment.yml", "-n", "made"),
     ),
     "env create --force": Command(
         ("env", "create", "-f", "{w}/environment-local.yml", "--channel", "{w}/dist/channel", "-p", "{w}/envs/there", "--force"),
-        {"envs/there/conda-meta/history": "lines", "envs/there/conda-meta": "folder", "envs/there": "folder", "envs": "folder", **ENVIRONMENT}, (7,), share=3,
+        {"envs/there/conda-meta/history": "lines", "envs/there/conda-meta": "folder", "envs/there": "folder", "envs": "folder",
+        **ENVIRONMENT}, (7,), share=3,
     ),
     "env create from a lock": Command(
-        ("env", "create", "-f", "{w}/llm.lock", "-p", "{w}/made"), {"llm.lock": "lines", "llm.lock ": "lines", "llm.lock  ": "lines", **CHANNEL}, (3, 5), share=6
+        ("env", "create", "-f", "{w}/llm.lock", "-p", "{w}/made"), {"llm.lock": "lines", "llm.lock ": "lines",
+        "llm.lock  ": "lines", **CHANNEL}, (3, 5), share=6
     ),
     "env lock": Command(
         ("env", "lock", "-f", "{w}/environment-local.yml", "--channel", "{w}/dist/channel"), ENVIRONMENT, (3, 5), (), 6,
         ("env", "lock", "-f", "{w}/environment-local.yml", "--channel", "{u}"),
     ),
     "env lock -o": Command(
-        ("env", "lock", "-f", "{w}/environment-local.yml", "--channel", "{w}/dist/channel", "-o", "{w}/new.lock"), ENVIRONMENT, (3, 5, 7), share=3
+        ("env", "lock", "-f", "{w}/environment-local.yml", "--channel", "{w}/dist/channel", "-o", "{w}/new.lock"), ENVIRONMENT,
+        (3, 5, 7), share=3
     ),
-    "provenance": Command(("provenance", "--package", "libggml-cuda", "--build-tree", "{w}/tree", "--output", "{w}/new/out"), TREE, (2, 4, 6), share=4),
-    "provenance of Python": Command(("provenance", "--package", "llama-cpp-python", "--output", "{w}/new/out"), TREE, (2, 4), share=1),
+    "provenance": Command(("provenance", "--package", "libggml-cuda", "--build-tree", "{w}/tree", "--output", "{w}/new/out"),
+    TREE, (2, 4, 6), share=4),
+    "provenance of Python": Command(("provenance", "--package", "llama-cpp-python", "--output", "{w}/new/out"), TREE, (2, 4),
+    share=1),
 }  # fmt: skip
 
-LOCAL = "name: made\nchannels:\n  - ${LLAMA_CPP_CHANNEL}\ndependencies:\n  - llama-cpp-python >=0.4.0\n  # programs\n  - llama.cpp\n"
-SETTINGS = {"compiler": "GNU 14.3.0", "cuda": {"version": "13.4.92", "architectures": "120a-real", "cccl": "13.3"}, "flags": "-O2"}
+WHEEL = """\
+[[wheel]]
+name = "nv-{0}"
+version = "1.0"
+filename = "nv_{0}-1.0-py3-none-any.whl"
+sha256 = "{1}"
+size = 3
+unpacked = 4
+"""
+LOCAL = """\
+name: made
+channels:
+  - ${LLAMA_CPP_CHANNEL}
+dependencies:
+  - llama-cpp-python >=0.4.0
+  # programs
+  - llama.cpp
+"""
+SETTINGS = {"compiler": "GNU 14.3.0", "cuda": {"version": "13.4.92", "architectures": "120a-real", "cccl": "13.3"},
+"flags": "-O2"}
 
 
 class _Setting(Setting):
@@ -188,14 +219,17 @@ class World:
     def _environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
         folders = {
-            "HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "xdg-cache", "XDG_STATE_HOME": "state", "LLAMA_CPP_CACHE": "cache",
+            "HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "xdg-cache", "XDG_STATE_HOME": "state",
+            "LLAMA_CPP_CACHE": "cache",
             "TMPDIR": "tmp", "PIP_FIND_LINKS": "index",
         }  # fmt: skip
         # a proxy that refuses at once: no run asks a server elsewhere
         nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
         return {
-            **kept, **{name: str(self.root / folder) for name, folder in folders.items()}, **nowhere, "no_proxy": "127.0.0.1", "CONDA_OFFLINE": "1",
-            "NO_PROXY": "127.0.0.1", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "LANG": "C.UTF-8", "CONDA_OVERRIDE_CUDA": "", "CC": "cc",
+            **kept, **{name: str(self.root / folder) for name, folder in folders.items()}, **nowhere, "no_proxy": "127.0.0.1",
+            "CONDA_OFFLINE": "1",
+            "NO_PROXY": "127.0.0.1", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "LANG": "C.UTF-8",
+            "CONDA_OVERRIDE_CUDA": "", "CC": "cc",
             "GIT_CONFIG_NOSYSTEM": "1",
         }  # fmt: skip
 
@@ -232,7 +266,8 @@ class World:
         for name, attribute, value in (
             ("toolkit", "PINS", self.root / "toolkit.toml"), ("provenance", "VENDOR", self.root / "repo/vendor/llama.cpp"),
             ("vendor", "FOLDER", self.root / "repo/vendor/llama.cpp"),
-            ("channel.trial", "_MEMORY", self.root / "tmp"), ("channel.manifest", "_SECONDS", 1), ("environment.specification", "_SECONDS", 1),
+            ("channel.trial", "_MEMORY", self.root / "tmp"), ("channel.manifest", "_SECONDS", 1), ("environment.specification",
+            "_SECONDS", 1),
             ("environment.lock", "_SECONDS", 2), ("seed.pins", "fetch", _no_network),
             # a process of pip takes a second; there is nothing for it to find
             ("pip", "_download", _no_network),
@@ -278,8 +313,7 @@ class World:
     def _make_toolkit(self) -> None:
         from distribution import toolkit
 
-        wheel = '[[wheel]]\nname = "nv-{0}"\nversion = "1.0"\nfilename = "nv_{0}-1.0-py3-none-any.whl"\nsha256 = "{1}"\nsize = 3\nunpacked = 4\n'
-        wheels = "\n".join(wheel.format(name, damage.sha256(name.encode())) for name in ("compiler", "library"))
+        wheels = "\n".join(WHEEL.format(name, damage.sha256(name.encode())) for name in ("compiler", "library"))
         (self.root / "toolkit.toml").write_text(f'cuda = "13.4.3"\n\n{wheels}')
         folder = toolkit.Pins.load().folder(self.root / "cache")
         self.names["toolkit"] = folder.name
@@ -352,7 +386,12 @@ class World:
         now = self.snapshot()
         wrong = {path for path in now.keys() | self.good.keys() if now.get(path) != self.good.get(path)}
         if only:
-            wrong = {path for path in wrong if any(path == one or path.startswith(f"{one}/") or one.startswith(f"{path}/") for one in only)}
+            # what is below them, and the folders they are in
+            wrong = {
+                path
+                for path in wrong
+                if any(f"{path}/".startswith(f"{one}/") or f"{one}/".startswith(f"{path}/") for one in only)
+            }
         for path in sorted(wrong):
             here, there = self.root / path, self._template / path
             is_folder = there.is_dir() and not there.is_symlink()
@@ -388,7 +427,8 @@ def _release(folder: Path, number: int, tag: str = "a") -> list[Path]:
         "share/llama.cpp/libggml-cuda/provenance.json": json.dumps(provenance).encode(),
     }
     plugin = write_package(
-        folder, "libggml-cuda", "0.4.0", f"cuda134_sm120_h{tag}{number}_{number}", number, files=files, extra={"llama_cpp_commit": COMMIT},
+        folder, "libggml-cuda", "0.4.0", f"cuda134_sm120_h{tag}{number}_{number}", number, files=files,
+        extra={"llama_cpp_commit": COMMIT},
         depends=[f"libllama ==0.4.0 h{tag}{number}_{number}"],
     )  # fmt: skip
     return [*release(folder, number, cuda=False, tag=tag), plugin]

@@ -16,7 +16,8 @@ from engine_carrier import ROOT
 from distribution import console
 from distribution.errors import PinError
 
-COMMANDS = ("vendor --folder $PIN status", "vendor --folder $PIN status --json", "toolkit --status", "--help", "channel --help", "vendor --no-such")
+COMMANDS = ("vendor --folder $PIN status", "vendor --folder $PIN status --json", "toolkit --status", "--help", "channel --help",
+"vendor --no-such")
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,8 @@ def shell(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script of bash in the repository, with ``$D`` as the command."""
     command = f"{shlex.quote(sys.executable)} -m distribution"
     return subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, env={**os.environ, "D": command, "LLAMA_CPP_SOURCE_DIR": "", **environment}, capture_output=True, text=True
+        ["bash", "-c", script], cwd=ROOT, env={**os.environ, "D": command, "LLAMA_CPP_SOURCE_DIR": "", **environment},
+        capture_output=True, text=True
     )
 
 
@@ -112,11 +114,14 @@ def raising(error: BaseException):
     [
         (PinError("wrong", "do this"), "error: wrong\n  remedy: do this\n"),
         (PinError("wrong"), "error: wrong\n"),
-        (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), "error: /a/b: No such file\n  remedy: look at /a/b, or name another place\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "/a", None, "/b"), "error: /a → /b: No space left on device\n  remedy: free some space"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"),
+        "error: /a/b: No such file\n  remedy: look at /a/b, or name another place\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/a", None, "/b"),
+        "error: /a → /b: No space left on device\n  remedy: free some space"),
         (PermissionError(errno.EACCES, "Permission denied", b"/a"), "error: /a: Permission denied\n  remedy: look at who may"),
         (OSError(errno.EMFILE, "Too many open files"), "error: Too many open files\n  remedy: allow more open files"),
-        (ModuleNotFoundError("No module named 'yaml'", name="yaml"), f"error: {sys.executable} has no yaml\n  remedy: make tools"),
+        (ModuleNotFoundError("No module named 'yaml'", name="yaml"),
+        f"error: {sys.executable} has no yaml\n  remedy: make tools"),
         (MemoryError(), "error: there is not enough memory"),
         (KeyError("x"), "error: internal error: KeyError: 'x' (test_console.py:"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "error: Broken pipe\n"),

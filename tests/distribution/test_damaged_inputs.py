@@ -24,7 +24,8 @@ from damage_setting import COMMANDS, World  # noqa: E402
 
 SHORT, LONG, PARTS = 20, 500, 40
 """Damaged inputs in a test, and tests: 800 inputs by default, and 20,000 others with the tests that are marked slow."""
-WRITERS = ("vendor", "channel publish", "channel import", "channel export", "channel prune", "env create", "env lock -o", "provenance")
+WRITERS = ("vendor", "channel publish", "channel import", "channel export", "channel prune", "env create", "env lock -o",
+"provenance")
 
 
 @pytest.fixture(scope="module")

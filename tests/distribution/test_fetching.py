@@ -37,7 +37,8 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("behaviour", damage_server.BEHAVIOURS)
 def test_a_server_that_misbehaves_is_given_up_in_time(url, behaviour):
     accepted = {
-        "good": b"[]", "endless-redirect": b"[]", "zero": b"", "short-length": b"[1,", "not-gzip": b"abc", "not-text": b"\xff\xfe\x00\x01",
+        "good": b"[]", "endless-redirect": b"[]", "zero": b"", "short-length": b"[1,", "not-gzip": b"abc",
+        "not-text": b"\xff\xfe\x00\x01",
         "negative-length": b"abc", "odd-length": b"abc",
     }  # fmt: skip
     before = set(os.listdir("/proc/self/fd"))
@@ -73,8 +74,10 @@ def test_the_status_tells_what_is_not_there_from_what_does_not_answer(url):
 @pytest.mark.parametrize(
     "address",
     [
-        "", "//x", "file:///etc/hostname", "ftp://127.0.0.1/", "http://", "http:///x", "http://[::1", "http://127.0.0.1:x/", "http://127.0.0.1:99999/",
-        "http://a b/", "http://..", "http://x\0/", "http://\ud800/", "http://" + "a" * 10_000, "http://127.0.0.1:9/\n", "data:,x", "HTTP:", "https://127.0.0.1:9",
+        "", "//x", "file:///etc/hostname", "ftp://127.0.0.1/", "http://", "http:///x", "http://[::1", "http://127.0.0.1:x/",
+        "http://127.0.0.1:99999/",
+        "http://a b/", "http://..", "http://x\0/", "http://\ud800/", "http://" + "a" * 10_000, "http://127.0.0.1:9/\n",
+        "data:,x", "HTTP:", "https://127.0.0.1:9",
     ],
 )  # fmt: skip
 def test_malformed_addresses(address):
@@ -88,7 +91,8 @@ def test_an_address_is_sent_as_a_browser_sends_it(url):
     assert fetch_bytes(f"HTTP{url.removeprefix('http')}/good", LIMIT, 10) == b"[]"
 
 
-@pytest.mark.parametrize("proxy", ["x", "http://", "http://[", "::", " ", "file:///x", "socks5://127.0.0.1:9", "http://127.0.0.1:9"])
+@pytest.mark.parametrize("proxy", ["x", "http://", "http://[", "::", " ", "file:///x", "socks5://127.0.0.1:9",
+"http://127.0.0.1:9"])
 def test_a_proxy_that_is_none(proxy, monkeypatch):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)

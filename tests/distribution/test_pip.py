@@ -77,7 +77,8 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     names = ("pyproject.toml", "PKG-INFO")
     pack(folder / SDIST, {f"probe_carrier-1.0/{name}": data for name, data in zip(names, (PYPROJECT, PKG_INFO.encode()))})
-    wheel(folder, "probe_backend", {"probe_backend/__init__.py": "", "probe_backend/build.py": BACKEND}, "Requires-Dist: probe-helper\n")
+    backend = {"probe_backend/__init__.py": "", "probe_backend/build.py": BACKEND}
+    wheel(folder, "probe_backend", backend, "Requires-Dist: probe-helper\n")
     wheel(folder, "probe_helper", {"probe_helper.py": ""})
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
@@ -130,7 +131,7 @@ def test_a_pip_that_knows_no_stand_in_is_asked_again_in_its_own_way(index: Path,
     assert "trying once more" in capfd.readouterr().err
 
 
-def test_an_old_source_distribution_needs_no_setuptools(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+def test_an_old_source_distribution_needs_no_setuptools(index: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     """Without pyproject.toml pip's backend is `setuptools.build_meta:__legacy__`, which would run setup.py."""
     monkeypatch.setenv("PIP_USE_PEP517", "0")
     members = {"PKG-INFO": PKG_INFO.encode(), "setup.py": b"raise SystemExit('it ran')\n", "pyproject.toml": b""}
@@ -165,7 +166,8 @@ def test_inside_a_real_build(index: Path, tmp_path: Path) -> None:
         file.unlink()
     file, printed, cache = carrier(index), tmp_path / "printed", tmp_path / "cache"
     script = tmp_path / "script.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv[1:] = [{json.dumps([*vars(file).values()])!r}]\n" + SCRIPT)
+    told = json.dumps([*vars(file).values()])
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv[1:] = [{told!r}]\n" + SCRIPT)
     recipe = tmp_path / "recipe" / "recipe.yaml"
     recipe.parent.mkdir()
     commands = {"go": ("cd", ROOT), "run": (sys.executable, script)}
@@ -196,7 +198,8 @@ def hostile_settings() -> dict[str, str]:
     found = dict(re.findall(r"^ +(?:-\w, )?--([a-z][\w-]+)(?:[ =](<[\w:,. ]+>))?", help_text, re.MULTILINE))
     chosen = {
         "log": os.devnull, "quiet": "3", "verbose": "3", "exists-action": "i", "use-feature": "fast-deps",
-        "use-deprecated": "legacy-resolver", "python-version": "2.7", "platform": "win_amd64", "abi": "cp27m", "implementation": "jy",
+        "use-deprecated": "legacy-resolver", "python-version": "2.7", "platform": "win_amd64", "abi": "cp27m",
+        "implementation": "jy",
         "only-binary": ":all:", "no-binary": ":all:", "root-user-action": "ignore", "progress-bar": "nonsense",
     }  # fmt: skip
     left_out = {"help", "version", "python", *pip.KEPT}  # pip itself reads the first two from nowhere, and runs in another Python
@@ -262,11 +265,12 @@ def _fetch_with(settings: dict[str, str], how: str, index: Path, folder: Path, m
         ({}, "[global]\nindex-url = a\n[download]\nindex-url = b\n[install]\nindex-url = c\n", {"INDEX_URL": "b"}),
         ({"PIP_INDEX_URL": "d"}, "[global]\nindex-url = a\n[download]\nindex-url = b\n", {"INDEX_URL": "d"}),
         ({"PIP_INDEX_URL": ""}, "[global]\nindex-url = a\n", {"INDEX_URL": "a"}),
-        ({}, "[global]\nuser = 1\nquiet = 3\nextra-index-url =\n    https://a\n    https://b\n", {"EXTRA_INDEX_URL": "https://a https://b"}),
+        ({}, "[global]\nuser = 1\nquiet = 3\nextra-index-url =\n    https://a\n    b\n", {"EXTRA_INDEX_URL": "https://a b"}),
         ({"PIP_TIMEOUT": "3", "PIP_RETRIES": "0"}, "", {"TIMEOUT": "3", "RETRIES": "0"}),
         ({"PIP_USE_FEATURE": "truststore fast-deps"}, "", {"USE_FEATURE": "truststore"}),
         ({"PIP_USE_FEATURE": "fast-deps"}, "[global]\nuse-deprecated = legacy-resolver\n", {}),
-        ({"PIP_CERT": "own.pem", "PIP_FIND_LINKS": "wheels https://c"}, "", {"CERT": "HERE/own.pem", "FIND_LINKS": "HERE/wheels https://c"}),
+        ({"PIP_CERT": "own.pem"}, "", {"CERT": "HERE/own.pem"}),
+        ({"PIP_FIND_LINKS": "wheels https://c"}, "", {"FIND_LINKS": "HERE/wheels https://c"}),
         ({"PIP_FIND_LINKS": "nowhere"}, "[global]\ntrusted-host = it's\n", {"FIND_LINKS": "nowhere", "TRUSTED_HOST": "it's"}),
     ],
 )  # fmt: skip
@@ -288,7 +292,8 @@ def test_where_files_come_from_is_kept(
     without = {**os.environ, "PIP_CONFIG_FILE": str(tmp_path / "nowhere")}
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], env=without, capture_output=True, text=True).stdout
     others = as_variables(dict.fromkeys(re.findall(r"^global\.([\w-]+)=", listed, re.MULTILINE), ""))
-    found = {name: value for name, value in environment.items() if name.startswith("PIP_") and (name in expected or name not in others)}
+    found = {name: value for name, value in environment.items() if name.startswith("PIP_")}
+    found = {name: value for name, value in found.items() if name in expected or name not in others}
     assert found == {**ours, **expected}
 
 
@@ -350,7 +355,8 @@ def failure(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **vari
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.delenv("PIP_NO_INDEX")
     # pip's own configuration of this machine could name other places
-    set_all(monkeypatch, {"PIP_RETRIES": "0", "PIP_EXTRA_INDEX_URL": variables.get("PIP_INDEX_URL", "http://127.0.0.1:9/"), **variables})
+    other = variables.get("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    set_all(monkeypatch, {"PIP_RETRIES": "0", "PIP_EXTRA_INDEX_URL": other, **variables})
     with pytest.raises(DownloadError) as caught:
         fetch(index, tmp_path / "cache")
     assert caught.value.remedy.endswith(f"or put the file at {tmp_path}/cache/downloads/{SDIST} by hand")
@@ -365,7 +371,10 @@ def test_nobody_listens(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("status", "remedy"),
-    [(401, "give pip the index's password"), (403, "give pip the index's password"), (503, "ask whoever runs the index"), (404, "name an index that has it")],
+    [
+        (401, "give pip the index's password"), (403, "give pip the index's password"), (503, "ask whoever runs the index"),
+        (404, "name an index that has it"),
+    ],
 )  # fmt: skip
 def test_the_index_refuses(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, remedy: str) -> None:
     with served(tmp_path, status) as address:

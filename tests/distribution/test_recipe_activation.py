@@ -115,7 +115,8 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         made[name] = tmp_path_factory.mktemp("environments") / name
         settings = {"FLAGS": f'"${{FLAGS-}} {name}"'.replace("$HOME", "\\$HOME")}
         files = {path: entry.data for path, entry in seeded_scripts("gcc_linux-64", settings).items()}
-        files |= {f"etc/conda/{step}.d/libllama.sh": (ACTIVATE / f"{step}.sh").read_bytes() for step in ("activate", "deactivate")}
+        for step in ("activate", "deactivate"):
+            files[f"etc/conda/{step}.d/libllama.sh"] = (ACTIVATE / f"{step}.sh").read_bytes()
         for path, data in files.items():
             (made[name] / path).parent.mkdir(parents=True, exist_ok=True)
             (made[name] / path).write_bytes(data)
