@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # They would have what tests start look elsewhere, write elsewhere, or say something else.
 DROPPED = (
-    "CMAKE_INSTALL_MODE", "COLUMNS", "CLICOLOR_FORCE", "DESTDIR", "FORCE_COLOR", "LANGUAGE", "LINES", "PIP_PREFIX", "PIP_QUIET",
+    "CMAKE_INSTALL_MODE", "CLICOLOR_FORCE", "DESTDIR", "FORCE_COLOR", "LANGUAGE", "PIP_PREFIX", "PIP_QUIET",
     "PIP_TARGET", "PIP_USER", "PYTHONHOME", "PYTHONOPTIMIZE", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONWARNINGS",
 )  # fmt: skip
 
