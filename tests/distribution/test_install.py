@@ -112,6 +112,7 @@ def test_the_makefile_is_not_led_astray_by_variables_of_python(tmp_path: Path) -
     """It starts `python3 -m distribution…`, which finds this folder's code and this Python's library whatever is set."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "distribution").mkdir()
+    (tmp_path / "distribution/__init__.py").write_text("")
     (tmp_path / "distribution/install.py").write_text("print('here')")
     hostile = {name: value for name, value in HOSTILE.items() if name.startswith("PYTHON")}
     done = subprocess.run(
