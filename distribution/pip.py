@@ -58,7 +58,7 @@ CAUSES = (
         "name the authority that your network trusts: PIP_CERT=/path/to/ca.pem",
     ),
     (
-        r"[Pp]roxy(Error| server)|Cannot connect to proxy|Tunnel connection failed|407 ",
+        r"[Pp]roxy(Error| server)|Cannot connect to proxy|Tunnel connection failed|\b407 (Client Error|Proxy Auth)",
         "correct the proxy: PIP_PROXY, HTTPS_PROXY or pip's configuration",
     ),
     (r"\b40[13] Client Error", "give pip the index's password: in PIP_INDEX_URL, ~/.netrc or pip's configuration"),
