@@ -6,11 +6,14 @@ directory at the end, a Zstandard stream may go on after its first frame, a tar 
 takes what another never saw. So this one takes only what the tools write that make packages (conda-build, rattler-build,
 ours), byte after byte with nothing in between, and everything else is an error.
 
+Of packages of the older format, ``.tar.bz2``, it reads the members of the tar in the same way.
+
 Formats: PKWARE's APPNOTE 6.3.10; RFC 8878 (Zstandard); POSIX.1-2017 ``pax``, and GNU tar's long names.
 """
 
 from __future__ import annotations
 
+import bz2
 import re
 import struct
 import sys
@@ -31,7 +34,7 @@ LARGEST_PACKED = (1 << 32) - 2
 _PACKED_BLOCK = 1 << 17
 _WINDOW = 27
 """Binary logarithm of how far back a frame may refer, in bytes (128 MiB): what zstd's highest level uses."""
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD, _BZIP2 = b"\x28\xb5\x2f\xfd", b"BZh"
 
 _MEMBERS = 3
 _LOCAL_MARK, _CENTRAL_MARK, _END_MARK = b"PK\3\4", b"PK\1\2", b"PK\5\6"
@@ -59,11 +62,11 @@ _UNUSABLE = re.compile("[\0-\x1f\x7f-\x9f\\\\\u2028\u2029]")
 
 @dataclass(frozen=True)
 class Part:
-    """A member of the zip: ``size`` bytes from ``start`` on, with the CRC-32 ``checksum``."""
+    """A member of the zip: ``size`` bytes from ``start`` on, with the CRC-32 ``checksum``; None where nothing says it."""
 
     start: int
     size: int
-    checksum: int
+    checksum: int | None
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,16 @@ def members(file: IO[bytes], part: Part, largest: int) -> Iterator[tuple[Member,
     Raises:
         ValueError: it is damaged, larger, or has an entry that some readers refuse or take otherwise than others.
     """
-    tar = _Unpacked(file, part, largest)
+    decoder = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW})
+    yield from _members(_Unpacked(file, part, largest, decoder, _ZSTD))
+
+
+def bzip2_members(file: IO[bytes], size: int, largest: int) -> Iterator[tuple[Member, Iterator[bytes]]]:
+    """As ``members``, of a ``.tar.bz2`` of ``size`` bytes, which is one compressed stream."""
+    yield from _members(_Unpacked(file, Part(0, size, None), largest, bz2.BZ2Decompressor(), _BZIP2))
+
+
+def _members(tar: _Unpacked) -> Iterator[tuple[Member, Iterator[bytes]]]:
     while (member := _next(tar)) is not None:
         content = _content(tar, member.size)
         yield member, content
@@ -208,17 +220,20 @@ def _at(file: IO[bytes], position: int, size: int) -> bytes:
 
 
 class _Unpacked:
-    """What a member of the zip expands to, read once from its start to its end."""
+    """What compressed data expands to, read once from its start to its end."""
 
-    def __init__(self, file: IO[bytes], part: Part, largest: int) -> None:
+    def __init__(
+        self, file: IO[bytes], part: Part, largest: int, decoder: zstd.ZstdDecompressor | bz2.BZ2Decompressor, mark: bytes
+    ) -> None:
         self._file, self._packed, self._expected = file, part.size, part.checksum
         self._checksum = 0
         self._left = largest
         self._ready = memoryview(b"")
-        self._decoder = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW})
+        self._decoder = decoder
+        self._format = "bzip2 stream" if mark == _BZIP2 else "Zstandard frame"
         # readers differ in what else they take: frames to be skipped, frames of the first versions
-        if _at(file, part.start, min(4, part.size)) != _ZSTD:
-            raise ValueError("a member does not begin with a Zstandard frame")
+        if _at(file, part.start, min(len(mark), part.size)) != mark:
+            raise ValueError(f"a member does not begin with a {self._format}")
         file.seek(part.start)
 
     def read(self, size: int) -> bytes:
@@ -254,8 +269,8 @@ class _Unpacked:
             if not (padding := self.some(_LONGEST_PADDING)):
                 break
         if self._packed or self._decoder.unused_data:
-            raise ValueError("a member goes on after its Zstandard frame")
-        if self._checksum != self._expected:
+            raise ValueError(f"a member goes on after its {self._format}")
+        if self._expected not in (None, self._checksum):
             raise ValueError("it was altered: a checksum is wrong")
 
     def _unpack(self) -> bytes:
@@ -263,12 +278,13 @@ class _Unpacked:
         if self._decoder.needs_input:
             packed = self._file.read(min(self._packed, _PACKED_BLOCK))
             if not packed:
-                raise ValueError("a Zstandard frame in it is cut off")
+                raise ValueError(f"a {self._format} in it is cut off")
             self._packed -= len(packed)
             self._checksum = zlib.crc32(packed, self._checksum)
         try:
             data = self._decoder.decompress(packed, BLOCK)
-        except zstd.ZstdError as error:
+        # the second is bzip2's, which has none of its own
+        except (zstd.ZstdError, OSError) as error:
             raise ValueError(f"its compressed data is damaged: {error}") from None
         self._left -= len(data)
         if self._left < 0:

@@ -9,18 +9,22 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import re
 import socket
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from .errors import FetchError
 
+T = TypeVar("T")
 _BLOCK = 1 << 16
 _CONNECT = 15.0
 """Seconds for one attempt to connect: a host with many addresses gets one for each."""
+_PART = re.compile(r"bytes (?P<start>[0-9]{1,18})-[0-9]{1,18}/(?P<all>[0-9]{1,18})")
 
 
 def fetch_bytes(url: str, limit: int, seconds: float) -> bytes:
@@ -34,13 +38,39 @@ def fetch_bytes(url: str, limit: int, seconds: float) -> bytes:
         FetchError: the address is malformed or does not answer, or it answers with too much, too slowly, with less than it
             announced or with an error; ``status`` is the status it answered with.
     """
+    return _ask(url, seconds, {}, lambda answer: _read(answer, limit))
+
+
+def fetch_range(url: str, start: int, size: int, seconds: float) -> tuple[bytes, int]:
+    """Up to ``size`` bytes from ``start`` on of what is at an address, and how many bytes there are in all.
+
+    Fewer come where the file ends before. Otherwise as ``fetch_bytes``.
+
+    Raises:
+        FetchError: as there; or the server does not send parts of files.
+    """
+
+    def read(answer: http.client.HTTPResponse) -> tuple[bytes, int]:
+        said = _PART.fullmatch(answer.headers.get("Content-Range", ""))
+        if answer.status != http.HTTPStatus.PARTIAL_CONTENT or not said or int(said["start"]) != start:
+            raise FetchError(f"{url} answers with something else than the part that was asked for", "check the server")
+        data, there = _read(answer, size), int(said["all"])
+        if len(data) != min(size, there - start):
+            raise FetchError(f"{url} answers with {len(data):,} bytes of the {size:,} that were asked for", "try again")
+        return data, there
+
+    return _ask(url, seconds, {"Range": f"bytes={start}-{start + size - 1}"}, read)
+
+
+def _ask(url: str, seconds: float, headers: Mapping[str, str], read: Callable[[http.client.HTTPResponse], T]) -> T:
     deadline = time.monotonic() + seconds
     try:
         _check_scheme(url)
         # a space or a letter of another alphabet is sent as a browser would send it
         asked = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-        with contextlib.closing(_opener(deadline).open(asked, timeout=_left(deadline))) as answer:
-            return _read(answer, limit)
+        request = urllib.request.Request(asked, headers=dict(headers))
+        with contextlib.closing(_opener(deadline).open(request, timeout=_left(deadline))) as answer:
+            return read(answer)
     except FetchError:
         raise
     except urllib.error.HTTPError as error:

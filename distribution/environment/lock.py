@@ -10,13 +10,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from rattler import Client, PackageRecord, RepoDataRecord, Subdir
-from rattler.package_streaming import PackageArchive
+from rattler.package.build_string import BuildString
 
 from .. import hardware
-from ..errors import ChannelUnreachableError, EnvironmentFileError
-from ..files import naming, open_regular
+from ..errors import ChannelUnreachableError, EnvironmentFileError, HashMismatchError
+from ..files import naming
 from ..waiting import all_of, client, wait
 from . import solving, specification
+from .package_index import read_index
 
 MARKER = "@EXPLICIT"
 _ENTRY = re.compile(r"(?P<url>\S+/(?P<subdir>[^/#\s]+)/(?P<file>[^/#\s]+\.(?:conda|tar\.bz2)))#(?P<hash>\S+)")
@@ -74,7 +75,8 @@ def read(text: str, source: str) -> list[RepoDataRecord]:
 
     Raises:
         EnvironmentFileError: a line is no package URL with a hash, or a package is for another platform.
-        ChannelUnreachableError: a package is not there.
+        ChannelUnreachableError: a package is not there, or cannot be read.
+        HashMismatchError: a package had to be fetched as a whole, and is not what the lock says.
     """
     lines = [line.strip() for line in text.splitlines()]
     entries = [_parse_entry(line, source) for line in lines if line and not line.startswith("#") and line != MARKER]
@@ -130,38 +132,35 @@ async def _describe_all(entries: Sequence[re.Match[str]]) -> list[RepoDataRecord
 
 
 async def _describe(entry: re.Match[str], http: Client, described: Path) -> RepoDataRecord:
-    url = entry["url"]
+    url, hashes = entry["url"], _HASH.fullmatch(entry["hash"])
+    assert hashes
     try:
-        index = await asyncio.wait_for(_read_index(url, http), _SECONDS)
+        named = _locate(entry, PackageRecord("unknown", "0", BuildString("0"), 0, entry["subdir"], **_as_bytes(hashes)))
+        index = await asyncio.wait_for(read_index(named, http, described.with_suffix(".package")), _SECONDS)
     except (TimeoutError, asyncio.TimeoutError):
         raise ChannelUnreachableError(f"{url} did not answer within {_SECONDS} s", "check the address and the network") from None
+    except HashMismatchError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _unreadable(url, error) from None
+    with naming(described):
+        described.write_bytes(index)
+    try:
+        return _locate(entry, PackageRecord.from_index_json(described, sha256=hashes["sha256"], md5=hashes["md5"]))
     # py-rattler raises several kinds here, some of them bare
     except Exception as error:
         raise _unreadable(url, error) from None
-    if index is None:
-        raise ChannelUnreachableError(f"{url} is no conda package", "make the lock anew: python -m distribution env lock")
-    with naming(described):
-        described.write_bytes(index)
-    hashes = _HASH.fullmatch(entry["hash"])
-    try:
-        record = PackageRecord.from_index_json(described, sha256=hashes["sha256"], md5=hashes["md5"])
-        return RepoDataRecord(record, entry["file"], url, url.removesuffix(f"{entry['subdir']}/{entry['file']}"))
-    except Exception as error:
-        raise _unreadable(url, error) from None
+
+
+def _locate(entry: re.Match[str], record: PackageRecord) -> RepoDataRecord:
+    return RepoDataRecord(record, entry["file"], entry["url"], entry["url"].removesuffix(f"{entry['subdir']}/{entry['file']}"))
+
+
+def _as_bytes(hashes: re.Match[str]) -> dict[str, bytes]:
+    return {kind: bytes.fromhex(text) for kind, text in hashes.groupdict().items() if text}
 
 
 def _unreadable(url: str, error: Exception) -> ChannelUnreachableError:
     return ChannelUnreachableError(
         f"{url} cannot be read: {error}", "it may have been pruned from the channel: make the lock anew"
     )
-
-
-async def _read_index(url: str, http: Client) -> bytes | None:
-    if url.startswith("file:"):
-        path = Path(unquote(urlsplit(url).path))
-        # py-rattler would wait for whoever writes into a fifo
-        open_regular(path).close()
-        archive = await PackageArchive.from_path(str(path))
-    else:
-        archive = await PackageArchive.from_url(http, url)
-    return await archive.read_file("info/index.json")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import http.server
 import os
+import threading
 import time
 import urllib.parse
 import warnings
@@ -14,7 +16,7 @@ import pytest
 from engine_carrier import ROOT  # noqa: F401
 
 from distribution.errors import ChannelUnreachableError, FetchError
-from distribution.fetching import fetch_bytes
+from distribution.fetching import fetch_bytes, fetch_range
 
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy")
 LIMIT = 1 << 20
@@ -55,6 +57,51 @@ def test_a_server_that_misbehaves_is_given_up_in_time(url, behaviour):
     assert set(os.listdir("/proc/self/fd")) == before
     # a machine with other work takes its time, too
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("behaviour", ["good", "zero", "404", "closes", "long-length", "circle", "silent", "endless"])
+def test_a_server_that_does_not_send_parts_is_told_from_one_that_does(url, behaviour):
+    began = time.monotonic()
+    with pytest.raises(FetchError, match=f"{url}/{behaviour}"):
+        fetch_range(f"{url}/{behaviour}/x", 0, 2, 1.0)
+    assert time.monotonic() - began < 10
+
+
+PARTS = {
+    "good": (b"bc", "bytes 1-2/5"), "of-another-place": (b"bc", "bytes 2-3/5"), "too-short": (b"b", "bytes 1-2/5"),
+    "too-long": (b"bcd", "bytes 1-2/5"), "past-the-end": (b"bc", "bytes 1-2/2"), "of-unknown": (b"bc", "bytes 1-2/*"),
+    "of-nothing": (b"bc", ""),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parts() -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.headers["Range"] == "bytes=1-2"
+            body, said = PARTS[self.path[1:]]
+            self.send_response(206)
+            self.send_header("Content-Range", said)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_part_is_the_one_that_was_asked_for(parts, kind):
+    if kind == "good":
+        assert fetch_range(f"{parts}/good", 1, 2, 10) == (b"bc", 5)
+        return
+    with pytest.raises(FetchError, match="answers with"):
+        fetch_range(f"{parts}/{kind}", 1, 2, 10)
 
 
 def test_the_limit_is_exact(url):
