@@ -1,6 +1,10 @@
 """The channel's own environment files and locks, which name the address they are read from.
 
 The environment files are rendered from data that the manifest holds, signed: no text of somebody else's passes through.
+
+They do not say ``ADDRESS::package``: py-rattler understands that, but conda takes the end of the address for the name of a
+channel at anaconda.org (https://github.com/conda/conda/issues/14404), and of ``http://HOST:PORT`` it makes no channel at all
+(https://github.com/conda/conda/issues/10407). The builds that they name say as much as names can: a digest is part of them.
 """
 
 from __future__ import annotations
@@ -89,7 +93,7 @@ def check_wanted(wanted: Wanted, source: str) -> None:
 def dependencies(wanted: Wanted, packages: Sequence[Package], cpu: bool = False) -> list[str]:
     """What the channel's environment file asks for: ``wanted``, without packages of ours that are not among ``packages``.
 
-    It names one build of llama-cpp-python, as in ``pinned``.
+    It names one build of llama-cpp-python and one of the engine, as in ``pinned``.
 
     Args:
         packages: in order of publication.
@@ -188,32 +192,47 @@ def _adapt(dependency: str, packages: Sequence[Package], cpu: bool) -> str | Non
 
 
 def pinned(wanted: Sequence[str], packages: Sequence[Package]) -> list[str]:
-    """The dependencies, with llama-cpp-python as the build of it that was published last.
+    """The dependencies, with llama-cpp-python as the build of it that was published last, and libllama as the one it needs.
 
     Of two builds with one version and number a solver takes either. The package's own exact pin ties it to one engine,
     and that one to a CUDA plugin; so the build is passed over where the others of ours that are wanted have none for its
     engine, as after a build for the CPU alone.
 
+    The engine is named where nobody asked for it, too, with or without llama-cpp-python: it tolerates nothing beside it that
+    is called like a package of ours and is not tied to it. So a solver takes ours, whatever the channel priority is.
+
     Args:
         packages: in order of publication.
     """
+    names = [siblings.name_of(one) for one in wanted]
+    if not set(names) & set(OURS):
+        return list(wanted)
     ours = [package for package in packages if package.is_ours]
-    others = [one for one in wanted if (name := siblings.name_of(one)) in OURS and name != PYTHON]
+    leading = PYTHON if PYTHON in names else ENGINE
+    asked = next((one for one, name in zip(wanted, names) if name == leading), leading)
+    others = [one for one, name in zip(wanted, names) if name in OURS and name != leading]
+    offered = [one for one in reversed(ours) if one.name == leading and one.satisfies(asked)]
+    newest = next((one for one in offered if _go_together(one, others, ours)), next(iter(offered), None))
+    if newest is None:
+        return list(wanted)
+    exact = {one.name: f"{one.name}={one.version}={one.build}" for one in (newest, *_engines(newest, ours))}
+    found = [exact.get(name, one) for one, name in zip(wanted, names)]
+    if ENGINE in exact and ENGINE not in names:
+        found.insert(next(place for place, name in enumerate(names) if name in OURS), exact[ENGINE])
+    return found
 
-    def pin(dependency: str) -> str:
-        offered = [one for one in reversed(ours) if one.name == PYTHON and one.satisfies(dependency)]
-        newest = next((one for one in offered if _go_together(one, others, ours)), next(iter(offered), None))
-        return f"{PYTHON}={newest.version}={newest.build}" if newest else dependency
 
-    return [pin(one) if siblings.name_of(one) == PYTHON else one for one in wanted]
+def _engines(package: Package, ours: Sequence[Package]) -> list[Package]:
+    """The builds of the engine that a package of ours can be beside."""
+    partners = [package] if package.name == ENGINE else [one for _, them in siblings.pinned(package, ours) for one in them]
+    return [one for one in partners if one.name == ENGINE]
 
 
-def _go_together(python: Package, others: Sequence[str], ours: Sequence[Package]) -> bool:
+def _go_together(leading: Package, others: Sequence[str], ours: Sequence[Package]) -> bool:
     def engines(package: Package) -> set[str]:
-        partners = [package] if package.name == ENGINE else [one for _, them in siblings.pinned(package, ours) for one in them]
-        return {one.path for one in partners if one.name == ENGINE}
+        return {one.path for one in _engines(package, ours)}
 
-    wanted = engines(python)
+    wanted = engines(leading)
     return all(
         any(one.name == siblings.name_of(other) and one.satisfies(other) and wanted & engines(one) for one in ours)
         for other in others

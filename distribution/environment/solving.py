@@ -114,7 +114,11 @@ def _virtual_packages() -> list[VirtualPackage]:
 
 
 def _fit_to_hardware(
-    specification: Specification, sources: Sequence[str | SparseRepoData], gateway: Gateway, found: hardware.Hardware | None, cpu: bool
+    specification: Specification,
+    sources: Sequence[str | SparseRepoData],
+    gateway: Gateway,
+    found: hardware.Hardware | None,
+    cpu: bool,
 ) -> tuple[Specification, str]:
     """Name the build of the CUDA plugin that runs here, or leave the plugin out."""
     plugin = next((one for one in specification.dependencies if _name(one) == CUDA_PLUGIN), None)
@@ -133,7 +137,8 @@ def _fit_to_hardware(
     for variant in variants:
         if any(build.startswith(f"{variant.build_prefix}_") for build in offered):
             version = MatchSpec(plugin).version or "*"
-            chosen = f"{CUDA_PLUGIN} {version} {variant.build_prefix}_*"
+            channel = "".join(plugin.rpartition("::")[:2])
+            chosen = f"{channel}{CUDA_PLUGIN} {version} {variant.build_prefix}_*"
             dependencies = tuple(chosen if one == plugin else one for one in specification.dependencies)
             return replace(specification, dependencies=dependencies), f"{found}: {variant}"
     for variant in hardware.VARIANTS:

@@ -18,6 +18,7 @@ from distribution.channel import commands, environments, generations, publishing
 from distribution.channel.generations import KEPT_GENERATIONS, Channel
 from distribution.channel.inspection import inspect
 from distribution.channel.pruning import prune
+from distribution.channel.manifest import Wanted
 from distribution.channel.publishing import State
 from distribution.errors import (
     ChannelDamagedError,
@@ -289,11 +290,13 @@ def test_the_environment_file_names_the_channel(place, tmp_path):
     assert yaml.safe_load(with_gpu) == {
         "name": "llm-dev",
         "channels": [place.channel.url],
-        "dependencies": ["llama-cpp-python=0.4.0=ha0_0", "libggml-cuda=*=*_sm120_*", "llama.cpp"],
+        "dependencies": ["libllama=0.4.0=ha0_0", "llama-cpp-python=0.4.0=ha0_0", "libggml-cuda=*=*_sm120_*", "llama.cpp"],
     }
     assert "repository" not in with_gpu and f"conda env create -f {place.channel.url}" in with_gpu
     without = (folder / environments.ENVIRONMENT_CPU).read_text()
-    assert yaml.safe_load(without)["dependencies"] == ["llama-cpp-python=0.4.0=ha0_0", "llama.cpp"]
+    assert yaml.safe_load(without)["dependencies"] == [
+        "libllama=0.4.0=ha0_0", "llama-cpp-python=0.4.0=ha0_0", "llama.cpp",
+    ]  # fmt: skip
     lock = (folder / environments.LOCK).read_text()
     assert "@EXPLICIT" in lock and f"{place.channel.url}/linux-64/libggml-cuda-0.4.0-cuda134_sm120_ha0_0.conda#" in lock
     assert "libggml-cuda" not in (folder / environments.LOCK_CPU).read_text()
@@ -307,7 +310,7 @@ def test_of_builds_that_differ_in_name_alone_the_last_published_is_taken(place, 
         folder, expected = place.channel.current(), f"h{tag}0_0"
         for file, lock in (("environment.yml", "explicit.txt"), ("environment-cpu.yml", "explicit-cpu.txt")):
             wanted = yaml.safe_load((folder / file).read_text())["dependencies"]
-            assert wanted[0] == f"llama-cpp-python=0.4.0={expected}"
+            assert wanted[:2] == [f"libllama=0.4.0={expected}", f"llama-cpp-python=0.4.0={expected}"]
             found = solve(place.channel.url, *wanted)
             assert found["llama-cpp-python"] == found["libllama"] == found["llama.cpp"] == expected
             assert found.get("libggml-cuda", f"cuda134_sm120_{expected}") == f"cuda134_sm120_{expected}"
@@ -334,6 +337,28 @@ def test_a_build_without_a_plugin_is_the_newest_for_the_cpu_alone(place, tmp_pat
     assert "llama-cpp-python=0.4.0=hb0_0\n" in (folder / environments.ENVIRONMENT_CPU).read_text()
     assert "cuda134_sm120_ha0_0" in (folder / environments.LOCK).read_text()
     assert "llama-cpp-python-0.4.0-hb0_0" in (folder / environments.LOCK_CPU).read_text()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (["llama.cpp"], ["libllama=0.4.0=hb0_0", "llama.cpp"]),
+        (["libllama >=0.4.0"], ["libllama=0.4.0=hb0_0"]),
+        # the build that was published last has no plugin
+        (["libggml-cuda", "libllama"], ["libggml-cuda", "libllama=0.4.0=ha0_0"]),
+        (["numpy", "llama.cpp", "libllama >=9"], ["numpy", "libllama=0.4.0=hb0_0", "llama.cpp"]),
+        (["llama.cpp", "libllama", "llama-cpp-python"],
+         ["llama.cpp", "libllama=0.4.0=hb0_0", "llama-cpp-python=0.4.0=hb0_0"]),
+        (["numpy"], ["numpy"]),
+    ],
+)  # fmt: skip
+def test_the_engine_is_named_whatever_is_wanted_of_ours(place, tmp_path, wanted, expected):
+    for tag in "ab":
+        place.publish(*release(tmp_path / tag, 0, cuda=tag == "a", tag=tag))
+    packages = list(State.of(place.channel).packages.values())
+    assert environments.dependencies(Wanted("x", tuple(wanted)), packages) == expected
+    # conda would look for a channel of the address's last name at anaconda.org
+    assert "::" not in environments.render(Wanted("x", tuple(wanted)), "x.yml", place.channel.url, [], packages)
 
 
 def test_the_environment_file_asks_for_what_there_is(place, tmp_path):

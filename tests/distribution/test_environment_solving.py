@@ -167,6 +167,18 @@ def test_plugin_follows_the_gpu(channel, found, build):
     assert solve(CUDA_FILE, channel, found=found) == [f"libggml-cuda {build}", "libllama h1_0"]
 
 
+def test_plugin_is_taken_from_the_channel_that_the_file_names(channel, tmp_path):
+    better = tmp_path / "better"
+    add_package(better, "libggml-cuda", "0.5.0", f"{VARIANTS[0].build_prefix}_h1_0")
+    channels = [index(better).as_uri(), channel.as_uri()]
+    text = f"channels: {channels}\ndependencies: [libggml-cuda, libllama]\n"
+    found = Hardware((RTX_5090,), "580.65")
+    pinned = text.replace("[libggml", f"[{channel.as_uri()}::libggml")
+    for wanted, version in ((text, "0.5.0"), (pinned, "0.4.0")):
+        records = solving.solve_environment(parse(wanted), found).records
+        assert [str(one.version) for one in records if one.name.normalized == "libggml-cuda"] == [version]
+
+
 def test_plugin_falls_back_to_what_is_published(channel):
     found = Hardware((RTX_5090,), "580.65")
     (channel / "linux-64/libggml-cuda-0.4.0-cuda134_sm120_h1_0.conda").unlink()

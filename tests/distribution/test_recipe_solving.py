@@ -7,6 +7,7 @@ what the recipe requires.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from rattler.exceptions import SolverError  # noqa: E402
 from rattler.package import BuildString  # noqa: E402
 from tiny_packages import add_package, index  # noqa: E402
 
+from distribution.channel import environments  # noqa: E402
+from distribution.channel.inspection import Package  # noqa: E402
+from distribution.channel.manifest import Wanted  # noqa: E402
 from distribution.files import REPOSITORY  # noqa: E402
 from distribution.packaging import packages  # noqa: E402
 
@@ -213,6 +217,22 @@ def test_packages_of_other_channels_do_not_land_beside_ours(
         assert (order, priority) == ("theirs first", "strict")
     else:
         assert ours(found, rendered), found
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+@pytest.mark.parametrize("wanted", [("llama.cpp",), ("llama.cpp", "llama-cpp-python"), ("libggml-cuda * *_sm120_*", "llama.cpp")])
+def test_the_channels_own_environment_file_gets_our_packages(
+    channel: Path, foreign: Path, rendered: dict[str, dict[str, Any]], wanted: tuple[str, ...], priority: str
+) -> None:
+    entries = json.loads((channel / "linux-64/repodata.json").read_text())["packages.conda"].values()
+    # the default variant is published last
+    last = {one.recipe.build.string for one in rendered["default"].values()}
+    packages = [Package.from_record(one) for one in sorted(entries, key=lambda one: one["build"] in last)]
+    specs = [one.replace("=0.4.0=", " ==0.4.0 ") for one in environments.dependencies(Wanted("x", wanted), packages)]
+    found = solve((channel, foreign), *specs, driver="13.4", priority=priority)
+    assert ours(found, rendered), found
+    if priority == "disabled" and wanted == ("llama.cpp",):
+        assert not ours(solve((channel, foreign), *wanted, priority=priority), rendered), "without the engine theirs is taken"
 
 
 @pytest.mark.parametrize("priority", PRIORITIES)
