@@ -99,6 +99,9 @@ def _shortened(text: str) -> str:
 
 
 def _explain_system_error(error: OSError) -> tuple[str, str]:
+    # it says what is going on by means of this module
+    from .files import other_place
+
     files = (error.filename, error.filename2)
     names = [os.fsdecode(one) for one in files if one and isinstance(one, (str, bytes, os.PathLike))]
     reason = error.strerror or str(error)
@@ -106,10 +109,10 @@ def _explain_system_error(error: OSError) -> tuple[str, str]:
     if error.errno in _FULL:
         return message, "free some space, or use another disk"
     if error.errno in _FORBIDDEN:
-        return message, "look at who may write and read there, or name another place"
+        return message, f"look at who may write and read there, or {other_place(names[-1] if names else '')}"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return message, "allow more open files (ulimit -n)"
-    return message, f"look at {names[-1]}, or name another place" if names else ""
+    return message, f"look at {names[-1]}, or {other_place(names[-1])}" if names else ""
 
 
 def _open_closed_streams() -> None:

@@ -80,12 +80,7 @@ def _check_places() -> None:
         there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise BuildError(f"{folder} cannot be written to", f"name another folder: {variable}=/a/folder make demo")
-    folder = packages.ROOT.parent
-    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
-        raise BuildError(
-            f"no program can run in {folder}, where every machine builds packages (it is mounted with noexec)",
-            f"have it mounted without that for a while: sudo mount -o remount,exec {folder}",
-        )
+    packages.check_root()
 
 
 def _publish(ours: Sequence[Path], channels: Sequence[str]) -> None:

@@ -46,6 +46,14 @@ def cache_dir() -> Path:
     return xdg_folder("XDG_CACHE_HOME", ".cache") / "llama-cpp"
 
 
+def other_place(path: str) -> str:
+    """How to have another place than ``path``, which cannot be used, for people."""
+    with contextlib.suppress(HomeNotFoundError, ValueError):
+        if Path(os.path.abspath(path)).is_relative_to(cache_dir()) or cache_dir().is_relative_to(os.path.abspath(path)):
+            return "name another place for downloads: LLAMA_CPP_CACHE=/a/folder"
+    return "name another place"
+
+
 def xdg_folder(variable: str, default: str) -> Path:
     """The folder that ``$XDG_…`` names, else ``default`` in the user's home; a relative one is ignored, as XDG asks.
 

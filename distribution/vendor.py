@@ -240,9 +240,12 @@ def _fetch_carrier(pin: Pin, cache: Path) -> Path:
     try:
         return pip.fetch(pin.carrier.file, cache)
     except DownloadError as error:
+        # of a checkout a package is made of the pinned commit alone
+        packaged = os.environ.get("CONDA_BUILD") == "1"
+        which = "that has the pinned commit" if packaged else "that you have (for packages one that has the pinned commit)"
         error.remedy += (
             "\n  or fetch the commit with git: python -m distribution vendor --from-git [URL or path]"
-            f"\n  or build a checkout that you have: {OVERRIDE}=/path/to/llama.cpp"
+            f"\n  or name a checkout {which}: {OVERRIDE}=/path/to/llama.cpp"
         )
         raise
 

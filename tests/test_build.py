@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -65,6 +66,27 @@ def test_a_compiler_that_does_not_know_the_gpu_is_refused(configure: Configure, 
     done = configure(CMAKE_CUDA_ARCHITECTURES="120", CUDA_PATH=str(nvcc("12.4.99").parent.parent))
     assert done.returncode != 0
     assert "does not know compute capability 12.0" in re.sub(r"\s+", " ", done.stderr)
+
+
+@pytest.mark.parametrize("version", ["13.2.51", "12.4.99", ""])
+@pytest.mark.parametrize("packaged", [True, False])
+def test_in_the_build_of_a_package_the_remedy_is_the_variant(
+    root: Path, tmp_path: Path, nvcc, version: str, packaged: bool
+) -> None:
+    script = tmp_path / "check.cmake"
+    script.write_text(f'set(CMAKE_CUDA_ARCHITECTURES 120)\nset(GGML_CUDA ON)\ninclude("{root}/native/cmake/cuda.cmake")\n')
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA", "CMAKE_", "CONDA"))}
+    compiler = [f"-DCMAKE_CUDA_COMPILER={nvcc(version)}"] if version else []
+    if not version and Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("there is a CUDA toolkit that is found everywhere")
+    tool = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    done = subprocess.run(
+        [tool, *compiler, "-P", script], capture_output=True, text=True,
+        env={**bare, "PATH": "/usr/bin:/bin", **({"CONDA_BUILD": "1"} if packaged else {})},
+    )  # fmt: skip
+    said = re.sub(r"\s+", " ", done.stderr)
+    assert done.returncode != 0 and {"": "there is no nvcc"}.get(version, f"nvcc {version}") in said
+    assert ("cuda_compiler_version" in said, "distribution toolkit" in said) == (packaged, not packaged), said
 
 
 def test_cuda_without_a_gpu_must_be_told_which(configure: Configure, nvcc) -> None:

@@ -57,9 +57,11 @@ def build(
         The packages' files, in the order in which they depend on one another.
 
     Raises:
-        BuildError: ``output`` cannot be written to, the recipe cannot be rendered, a build or a test failed.
+        BuildError: no program can run where packages are built, ``output`` cannot be written to, the recipe cannot be
+            rendered, a build or a test failed.
         DownloadError, HashMismatchError, TreeMismatchError: the engine's source could not be had.
     """
+    check_root()
     _check_output(output)
     fetch_engine(repository)
     # the recipe reads the environment when it is rendered
@@ -268,6 +270,16 @@ def _build_one(one: Any, channels: Sequence[str], workspace: Path, target: Path,
     _index(workspace)
     _deliver(made, target)
     say(f"{target.name}: {megabytes(target.stat().st_size)} in {time.monotonic() - started:.0f} s")
+
+
+def check_root() -> None:
+    """Raise BuildError if no program can run where packages are built: better now than after minutes."""
+    folder = ROOT.parent
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise BuildError(
+            f"no program can run in {folder}, where every machine builds packages (it is mounted with noexec)",
+            f"have it mounted without that for a while: sudo mount -o remount,exec {folder}",
+        )
 
 
 def _check_output(output: Path) -> None:

@@ -86,9 +86,19 @@ if(NOT GGML_CUDA)
   return()
 endif()
 
+# In the build of a package the variant says which compiler there is, and nothing else counts.
+if("$ENV{CONDA_BUILD}" STREQUAL "1")
+  set(cuda_key "`cuda_compiler_version` in the variant file (recipe/variants.yaml)")
+  set(cuda_install "Name a CUDA compiler there is: ${cuda_key}.")
+  set(cuda_change "set ${cuda_key}, to 13.4 for example.")
+else()
+  string(CONCAT cuda_install "Install a CUDA toolkit and set CUDA_PATH, or let `python -m distribution toolkit` "
+    "assemble CUDA 13.4 from wheels.")
+  set(cuda_change "for example `python -m distribution toolkit` (13.4).")
+endif()
+
 if(NOT nvcc)
-  message(FATAL_ERROR "A CUDA build was asked for (${cuda_reason}) and there is no nvcc. Install a CUDA toolkit "
-    "and set CUDA_PATH, or let `python -m distribution toolkit` assemble CUDA 13.4 from wheels.")
+  message(FATAL_ERROR "A CUDA build was asked for (${cuda_reason}) and there is no nvcc. ${cuda_install}")
 endif()
 
 # CMake's own words for sets of architectures become numbers, which the manifest beside the plugin can state.
@@ -145,11 +155,10 @@ if(failed OR NOT nvcc_version)
 endif()
 if(nvcc_version VERSION_GREATER_EQUAL 13.2.0 AND nvcc_version VERSION_LESS 13.2.86)
   message(FATAL_ERROR "nvcc ${nvcc_version} miscompiles the IQ1_S, IQ2_S and IQ3_S kernels for sm_120 "
-    "(llama.cpp issues 28581 and 28784): models answer garbage. Use 13.2.86 or later, for example "
-    "`python -m distribution toolkit` (13.4).")
+    "(llama.cpp issues 28581 and 28784): models answer garbage. Use 13.2.86 or later: ${cuda_change}")
 endif()
 if(normalized MATCHES "12[0-9]a" AND nvcc_version VERSION_LESS 12.8)
-  message(FATAL_ERROR "nvcc ${nvcc_version} does not know compute capability 12.0; CUDA 12.8 or later does.")
+  message(FATAL_ERROR "nvcc ${nvcc_version} does not know compute capability 12.0; CUDA 12.8 or later does: ${cuda_change}")
 endif()
 set(LLAMA_CPP_CUDA_VERSION "${nvcc_version}")
 message(STATUS "llama_cpp: CUDA ${nvcc_version} build for ${normalized}: ${cuda_reason}")

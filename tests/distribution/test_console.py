@@ -135,6 +135,14 @@ def test_errors(capsys, error, message):
     assert said.err.startswith(message) and said.out == "" and "Traceback" not in said.err
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOTDIR])
+@pytest.mark.parametrize(("place", "named"), [("a/cache", True), ("a/cache/archives/x", True), ("a", True), ("a/cached", False)])
+def test_a_cache_that_cannot_be_used_is_named_by_its_variable(capsys, monkeypatch, tmp_path, number, place, named):
+    monkeypatch.setenv("LLAMA_CPP_CACHE", str(tmp_path / "a/cache"))
+    assert console.run(raising(OSError(number, os.strerror(number), str(tmp_path / place)))) == 1
+    assert ("or name another place for downloads: LLAMA_CPP_CACHE=" in capsys.readouterr().err) == named
+
+
 def test_the_traceback_is_there_for_who_asks(capsys, monkeypatch):
     monkeypatch.setenv(console.DEBUG_VARIABLE, "1")
     assert console.run(raising(KeyError("x"))) == 1

@@ -62,16 +62,25 @@ from pathlib import Path
 from distribution import demo
 from distribution.packaging import packages
 packages.ROOT = Path(sys.argv[1], 'llama-cpp-build')
-demo._check_places()" "$1"
+$3" "$1"
 """
 
 
-def test_where_no_program_can_run_nothing_is_begun(writable: Path) -> None:
+@pytest.mark.parametrize("what", ["demo._check_places()", "packages.build(['cpu'], output=Path(sys.argv[1], 'made'))"])
+def test_where_no_program_can_run_nothing_is_begun(writable: Path, what: str) -> None:
     own = ["unshare", "--mount", "--map-root-user"]
     if not shutil.which("unshare") or subprocess.run([*own, "true"], capture_output=True).returncode:
         pytest.skip("no mounts of one's own can be made here")
     done = subprocess.run(
-        [*own, "sh", "-c", NOEXEC, "sh", writable, sys.executable], cwd=ROOT, capture_output=True, text=True,
+        [*own, "sh", "-c", NOEXEC, "sh", writable, sys.executable, what], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, **{name: str(writable) for name in ("LLAMA_CPP_CACHE", "XDG_CONFIG_HOME", "XDG_STATE_HOME")}},
     )  # fmt: skip
     assert "BuildError: no program can run in" in done.stderr, done.stderr
+
+
+def test_packages_are_not_begun_where_no_program_can_run(writable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = os.statvfs(writable)
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*flags[:8], flags.f_flag | os.ST_NOEXEC, flags.f_namemax)))
+    with pytest.raises(BuildError, match=f"no program can run in {writable}") as caught:
+        packages.build(["cpu"], output=writable / "made")
+    assert "remount,exec" in caught.value.remedy and not (writable / "made").exists()

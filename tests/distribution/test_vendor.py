@@ -85,6 +85,11 @@ def test_right_hash_with_the_wrong_tree_is_refused(setting):
     assert not (setting.folder / "source").exists() and setting.leftovers() == []
 
 
+def test_no_network_in_the_build_of_a_package(setting):
+    done = command("vendor", "--folder", str(setting.folder), PIP_FIND_LINKS=str(setting.root), CONDA_BUILD="1")
+    assert "or name a checkout that has the pinned commit: LLAMA_CPP_SOURCE_DIR=" in done.stderr
+
+
 @pytest.mark.parametrize("how", ["no index", "nobody listens"])
 def test_no_network(setting, how):
     environment = {"PIP_FIND_LINKS": str(setting.root)}
@@ -95,6 +100,7 @@ def test_no_network(setting, how):
     assert "error: could not download" in done.stderr and "Traceback" not in done.stderr
     for way_out in (str(setting.cache / "downloads" / setting.archive.name), "--from-git", "LLAMA_CPP_SOURCE_DIR"):
         assert way_out in done.stderr
+    assert "or name a checkout that you have (for packages one that has the pinned commit)" in done.stderr
     assert ("PIP_NO_INDEX is set" in done.stderr) == (how == "no index")
     assert setting.leftovers() == []
 
