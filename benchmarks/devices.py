@@ -46,7 +46,10 @@ def main() -> None:
             except OSError:
                 time.sleep(0.1)
         remote = {"rpc_servers": f"127.0.0.1:{PORT}"}
-        ways |= {"half through RPC": {**remote, "tensor_split": [1, 1, 0]}, "all through RPC": {**remote, "tensor_split": [1, 0, 0]}}
+        ways |= {
+            "half through RPC": {**remote, "tensor_split": [1, 1, 0]},
+            "all through RPC": {**remote, "tensor_split": [1, 0, 0]},
+        }
     first: np.ndarray | None = None
     try:
         for name, arguments in ways.items():

@@ -4,8 +4,8 @@
 
 `--tools` is where llama-bench, llama-batched-bench and llama-server of the same build are. A row whose tool is not there
 has no ratio. Where it matters, for streams and for many requests at once, the sides take turns `--repeat` times, and medians are
-shown, that of the ratios of each turn, too: a machine's speed may drift. Every other row is the best of `--repeat` runs; so is the
-other side.
+shown, that of the ratios of each turn, too: a machine's speed may drift. Every other row is the best of `--repeat` runs; so is
+the other side.
 `--upstream` is an interpreter that has llama-cpp-python from the index (see benchmarks/upstream.py).
 """
 
@@ -73,12 +73,25 @@ class Tools:
 
     def generating(self, n: int, depth: int = 0) -> float | None:
         """Tokens per second of llama-bench, generating after ``depth`` tokens."""
-        printed = self.run("llama-bench", "-p", "0", "-n", str(n), "-d", str(depth), "-r", "1", "-fa", "1", "-ngl", "99", "-o", "json")
+        printed = self.run(
+            "llama-bench", "-p", "0", "-n", str(n), "-d", str(depth), "-r", "1", "-fa", "1", "-ngl", "99", "-o", "json"
+        )
         return json.loads(printed)[0]["samples_ts"][0] if printed else None
 
     def together(self, n_prompt: int, n: int, parallel: int, unified: bool, ubatch: int, repeat: int) -> float | None:
         """Tokens per second of llama-batched-bench, prompts and generation together."""
-        arguments = ["-c", str((n_prompt + n) * parallel), "-b", "2048", "-ub", str(ubatch), "-npp", str(n_prompt), "-ntg", str(n)]
+        arguments = [
+            "-c",
+            str((n_prompt + n) * parallel),
+            "-b",
+            "2048",
+            "-ub",
+            str(ubatch),
+            "-npp",
+            str(n_prompt),
+            "-ntg",
+            str(n),
+        ]
         arguments += ["-npl", ",".join([str(parallel)] * repeat), "-fa", "on", "-ngl", "99", "--output-format", "jsonl"]
         printed = self.run("llama-batched-bench", *arguments, *(["-kvu"] if unified else []))
         if printed is None:
@@ -282,7 +295,11 @@ def kept(llm: Llama, n: int, n_kept: int, repeat: int) -> tuple[float, float]:
         llm.reset()
         for text in prompts(4, n_kept // 4, llm.n_vocab()):
             llm.create_completion(text, max_tokens=1)
-        beside.append(timed_stream(llm, n, lambda n: llm.create_completion([400, 500, 600], max_tokens=n, stream=True, temperature=0), keep=True))
+        beside.append(
+            timed_stream(
+                llm, n, lambda n: llm.create_completion([400, 500, 600], max_tokens=n, stream=True, temperature=0), keep=True
+            )
+        )
     return median(beside), median(alone)
 
 
@@ -320,7 +337,8 @@ def agreement(llm: Llama, n_seeds: int, n: int) -> float:
 
     def text(seed: int, **arguments: Any) -> str:
         sampling = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": seed}
-        return llm.create_completion(prompts(1, 64, llm.n_vocab())[0], max_tokens=n, **sampling, **arguments)["choices"][0]["text"]
+        made = llm.create_completion(prompts(1, 64, llm.n_vocab())[0], max_tokens=n, **sampling, **arguments)
+        return made["choices"][0]["text"]
 
     # with Python code to look at them, all logits are fetched
     return sum(text(i) == text(i, logits_processor=lambda _, logits: logits) for i in range(n_seeds)) / n_seeds
@@ -358,7 +376,11 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=32)
     parser.add_argument("--n", type=int, default=256, help="tokens of a single stream")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--rows", default="stream,sampled,many,extra,server,device-server,prefix", help="which to measure; there are chat, kept, differences, requests, saved and guess, too")
+    parser.add_argument(
+        "--rows",
+        default="stream,sampled,many,extra,server,device-server,prefix",
+        help="which to measure; there are chat, kept, differences, requests, saved and guess, too",
+    )
     parser.add_argument("--drafts", default="prompt-lookup", help="what guesses in the row guess, separated by commas")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--ubatch", type=int, default=512, help="prompt tokens computed at once, on both sides")
@@ -414,7 +436,9 @@ def main() -> None:
             if "extra" in wanted:
                 sides |= {name: lambda beside=beside: many(llm, n, 128, 128, beside)[0] for name, beside in BESIDE.items()}
             texts = prompts(n, 128, llm.n_vocab())
-            servers = {name: arguments for row, (name, arguments) in SERVERS.items() if row in wanted and tools.find("llama-server")}
+            servers = {
+                name: arguments for row, (name, arguments) in SERVERS.items() if row in wanted and tools.find("llama-server")
+            }
             for name, arguments in servers.items():
                 port = running.enter_context(tools.server(n, 320, "-ub", str(o.ubatch), *arguments))
                 served(port, texts, 16)
@@ -441,7 +465,9 @@ def main() -> None:
         }  # fmt: skip
         version, speeds = upstream(o.upstream, task)
         for name, theirs in speeds.items():
-            note(LABELS.get(name, f"{o.parallel} requests, 128 in and 128 out"), ours[name], f"llama-cpp-python {version}", theirs)
+            note(
+                LABELS.get(name, f"{o.parallel} requests, 128 in and 128 out"), ours[name], f"llama-cpp-python {version}", theirs
+            )
     if "prefix" in wanted:
         with Llama(o.model, n_ctx=o.prefix + 64, **common) as llm:
             first, second = prefix(llm, o.prefix)
@@ -461,7 +487,9 @@ def main() -> None:
                 short = prompts(64, 8, llm.n_vocab())
                 staggered(n, 0.0, lambda i: [llm.create_completion(short[(i + j) % 64], max_tokens=8) for j in range(50)] and 1)
                 before = used_memory()
-                staggered(n, 0.0, lambda i: [llm.create_completion(short[(i + j) % 64], max_tokens=8) for j in range(10_000 // n)] and 1)
+                staggered(
+                    n, 0.0, lambda i: [llm.create_completion(short[(i + j) % 64], max_tokens=8) for j in range(10_000 // n)] and 1
+                )
                 for name, mib, earlier in zip(("resident", "GPU"), used_memory(), before):
                     note(f"{name} memory after 10,000 requests", mib, "before", earlier, "MiB")
     if "saved" in wanted:

@@ -96,7 +96,8 @@ def check_machine() -> None:
     there = os.environ.get("LLAMA_CPP_SOURCE_DIR") or (ROOT / "vendor" / "llama.cpp" / "source").exists()
     if not there and not (shutil.which("git") or shutil.which("patch")):
         raise InstallError(
-            "There is neither git nor patch, and one of them must patch llama.cpp.", remedy="Install one: sudo apt-get install git"
+            "There is neither git nor patch, and one of them must patch llama.cpp.",
+            remedy="Install one: sudo apt-get install git",
         )
 
 

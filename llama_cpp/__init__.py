@@ -1,7 +1,7 @@
 """llama.cpp compiled for the GPU you own, used from Python: a drop-in for llama-cpp-python.
 
-``Llama`` is a model that completes text and holds conversations, ``AsyncLlama`` the same for asyncio. The low-level C API is here too, under the names
-of the headers (``llama_cpp.llama_decode``). Nothing is loaded before it is used.
+``Llama`` is a model that completes text and holds conversations, ``AsyncLlama`` the same for asyncio. The low-level C API is
+here too, under the names of the headers (``llama_cpp.llama_decode``). Nothing is loaded before it is used.
 """
 
 from __future__ import annotations

@@ -53,7 +53,11 @@ class AsyncLlama:
         return await self._run(self._llama.create_chat_completion, messages, **arguments)
 
     async def embed(
-        self, input: str | Sequence[int] | Sequence[Text], normalize: bool = False, truncate: bool = True, return_count: bool = False
+        self,
+        input: str | Sequence[int] | Sequence[Text],
+        normalize: bool = False,
+        truncate: bool = True,
+        return_count: bool = False,
     ) -> Any:
         """As :meth:`Llama.embed`."""
         texts, single = await asyncio.to_thread(self._llama._texts, input, truncate)

@@ -309,7 +309,11 @@ class Llama:
     # --- vectors ---
 
     def embed(
-        self, input: str | Sequence[int] | Sequence[Text], normalize: bool = False, truncate: bool = True, return_count: bool = False
+        self,
+        input: str | Sequence[int] | Sequence[Text],
+        normalize: bool = False,
+        truncate: bool = True,
+        return_count: bool = False,
     ) -> Any:
         """Vectors of texts, for a model loaded with embedding=True. What several threads ask for is computed together.
 
@@ -414,7 +418,8 @@ class Llama:
         request, stream_text = self._request(
             tokens, params, max_tokens, read_stop(stop), n_logprobs=read_logprobs(logprobs, self.n_vocab()),
             processors=read_functions("logits_processor", logits_processor),
-            criteria=read_functions("stopping_criteria", stopping_criteria), context_full=context_full, lora=lora, speculate=speculate,
+            criteria=read_functions("stopping_criteria", stopping_criteria), context_full=context_full, lora=lora,
+            speculate=speculate,
         )  # fmt: skip
         head = (responses.new_id("cmpl"), responses.now(), model or self.model_path)
         answer = TextAnswer(
@@ -502,7 +507,8 @@ class Llama:
         stops = (*read_stop(stop), *prompt.stop)
         generated, text = self._request(
             tokens, params, max_tokens, stops, prompt.preserved, n_logprobs=read_logprobs(n_logprobs, self.n_vocab()),
-            processors=read_functions("logits_processor", logits_processor), context_full=context_full, lora=lora, speculate=speculate,
+            processors=read_functions("logits_processor", logits_processor), context_full=context_full, lora=lora,
+            speculate=speculate,
         )  # fmt: skip
         head = (responses.new_id("chatcmpl"), responses.now(), model or self.model_path)
         answer = ChatAnswer(

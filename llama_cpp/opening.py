@@ -69,7 +69,9 @@ def open_model(options: Mapping[str, Any]) -> Opened:
     servers = read_servers(options["rpc_servers"])
     if servers:
         if options["draft_model"] == OWN_HEADS:
-            raise InvalidArgumentError("draft_model='mtp' needs a second context, which an RPC server cannot tell from the first.")
+            raise InvalidArgumentError(
+                "draft_model='mtp' needs a second context, which an RPC server cannot tell from the first."
+            )
         model_params["devices"] = remote_devices(servers)
     try:
         model = Model(

@@ -60,7 +60,9 @@ def test_an_empty_file(tmp_path):
         Llama(_write(tmp_path / "m.gguf", b""))
 
 
-@pytest.mark.parametrize("data", [b"GGUX" + bytes(100), b"PK\x03\x04" + bytes(100), b"#!/bin/sh\necho hello world, this is text\n"])
+@pytest.mark.parametrize(
+    "data", [b"GGUX" + bytes(100), b"PK\x03\x04" + bytes(100), b"#!/bin/sh\necho hello world, this is text\n"]
+)
 def test_another_kind_of_file(tmp_path, data):
     with pytest.raises(GGUFMagicError, match="m.gguf") as caught:
         Llama(_write(tmp_path / "m.gguf", data))
@@ -179,7 +181,9 @@ def test_what_comes_later_says_so_at_creation(smollm2, name, value):
         Llama(smollm2, **{name: value})
 
 
-@pytest.mark.parametrize("name", ["n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "n_gpu_layers", "last_n_tokens_size"])
+@pytest.mark.parametrize(
+    "name", ["n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "n_gpu_layers", "last_n_tokens_size"]
+)
 @pytest.mark.parametrize("value", [-5, 2.5, "512", True, 2**31, 2**64, [1]])
 def test_a_number_that_cannot_be(smollm2, name, value):
     with pytest.raises(InvalidArgumentError, match=name):
@@ -356,7 +360,9 @@ def test_the_interpreter_exits_in_peace(name, run_python, smollm2):
 
 # --- the exceptions themselves ---
 
-_EXCEPTIONS = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, Exception) and c.__module__ == errors.__name__]
+_EXCEPTIONS = [
+    c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, Exception) and c.__module__ == errors.__name__
+]
 
 
 @pytest.mark.parametrize("kind", _EXCEPTIONS, ids=lambda kind: kind.__name__)

@@ -43,7 +43,9 @@ install(TARGETS probe LIBRARY DESTINATION lib)
 
 
 def cmake(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CUDA", "CMAKE_", "GGML_", "LLAMA_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CUDA", "CMAKE_", "GGML_", "LLAMA_"))
+    }
     environment |= {"PATH": f"{TOOLS}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8", **variables}
     command = [str(word) for word in (TOOLS / "cmake", *arguments)]
     return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
@@ -69,7 +71,11 @@ def build_probe(folder: Path) -> None:
     (folder / "c.c").write_text('#include "here.h"\nconst char * c(void) { return here(); }\n')
     (folder / "cc.cpp").write_text('#include "here.h"\nconst char * cc() { return here() + sizeof __FILE__; }\n')
     tree = folder / "build"
-    for arguments in (("-G", "Ninja", "-S", folder, "-B", tree), ("--build", tree), ("--install", tree, "--prefix", folder / "out")):
+    for arguments in (
+        ("-G", "Ninja", "-S", folder, "-B", tree),
+        ("--build", tree),
+        ("--install", tree, "--prefix", folder / "out"),
+    ):
         done = cmake(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
     library = (folder / "out/lib/libprobe.so").read_bytes()
@@ -85,8 +91,8 @@ def names(count: int, seed: int) -> list[str]:
     allowed = [character for character in string.punctuation + " \t" if character not in REFUSED + "/:"]
     everything = [*allowed, *REFUSED, "\x7f", "\x01"]
     return [
-        "".join(generator.choice(generator.choice((letters, everything if number % 2 else allowed))) for _ in range(12)).strip(".")
-        for number in range(count)
+        "".join(generator.choice(generator.choice((letters, kind))) for _ in range(12)).strip(".")
+        for kind in ((everything if number % 2 else allowed) for number in range(count))
     ]
 
 

@@ -109,7 +109,9 @@ def test_the_model_s_template_is_used(llm):
 def test_a_template_of_one_s_own_takes_its_place(smollm2):
     source = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with Llama(smollm2, n_ctx=256, chat_format=source) as llm:
-        answer = llm.create_chat_completion([{"role": "user", "content": "The capital of France is"}], max_tokens=1, temperature=0)
+        answer = llm.create_chat_completion(
+            [{"role": "user", "content": "The capital of France is"}], max_tokens=1, temperature=0
+        )
         assert answer["choices"][0]["message"]["content"].strip() == "Paris"
         assert answer["usage"]["prompt_tokens"] == 5
 
@@ -557,7 +559,8 @@ def test_a_schema_that_is_none_is_refused(schema):
 @pytest.mark.parametrize(
     "schema",
     ['"[" * 1000000', '\'{"type":"array","items":\' * 2000 + "{}" + "}" * 2000', '\'{"not":\' * 100000 + "{}" + "}" * 100000',
-     '\'{"anyOf":[\' * 2000 + "{}" + "]}" * 2000', '\'{"type":"string","pattern":"^\' + "(" * 10000 + "a" + ")" * 10000 + \'$"}\'',
+     '\'{"anyOf":[\' * 2000 + "{}" + "]}" * 2000',
+     '\'{"type":"string","pattern":"^\' + "(" * 10000 + "a" + ")" * 10000 + \'$"}\'',
      '\'{"$defs":{"a":{"$ref":"#/$defs/b"},"b":{"$ref":"#/$defs/a"}},"$ref":"#/$defs/a"}\'',
      '\'{"allOf":[{"$ref":"#"}]}\'', '\'{"type":"string","minLength":1000000000}\''],
 )  # fmt: skip

@@ -96,7 +96,9 @@ def test_a_model_that_is_none_is_one_line_and_status_1(run_cli, tmp_path, conten
     assert line.startswith("error: ") and str(path) in line
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["chat", "--nonsense"], ["chat", "--n-ctx", "-1"], ["chat", "--max-tokens", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["chat", "--nonsense"], ["chat", "--n-ctx", "-1"], ["chat", "--max-tokens", "0"]]
+)
 def test_a_wrong_command_line_is_status_2_without_a_traceback(run_cli, arguments):
     done = run_cli(*arguments)
     assert (done.returncode, done.stdout) == (2, "")

@@ -113,7 +113,8 @@ def test_another_libggml_base_is_refused(attempt, lib_dir, tmp_path):
     said = attempt(
         folder,
         "from llama_cpp.capi import loader\nimport ctypes\nreal = loader._open\n"
-        f"def replaced(folder):\n    opened = real(folder)\n    opened['ggml-base'] = ctypes.CDLL({str(stranger)!r})\n    return opened\n"
+        f"def replaced(folder):\n    opened = real(folder)\n    opened['ggml-base'] = ctypes.CDLL({str(stranger)!r})\n"
+        "    return opened\n"
         "loader._open = replaced\n" + _LOAD,
     )
     assert said.startswith("LibraryMismatchError") and "stranger" in said
@@ -207,7 +208,14 @@ void * ggml_backend_init(void) { return NULL; }
 
 def test_the_current_directory_is_not_searched(run_python, lib_dir, smollm2, tmp_path):
     """llama.cpp's own search looks there, so nothing may ever start it."""
-    for name in ("libggml-cpu-evil.so", "libggml-blas.so", "libggml-cpu.so", "libggml-cuda.so", "libllama.so.0", "libggml-rpc.so"):
+    for name in (
+        "libggml-cpu-evil.so",
+        "libggml-blas.so",
+        "libggml-cpu.so",
+        "libggml-cuda.so",
+        "libllama.so.0",
+        "libggml-rpc.so",
+    ):
         _compile(_EVIL, tmp_path / name)
     marker = tmp_path / "marker"
     done = run_python(
@@ -453,7 +461,8 @@ def test_pieces_of_two_threads_do_not_mix(lines):
         # architecture specific: nothing else
         ("120a-real", (12, 0), True), ("120a-real", (12, 1), False), ("90a-virtual", (10, 0), False), ("90a", (9, 0), True),
         # family specific
-        ("120f-real", (12, 1), True), ("120f-virtual", (12, 0), True), ("100f-virtual", (12, 0), False), ("121f-real", (12, 0), False),
+        ("120f-real", (12, 1), True), ("120f-virtual", (12, 0), True), ("100f-virtual", (12, 0), False),
+        ("121f-real", (12, 0), False),
     ],
 )  # fmt: skip
 def test_which_code_runs_on_which_gpu(architecture, capability, runs):

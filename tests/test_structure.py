@@ -29,7 +29,19 @@ ALLOWED = {
     "delivery": {"answers", "engine"},
     "embeddings": {"models", "capi", "errors"},
     "opening": {"arguments", "engine", "fit", "models", "capi", "errors"},
-    "llama": {"opening", "answers", "arguments", "delivery", "embeddings", "responses", "engine", "chat", "models", "capi", "errors"},
+    "llama": {
+        "opening",
+        "answers",
+        "arguments",
+        "delivery",
+        "embeddings",
+        "responses",
+        "engine",
+        "chat",
+        "models",
+        "capi",
+        "errors",
+    },
     "llama_cpp": {"capi"},
     "mtmd_cpp": {"capi"},
     "server": {"llama", "engine", "chat", "fit", "models", "capi", "errors", "responses", "arguments", "server"},
@@ -68,7 +80,9 @@ def _parts_of(path: Path) -> set[str]:
     return {_part(name) for name in _imports(path) if name.split(".")[0] == "llama_cpp"}
 
 
-@pytest.mark.parametrize("path", [p for p in _modules() if p.parent != PACKAGE or p.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [p for p in _modules() if p.parent != PACKAGE or p.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_imports_point_one_way(path):
     own = _part(".".join(path.relative_to(ROOT).with_suffix("").parts))
     if own not in ALLOWED and path.parent == PACKAGE and own.startswith("llama_"):
@@ -135,9 +149,14 @@ def _tracked() -> list[Path]:
 def test_no_file_holds_a_place_of_one_machine():
     """No package registry's mirror, no home folder: what is here works for everybody."""
     # put together, so that this file does not find itself
-    forbidden = [
-        "/" + folder + "/" for folder in ("root", "home", "Users")
-    ] + ["arti" + "factory", "jfrog" + ".io", "nexus" + "3", ":" + "//" + "localhost:8081", "index" + "-url =", "code" + "artifact"]
+    forbidden = ["/" + folder + "/" for folder in ("root", "home", "Users")] + [
+        "arti" + "factory",
+        "jfrog" + ".io",
+        "nexus" + "3",
+        ":" + "//" + "localhost:8081",
+        "index" + "-url =",
+        "code" + "artifact",
+    ]
     pattern = re.compile("|".join(rf"(?<![\w.$}}~-]){re.escape(text)}" for text in forbidden))
     for path in _tracked():
         text = path.read_bytes().decode("utf-8", "replace")

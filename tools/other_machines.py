@@ -76,7 +76,8 @@ class Machine:
 MACHINES = {
     "space": Machine(
         "bookworm", "my projects/llämä, it's (mine)", "jörg",
-        "a folder with a space, an apostrophe and an umlaut; umask 077; LANG=C; no /dev/shm; no git; PIP_USER, PYTHONPATH and more",
+        "a folder with a space, an apostrophe and an umlaut; umask 077; LANG=C; no /dev/shm; no git; PIP_USER, PYTHONPATH "
+        "and more",
         packages=("ccache", "patch"), umask=0o077, shm=False,
         environment={
             "LANG": "C", "PIP_USER": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": "/nonexistent", "TMPDIR": "/var/tmp/my files",
@@ -112,7 +113,9 @@ def sh(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
 def apt_sources(release: str) -> list[str]:
     """The lines of sources.list for a release of Debian, on the mirrors that apt has here."""
     here = dict(re.findall(r'^(\w+)="?([^"\n]*)', Path("/etc/os-release").read_text(), re.MULTILINE))["VERSION_CODENAME"]
-    listed = sh("apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages", stdout=subprocess.PIPE).stdout
+    listed = sh(
+        "apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages", stdout=subprocess.PIPE
+    ).stdout
     sites = {suite.removeprefix(here): site for site, suite in map(str.split, listed.splitlines()) if suite.startswith(here)}
     if "" not in sites:
         sys.exit("apt is not configured with a mirror of Debian here.")

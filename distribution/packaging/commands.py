@@ -33,7 +33,13 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         help="a file of recipe/variants/: cpu, 90a, 89, cuda129, portable, … (default: RTX 5090)",
     )  # fmt: skip
     parser.add_argument("--arch", help="the GPU instead: a compute capability without the dot (120, 90, 89), or cpu")
-    parser.add_argument("--only", action="append", default=[], metavar="PACKAGE", help="this package, of which others are built already; may be repeated")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="this package, of which others are built already; may be repeated",
+    )
     parser.add_argument(
         "--channel", action="append", default=[],
         help="where dependencies come from (default: conda-forge, or a seeded channel where that is out of reach)",

@@ -150,7 +150,10 @@ def _is_seed(channel: str) -> bool:
 
 
 def _names(channels: Sequence[str]) -> dict[str, str]:
-    """What stands in packages for channels that are folders. A seed with CUDA in it makes the same ``libllama`` as one without."""
+    """What stands in packages for channels that are folders.
+
+    A seed with CUDA in it makes the same ``libllama`` as one without.
+    """
     return {channel: "seed" if _is_seed(channel) else Path(channel).name for channel in channels if os.path.isdir(channel)}
 
 

@@ -14,12 +14,14 @@ from . import inputs, packages
 from .normalise import members
 
 
-def rebuild(variants: Sequence[str], channels: Sequence[str], only: Sequence[str] = (), with_cache: bool = False) -> dict[str, str]:
+def rebuild(
+    variants: Sequence[str], channels: Sequence[str], only: Sequence[str] = (), with_cache: bool = False
+) -> dict[str, str]:
     """Build everything again and compare; return the packages' names with their SHA-256.
 
     What is in ``dist/packages`` from the same sources counts as the first build; where it is missing it is made. The
-    second starts from a copy of the checkout in another folder and compiles all of it: its compiler cache is empty at first, unless
-    ``with_cache`` lets it have the user's answers.
+    second starts from a copy of the checkout in another folder and compiles all of it: its compiler cache is empty at
+    first, unless ``with_cache`` lets it have the user's answers.
 
     Raises:
         NotReproducibleError: a package came out otherwise the second time; names the first file that differs.

@@ -204,8 +204,8 @@ class Turns:
 class EqualBatches:
     """Where each sequence has a stream of its own, the engine computes neighbours with equally many tokens at once.
 
-    So prompts and generating take turns (or one goes first in a burst), and while generating, one token of what lies between keeps the neighbours
-    together: of a prompt that is being read, or any, which is then forgotten again.
+    So prompts and generating take turns (or one goes first in a burst), and while generating, one token of what lies between
+    keeps the neighbours together: of a prompt that is being read, or any, which is then forgotten again.
 
     Args:
         fill: False for recurrent states with guesses: those of all others would have to be taken back, too, so only one run

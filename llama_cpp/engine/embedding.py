@@ -338,7 +338,9 @@ def _pooling_of(model: Model, params: Mapping[str, Any]) -> int:
         if pooling == llama.LLAMA_POOLING_TYPE_UNSPECIFIED:
             pooling = llama.LLAMA_POOLING_TYPE_NONE
         if pooling not in _POOLINGS:  # the engine ends the process
-            raise InvalidArgumentError(f"The model's pooling_type is {own}, which does not exist.", remedy="Give another pooling_type.")
+            raise InvalidArgumentError(
+                f"The model's pooling_type is {own}, which does not exist.", remedy="Give another pooling_type."
+            )
     if pooling == llama.LLAMA_POOLING_TYPE_RANK and not model.classifies:
         raise InvalidArgumentError("LLAMA_POOLING_TYPE_RANK needs a model that classifies.", remedy="Give another pooling_type.")
     return pooling

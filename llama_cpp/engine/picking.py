@@ -80,7 +80,9 @@ class Picker:
         self._helpers.close(wait)
         self._callers.close(wait and not exiting)
 
-    def pick(self, outputs: Sequence[tuple[Running, int]], going_on: GoingOn | None = None, parts: Sequence[Part] = ()) -> list[Running]:
+    def pick(
+        self, outputs: Sequence[tuple[Running, int]], going_on: GoingOn | None = None, parts: Sequence[Part] = ()
+    ) -> list[Running]:
         """Picks a token for each output, a request and its row.
 
         Args:
@@ -147,7 +149,10 @@ class Picker:
         return [one for one, _ in slow]
 
     def start_aside(self, running: Collection[Running]) -> None:
-        """Lets other threads pick for those that sit out and still run: once the next batch was begun, as they hold up this one."""
+        """Lets other threads pick for those that sit out and still run.
+
+        That is once the next batch was begun, as they hold up this one.
+        """
         aside, self._aside = self._aside, []
         for one, logits in aside:
             if one not in running:

@@ -152,12 +152,14 @@ class BatchingEngine:
         """Queues a request whose prompt was checked; its outbox gets the tokens.
 
         Raises:
-            ModelBusyError: too many requests wait, or this one would wait for who waits for it. ModelClosedError, ForkedProcessError.
+            ModelBusyError: too many requests wait, or this one would wait for who waits for it.
+            ModelClosedError, ForkedProcessError.
         """
         self._decoder.pointer  # raises when closed or forked
         if in_helper() and not self._sequences.n_free and all(one.request.calls_python for one in list(self._running)):
             raise ModelBusyError(
-                "Every request that is computed waits for Python code, and this one, which is asked by such code, for one of them.",
+                "Every request that is computed waits for Python code, "
+                "and this one, which is asked by such code, for one of them.",
                 remedy="Raise n_parallel.",
             )
         n_waiting = len(self._waiting) + self._inbox.qsize()
@@ -492,7 +494,9 @@ class BatchingEngine:
     def _recover(self, error: Exception) -> None:
         """What nobody has foreseen: whoever runs ends with it, or else who would be next, and the others go on."""
         logger.exception("the engine failed, and goes on without the requests it was working on")
-        failed = DecodeError(f"The engine failed ({error!r}).", remedy="The model can be used again; the log (llama_cpp) has more.")
+        failed = DecodeError(
+            f"The engine failed ({error!r}).", remedy="The model can be used again; the log (llama_cpp) has more."
+        )
         if not self._running and self._waiting:
             self._waiting[0].error = failed
             self._outgoing.append((self._waiting.popleft(), None))

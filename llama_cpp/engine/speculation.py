@@ -77,7 +77,8 @@ class Speculator:
                 self._model = Model(source, params={"n_gpu_layers": n_gpu_layers})
                 if self._model.learnt_positions and self._model.n_ctx_train < decoder.n_ctx:
                     raise InvalidArgumentError(
-                        f"The draft model knows {self._model.n_ctx_train} positions, and a request can have {decoder.n_ctx} tokens.",
+                        f"The draft model knows {self._model.n_ctx_train} positions, "
+                        f"and a request can have {decoder.n_ctx} tokens.",
                         remedy="Take another draft model, or a smaller n_ctx.",
                     )
                 self._open_draft(self._model, params)

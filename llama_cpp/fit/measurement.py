@@ -152,7 +152,9 @@ def what_would_fit(
         text = f"{worst.name} has {worst.free / _GIB:.1f} GiB free and would need {worst.total / _GIB:.1f} ({', '.join(parts)}). "
         n_ctx = _context_that_fits(path, model_params, context_params, worst)
         if n_ctx:
-            return text + (f"n_ctx={n_ctx} would fit." if context_params.get("embeddings") else f"{n_ctx} tokens in all (n_kv) would fit.")
+            return text + (
+                f"n_ctx={n_ctx} would fit." if context_params.get("embeddings") else f"{n_ctx} tokens in all (n_kv) would fit."
+            )
         if worst is not found.needs[-1]:
             per_layer = max(worst.weights + worst.context, 1) / (found.n_layer + 1)
             n_layers = max(0, int((worst.free - worst.compute) * 0.95 / per_layer))

@@ -241,7 +241,9 @@ class Model:
             InvalidArgumentError: the model has no tokens for that. TokenizationError: as in tokenize().
         """
         with self._handle:
-            markers = [of(self.vocab_pointer) for of in (llama.llama_vocab_fim_pre, llama.llama_vocab_fim_suf, llama.llama_vocab_fim_mid)]
+            markers = [
+                of(self.vocab_pointer) for of in (llama.llama_vocab_fim_pre, llama.llama_vocab_fim_suf, llama.llama_vocab_fim_mid)
+            ]
             start = [self._token_bos] if llama.llama_vocab_get_add_bos(self.vocab_pointer) else []
         if min(markers) < 0:
             raise InvalidArgumentError(

@@ -174,7 +174,9 @@ def test_the_password_of_an_index_stands_in_no_package(tmp_path: Path, monkeypat
     assert "pass-word" not in said.out + said.err
 
 
-def test_of_a_checkout_that_is_named_the_pinned_engine_is_taken(tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_checkout_that_is_named_the_pinned_engine_is_taken(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Packages say which llama.cpp they are made of, and that must be true."""
     repository = setting.folder.parents[1]
     (setting.repository / "CMakeLists.txt").write_text("edited\n")

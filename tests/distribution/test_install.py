@@ -22,8 +22,8 @@ from distribution.install import InstallError  # noqa: E402
 HOSTILE = {
     "PIP_USER": "1", "PIP_TARGET": "elsewhere", "PIP_PREFIX": "elsewhere", "PIP_ROOT": "elsewhere", "PIP_DRY_RUN": "1",
     "PIP_REQUIRE_HASHES": "1", "PIP_NO_BINARY": ":all:", "PIP_PYTHON": "/nonexistent", "PIP_PLATFORM": "win32",
-    "PYTHONHOME": "/nonexistent", "PYTHONPATH": "elsewhere", "PYTHONSAFEPATH": "1", "PYTHONINSPECT": "1", "PYTHONWARNINGS": "error",
-    "LANGUAGE": "de", "LC_ALL": "de_DE.ISO-8859-1", "DESTDIR": "elsewhere", "NINJA_STATUS": "ninja ",
+    "PYTHONHOME": "/nonexistent", "PYTHONPATH": "elsewhere", "PYTHONSAFEPATH": "1", "PYTHONINSPECT": "1",
+    "PYTHONWARNINGS": "error", "LANGUAGE": "de", "LC_ALL": "de_DE.ISO-8859-1", "DESTDIR": "elsewhere", "NINJA_STATUS": "ninja ",
 }  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def test_the_makefile_is_not_led_astray_by_variables_of_python(tmp_path: Path) -
     (tmp_path / "distribution/install.py").write_text("print('here')")
     hostile = {name: value for name, value in HOSTILE.items() if name.startswith("PYTHON")}
     done = subprocess.run(
-        ["make", "tools", f"PYTHON={shlex.quote(sys.executable)}"], cwd=tmp_path, env={**os.environ, **hostile, "PYTHONPATH": "/nonexistent"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        ["make", "tools", f"PYTHON={shlex.quote(sys.executable)}"], cwd=tmp_path,
+        env={**os.environ, **hostile, "PYTHONPATH": "/nonexistent"}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith("here"), done.stdout + done.stderr

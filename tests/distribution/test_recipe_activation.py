@@ -124,7 +124,10 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def check(shell: str, told: list[Shell], options: str = "eu") -> None:
-    """Each of ``told`` in a shell of its own that stops at the first error: what is seen is what is expected, and nothing is left."""
+    """Each of ``told`` in a shell of its own that stops at the first error.
+
+    What is seen is what is expected, and nothing is left.
+    """
     script = SHOW + f"set -{options}\n"
     for number, one in enumerate(told):
         before = "unset LLAMA_CPP_LIB_PATH" if one.before is None else f"export LLAMA_CPP_LIB_PATH={shlex.quote(one.before)}"
@@ -137,7 +140,9 @@ def check(shell: str, told: list[Shell], options: str = "eu") -> None:
     for at, (line, wanted) in enumerate(zip(found, expected)):
         if line != wanted:
             number = sum(word.isdigit() for word in expected[:at]) - 1
-            raise AssertionError("\n".join([f"{line!r} instead of {wanted!r}", repr(told[number].before), *told[number].commands]))
+            raise AssertionError(
+                "\n".join([f"{line!r} instead of {wanted!r}", repr(told[number].before), *told[number].commands])
+            )
     assert len(found) == len(expected)
 
 
@@ -222,6 +227,11 @@ def test_a_shell_that_counts_no_levels_is_restored_too(shell: str, before: str |
         told = telling(before, environments)
         folder = f"{shlex.quote(str(environments['one']))}/etc/conda"
         told.commands += [f"export CONDA_PREFIX={shlex.quote(str(environments['one']))}", level]
-        told.commands += [f". {folder}/activate.d/libllama.sh", f". {folder}/deactivate.d/libllama.sh", "unset CONDA_SHLVL", "show"]
+        told.commands += [
+            f". {folder}/activate.d/libllama.sh",
+            f". {folder}/deactivate.d/libllama.sh",
+            "unset CONDA_SHLVL",
+            "show",
+        ]
         told.expected.append(f"{'nothing' if before is None else before}|own|")
         check(shell, [told])

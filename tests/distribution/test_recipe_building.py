@@ -94,7 +94,8 @@ class Build:
         environment = {
             "PATH": f"{self.root / 'tools'}:/usr/bin:/bin", "HOME": str(work), "SRC_DIR": str(work), "PREFIX": str(installed),
             "BUILD_PREFIX": str(place / "build_env"), "BUILD_DIR": str(place), "RECIPE_DIR": str(self.checkout / "recipe"),
-            "CPU_COUNT": "2", "BUILT": str(self.root), "PKG_NAME": package, "PKG_VERSION": "0.4.0", "PKG_BUILD_STRING": "h1234567_0",
+            "CPU_COUNT": "2", "BUILT": str(self.root), "PKG_NAME": package, "PKG_VERSION": "0.4.0",
+            "PKG_BUILD_STRING": "h1234567_0",
             "LLAMA_CPP_PACKAGES": "libllama-0.4.0-h*_0 llama.cpp-0.4.0-h*_0", "PIP_NO_DEPENDENCIES": "True", "PIP_NO_INDEX": "1",
             "PIP_CACHE_DIR": str(place / "pip_cache"), "PIP_IGNORE_INSTALLED": "True", "PIP_NO_BUILD_ISOLATION": "False",
             "PIP_FIND_LINKS": str(self.setting.index), "PIP_CONFIG_FILE": os.devnull, "LLAMA_CPP_HOME": str(self.home),
@@ -258,7 +259,9 @@ def test_what_was_compiled_for_one_package_serves_the_next_of_the_same_build(bui
     kept = {path.name for path in (build.home / ".cache" / "llama-cpp" / "staged").rglob("*")}
     assert "libllama.so" in kept and "libstdc++.so.6" not in kept, "what packages brought is there already"
     for one in (first, second):
-        assert not (one.parent / "work" / "vendor/llama.cpp/source").exists() and not (one.parent / "work" / "build/conda").exists()
+        assert (
+            not (one.parent / "work" / "vendor/llama.cpp/source").exists() and not (one.parent / "work" / "build/conda").exists()
+        )
 
 
 def test_flags_that_name_the_packages_folders_are_the_same_flags(build: Build) -> None:
@@ -417,8 +420,8 @@ def test_another_gpus_plugin_may_be_made_from_newer_scripts(build: Build) -> Non
     for tool in ("nvcc",):
         (build.root / "tools" / tool).touch()
     variables = {
-        "LLAMA_CPP_CUDA_ARCHITECTURES": "120a-real", "LLAMA_CPP_CUDA_FA_QUANTS": "f16-f16", "PKG_BUILD_STRING": "cuda134_sm120_h1_0",
-        "LLAMA_CPP_PACKAGES": "libggml-cuda-0.4.0-cuda134_sm120_h*_0",
+        "LLAMA_CPP_CUDA_ARCHITECTURES": "120a-real", "LLAMA_CPP_CUDA_FA_QUANTS": "f16-f16",
+        "PKG_BUILD_STRING": "cuda134_sm120_h1_0", "LLAMA_CPP_PACKAGES": "libggml-cuda-0.4.0-cuda134_sm120_h*_0",
     }  # fmt: skip
     (build.checkout / "recipe" / "nvidia_licences.py").write_text("# none here\n")
     engine = build.run("build-cuda.sh", "libggml-cuda", **variables)

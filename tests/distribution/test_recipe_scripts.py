@@ -111,7 +111,9 @@ def test_what_a_package_brings_along_is_looked_at(tmp_path: Path, depends: tuple
 
 
 def test_what_a_package_needs_to_run_may_be_brought_along(tmp_path: Path) -> None:
-    installed(tmp_path, {"lib/some.txt": "good"}, depends=(THIS_LIBLLAMA, "libgcc >=12", "cuda-cudart >=13.4.92", "python >=3.10"))
+    installed(
+        tmp_path, {"lib/some.txt": "good"}, depends=(THIS_LIBLLAMA, "libgcc >=12", "cuda-cudart >=13.4.92", "python >=3.10")
+    )
     assert check_files(tmp_path).returncode == 0
 
 

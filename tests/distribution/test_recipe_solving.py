@@ -236,7 +236,9 @@ def test_the_channels_own_environment_file_gets_our_packages(
 
 
 @pytest.mark.parametrize("priority", PRIORITIES)
-@pytest.mark.parametrize("name", ["ggml", "libggml", "whisper.cpp", "stable-diffusion.cpp", "llama.cpp ==10003", "llama-cpp-python ==0.5.0"])
+@pytest.mark.parametrize(
+    "name", ["ggml", "libggml", "whisper.cpp", "stable-diffusion.cpp", "llama.cpp ==10003", "llama-cpp-python ==0.5.0"]
+)
 def test_what_would_overwrite_our_libraries_is_refused(channel: Path, foreign: Path, name: str, priority: str) -> None:
     assert solve((channel, foreign), name, priority="disabled"), "it can be had by itself"
     with pytest.raises(SolverError):

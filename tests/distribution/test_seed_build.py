@@ -184,7 +184,9 @@ def test_the_variant_files_beside_a_seed_each_stand_alone(tmp_path: Path, monkey
         # the same compilers as `python -m distribution build` takes
         monkeypatch.setattr(packages.inputs, "digests", lambda _: dict.fromkeys(("engine", "python", "cuda"), ""))
         chosen = [path.stem] if path.parent.name == "variants" else [] if cuda else ["cpu"]
-        expected = {one.recipe.package.name: one.recipe.build.string for one in packages.render(chosen, compilers=inputs.variants())}
+        expected = {
+            one.recipe.package.name: one.recipe.build.string for one in packages.render(chosen, compilers=inputs.variants())
+        }
         assert rendered(path) == expected, path
 
 

@@ -65,7 +65,9 @@ def clean(*command: object) -> str:
 
     But HOME: where it is not set, Python asks the C library, which opens what this machine keeps its users with.
     """
-    done = subprocess.run([str(word) for word in command], env={"HOME": "/nonexistent"}, capture_output=True, text=True, cwd=os.sep)
+    done = subprocess.run(
+        [str(word) for word in command], env={"HOME": "/nonexistent"}, capture_output=True, text=True, cwd=os.sep
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

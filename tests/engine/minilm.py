@@ -84,7 +84,9 @@ def write(path: Path) -> Path:
     file.set("bert.attention.layer_norm_epsilon", F32, EPSILON).set("bert.attention.causal", BOOL, False)
     texts = vocabulary()
     # GGUF marks where a word begins instead of where one goes on
-    marked = [text if text[:1] == "[" and text[-1:] == "]" else text[2:] if text[:2] == "##" else "\u2581" + text for text in texts]
+    marked = [
+        text if text[:1] == "[" and text[-1:] == "]" else text[2:] if text[:2] == "##" else "\u2581" + text for text in texts
+    ]
     file.set("tokenizer.ggml.model", STR, "bert").array("tokenizer.ggml.tokens", STR, marked)
     file.array("tokenizer.ggml.token_type", I32, [CONTROL if text in _SPECIAL else NORMAL for text in texts])
     file.array("tokenizer.ggml.scores", F32, [0.0] * len(texts))

@@ -36,8 +36,12 @@ class Case:
         shared = [numbers.randrange(3, 250) for _ in range(150)]
         self.asked = []
         for _ in range(n_prompts):
-            tokens = shared[: numbers.randrange(150)] * (numbers.random() < 0.6) + numbers.choices(range(3, 250), k=numbers.randrange(1, 90))
-            how = numbers.choice([{"temperature": 0}, {"temperature": 0.9, "seed": numbers.randrange(1000), "presence_penalty": 0.4}])
+            tokens = shared[: numbers.randrange(150)] * (numbers.random() < 0.6) + numbers.choices(
+                range(3, 250), k=numbers.randrange(1, 90)
+            )
+            how = numbers.choice(
+                [{"temperature": 0}, {"temperature": 0.9, "seed": numbers.randrange(1000), "presence_penalty": 0.4}]
+            )
             self.asked.append((tokens, {**how, "max_tokens": numbers.randrange(1, 40), "lora": numbers.choice(loras)}))
         self.expected, self.numbers = [], []
         for tokens, how in self.asked:
@@ -62,7 +66,9 @@ def one(case: Case, numbers: random.Random) -> str:
     """One request; returns what kind it was."""
     which = numbers.randrange(len(case.asked))
     tokens, how = case.asked[which]
-    kind = numbers.choice(["same"] * 6 + ["left early", "cancelled while it waits", "stop", "grammar", "logprobs", "callback", "reset"])
+    kind = numbers.choice(
+        ["same"] * 6 + ["left early", "cancelled while it waits", "stop", "grammar", "logprobs", "callback", "reset"]
+    )
     if kind == "same":
         found = case.text(tokens, **how)
         assert found == case.expected[which], (case.name, which, how, found, case.expected[which])
@@ -101,7 +107,9 @@ def main() -> int:
         if options.model:
             cases = [Case("model", options.model), Case("by itself", options.model, go_on=True)]
         else:
-            model = {kind: tiny_models.write(kind, folder / f"{kind}.gguf") for kind in ("dense", "window", "own heads", "hybrid")}
+            model = {
+                kind: tiny_models.write(kind, folder / f"{kind}.gguf") for kind in ("dense", "window", "own heads", "hybrid")
+            }
             adapters = {name: tiny_models.write_adapter(folder / f"{name}.gguf", seed) for seed, name in enumerate("ab")}
             sets = [{}, {"a": 1.0}, {"b": 0.5}]
             cases = [

@@ -74,7 +74,9 @@ def test_what_one_adapter_computed_serves_no_other(files):
 def test_nobody_waits_for_ever_for_another_adapter(files):
     """A request that never ends on its own shares the time."""
     with load(files, lora_adapters={"a": files["a"]}, n_ctx=512) as llm:
-        endless = llm.create_completion([9], max_tokens=None, context_full="shift", stream=True, logit_bias={llm.token_eos(): -1e9})
+        endless = llm.create_completion(
+            [9], max_tokens=None, context_full="shift", stream=True, logit_bias={llm.token_eos(): -1e9}
+        )
         next(endless)
         assert len(answer(llm, [5, 6, 7], n=40, lora={"a": 1.0})) == 40
         endless.close()

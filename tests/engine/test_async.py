@@ -74,7 +74,9 @@ def test_leaving_a_stream_and_cancelling_a_task_end_the_request(run):
 
 def test_a_stop_string_ends_a_stream(run):
     async def work(model):
-        chunks = [c async for c in await model.create_completion("1 2 3 4 5", max_tokens=40, temperature=0, stop="9", stream=True)]
+        chunks = [
+            c async for c in await model.create_completion("1 2 3 4 5", max_tokens=40, temperature=0, stop="9", stream=True)
+        ]
         return chunks[-1]["choices"][0]["finish_reason"], "".join(c["choices"][0]["text"] for c in chunks)
 
     reason, text = run(work)

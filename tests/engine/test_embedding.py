@@ -84,7 +84,9 @@ def test_real_weights_give_what_the_paper_says(real):
     with load(real) as llm:  # its file says mean
         assert (llm.pooling_type(), llm.n_embd()) == (MEAN, 384)
         assert cosine(np.array(llm.embed(TEXT)), expected.mean(axis=0)) > 0.99999
-        bread, loaf, stocks = map(np.array, llm.embed(["How do I bake bread?", "What is the recipe for a loaf?", "Stocks fell today."]))
+        bread, loaf, stocks = map(
+            np.array, llm.embed(["How do I bake bread?", "What is the recipe for a loaf?", "Stocks fell today."])
+        )
         assert cosine(bread, loaf) > 0.6 > 0.2 > cosine(bread, stocks)
 
 
@@ -181,7 +183,9 @@ def test_long_texts(real):
         assert len(llm.embed("word " * 4000)) == 384
 
 
-@pytest.mark.parametrize(("n_ctx", "n_batch", "n_parallel"), [(1, 1, None), (3, 16, 3), (100, 100, 7), (8, 512, 256), (64, 1, 1), (7, 9, 256)])
+@pytest.mark.parametrize(
+    ("n_ctx", "n_batch", "n_parallel"), [(1, 1, None), (3, 16, 3), (100, 100, 7), (8, 512, 256), (64, 1, 1), (7, 9, 256)]
+)
 @pytest.mark.parametrize("kind", ["dense", "encoder", "state", "window"])
 @pytest.mark.parametrize("pooling", [NONE, MEAN, LAST])
 def test_sizes_of_all_kinds(models, kind, pooling, n_ctx, n_batch, n_parallel):

@@ -121,7 +121,8 @@ def test_keys_of_a_draft_are_to_be_moved_as_well(models, tmp_path, monkeypatch):
     for draft, can in ((None, True), (rotated, True), (models["dense"], False)):
         with Llama(rotated, draft_model=draft, **types) as llm:
             assert llm._open_engine._decoder.can_shift == can
-            ask = lambda: llm.create_completion(PROMPT, max_tokens=700, context_full="shift", logit_bias={llm.token_eos(): -1e9})  # noqa: E731
+            never_ending = {"max_tokens": 700, "context_full": "shift", "logit_bias": {llm.token_eos(): -1e9}}
+            ask = lambda: llm.create_completion(PROMPT, **never_ending)  # noqa: E731
             if can:
                 assert ask()["usage"]["completion_tokens"] == 700
             else:
@@ -439,7 +440,9 @@ def test_lists_of_functions_are_functions(llm):
         return forbid
 
     eos, other = llm.token_eos(), 5
-    either = llama_cpp.LogitsProcessorList([only(eos), lambda tokens, logits: np.where(np.arange(len(logits)) == other, -1, logits)])
+    either = llama_cpp.LogitsProcessorList(
+        [only(eos), lambda tokens, logits: np.where(np.arange(len(logits)) == other, -1, logits)]
+    )
     assert llm.create_completion(PROMPT, max_tokens=8, logits_processor=either, temperature=0)["usage"]["completion_tokens"] == 0
     either.append(llama_cpp.MinTokensLogitsProcessor(3, eos))
     answer = llm.create_completion(PROMPT, max_tokens=8, logits_processor=either, temperature=0)
@@ -459,7 +462,9 @@ def test_cancelling_wakes_the_engine(models):
             go_on.wait(60)
             return logits
 
-        working = threading.Thread(target=llm.create_completion, args=(PROMPT,), kwargs={"max_tokens": 2, "logits_processor": slow})
+        working = threading.Thread(
+            target=llm.create_completion, args=(PROMPT,), kwargs={"max_tokens": 2, "logits_processor": slow}
+        )
         working.start()
         entered.wait(60)
         request = Request([9], Sampler(llm._open_model, SamplingParams(), 512), 10)

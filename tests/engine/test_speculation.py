@@ -231,4 +231,5 @@ def test_batches_smaller_than_what_may_be_taken_back(models, kind, n_ubatch):
     """The engine asserts that they are not."""
     arguments = {"n_ctx": 256, "n_batch": n_ubatch, "n_ubatch": n_ubatch, "n_parallel": 2, "n_threads": 1, "n_threads_batch": 1}
     with Llama(models[kind], draft_model="prompt-lookup", **arguments) as llm:
-        assert llm.create_completion([5, 6, 7, 8] * 9, max_tokens=12, logit_bias={llm.token_eos(): -1e9})["usage"]["completion_tokens"] == 12
+        made = llm.create_completion([5, 6, 7, 8] * 9, max_tokens=12, logit_bias={llm.token_eos(): -1e9})
+        assert made["usage"]["completion_tokens"] == 12

@@ -38,9 +38,9 @@ class GGUFBuilder:
     """Metadata and tensors in the order they will be written.
 
     ``kv`` maps a key to (type, value), where an :class:`Array` is the value of type ARR; ``tensors`` maps a name
-    to (shape, (type id, block size, block bytes)); ``weights`` maps a name to bytes, in place of random ones. What a broken file needs is set through ``overrides``:
-    ``magic``, ``version``, ``n_tensors``, ``n_kv``, ``raw_kv`` (bytes after the last key), ``offset:NAME``,
-    ``type:NAME``, ``dims:NAME``.
+    to (shape, (type id, block size, block bytes)); ``weights`` maps a name to bytes, in place of random ones. What a broken
+    file needs is set through ``overrides``: ``magic``, ``version``, ``n_tensors``, ``n_kv``, ``raw_kv`` (bytes after the
+    last key), ``offset:NAME``, ``type:NAME``, ``dims:NAME``.
     """
 
     kv: dict[str, tuple[int, Any]] = field(default_factory=dict)
