@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("rattler")
 
 from conda_packages import place, write_package  # noqa: E402, F401
-from package_damages import SPECS  # noqa: E402
+from document_damages import SPECS  # noqa: E402
 from packed_by_hand import PLACEHOLDER, Entry, Model, add, at, digest, entry, model, packed, read, write, zstd  # noqa: E402
 
 from distribution.channel import inspection, trial  # noqa: E402

@@ -1,0 +1,194 @@
+"""With a trusted key, an environment holds nothing that the key's owner did not sign: files, indexes, generations."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from conda_packages import place, write_package  # noqa: F401
+from trusted_keys import BOTH, TEMPLATE, change_depends, create, elsewhere, key, owner, rewrite, server  # noqa: F401
+
+from distribution import environment
+from distribution.errors import HashMismatchError, OlderGenerationError, UnsignedPackageError
+
+
+def change_constrains(index: bytes) -> bytes:
+    document = json.loads(index)
+    document["packages.conda"]["tool-2.0-0.conda"]["constrains"] = ["helper <0"]
+    return json.dumps(document).encode()
+
+
+def hide_release(index: bytes) -> bytes:
+    document = json.loads(index)
+    del document["packages.conda"]["tool-2.0-0.conda"]
+    return json.dumps(document).encode()
+
+
+def raise_number(index: bytes) -> bytes:
+    document = json.loads(index)
+    document["packages.conda"]["tool-1.0-0.conda"]["version"] = "3.0"
+    return json.dumps(document).encode()
+
+
+def send_elsewhere(index: bytes) -> bytes:
+    document = json.loads(index)
+    document["info"]["base_url"] = "http://203.0.113.1/"
+    return json.dumps(document).encode()
+
+
+INDEX_CHANGES = [change_depends, change_constrains, hide_release, raise_number, send_elsewhere, lambda index: b"null"]
+
+
+@pytest.mark.parametrize("change", INDEX_CHANGES)
+def test_an_index_that_was_changed_on_the_way(owner, key, elsewhere, change):
+    with server(owner.channel, lambda path, body: change(body) if path == "/linux-64/repodata.json" else body) as address:
+        with pytest.raises(UnsignedPackageError, match="not what was signed"):
+            create("-f", owner.environment, "--channel", address, "--key", key)
+        assert not Path("env").exists()
+
+
+@pytest.mark.parametrize("change", INDEX_CHANGES)
+def test_an_index_that_was_changed_in_the_folder(owner, key, elsewhere, change):
+    index = owner.channel.current() / "linux-64/repodata.json"
+    rewrite(index, change(index.read_bytes()))
+    with pytest.raises(UnsignedPackageError, match="not what was signed"):
+        create("-f", owner.environment, "--channel", owner.channel.path, "--key", key)
+
+
+def test_other_forms_of_the_index_are_not_read(owner, key, elsewhere):
+    """With a key the plain index counts. Shards and compressed forms may say what they like."""
+
+    def change(path: str, body: bytes) -> bytes:
+        return b"evil" if path.endswith((".zst", ".jlap")) or "shards" in path else body
+
+    with server(owner.channel, change) as address:
+        assert create("-f", owner.environment, "--channel", address, "--key", key) == BOTH
+
+
+def test_all_is_well_from_a_folder_over_http_and_from_the_channels_own_files(owner, key, elsewhere):
+    assert create("-f", owner.environment, "--channel", owner.channel.path, "--key", key) == BOTH
+    for name in ("environment.yml", "explicit.txt"):
+        assert create("-f", owner.channel.path / name, "--key", key) == BOTH
+    with server(owner.channel) as address:
+        for name in ("environment.yml", "explicit.txt"):
+            assert create("-f", f"{address}/{name}", "--key", key) == BOTH
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b"- tool", b"- helper"),
+        lambda text: text.replace(b"dependencies:", b"- conda-forge\ndependencies:"),
+        lambda text: text + b"variables:\n  LD_PRELOAD: /tmp/evil.so\n",
+        lambda text: b"\n".join(line for line in text.splitlines() if b"tool-2.0" not in line),
+        lambda text: text + b"# a comment\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["environment.yml", "explicit.txt"])
+def test_environment_files_and_locks_that_were_changed_on_the_way(owner, key, elsewhere, change, name):
+    whole = (owner.channel.current() / name).read_bytes()
+    if change(whole) in (whole, whole.rstrip()):
+        pytest.skip("changes nothing in this file")
+    with server(owner.channel, lambda path, body: change(body) if path == f"/{name}" else body) as address:
+        with pytest.raises(UnsignedPackageError, match="not what its channel's publisher signed"):
+            create("-f", f"{address}/{name}", "--key", key)
+    rewrite(owner.channel.current() / name, change(whole))
+    with pytest.raises(UnsignedPackageError, match="not what its channel's publisher signed"):
+        create("-f", owner.channel.path / name, "--key", key)
+    # a file of one's own is one's own
+    Path("own.yml").write_text(TEMPLATE)
+    assert create("-f", "own.yml", "--channel", owner.channel.path, "--key", key) == BOTH
+
+
+def test_an_environment_file_without_tls_that_nothing_vouches_for(owner, key, elsewhere, tmp_path):
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page/team.yml").write_text(TEMPLATE)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "page"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as page:
+        threading.Thread(target=page.serve_forever, daemon=True).start()
+        with pytest.raises(UnsignedPackageError):
+            create("-f", f"http://127.0.0.1:{page.server_address[1]}/team.yml", "--channel", owner.channel.path, "--key", key)
+        page.shutdown()
+    # beside a signed channel, and not signed
+    (owner.channel.current() / "team.yml").write_text(TEMPLATE)
+    with server(owner.channel) as address:
+        with pytest.raises(UnsignedPackageError, match="nothing vouches"):
+            create("-f", f"{address}/team.yml", "--channel", owner.channel.path, "--key", key)
+
+
+@pytest.mark.parametrize("way", ["folder", "http"])
+def test_an_old_generation_is_noticed(owner, key, elsewhere, tmp_path, monkeypatch, way):
+    with monkeypatch.context() as patched:
+        patched.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+        owner.publish(write_package(tmp_path / "built", "tool", "3.0", files={"bin/tool": b"three"}))
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(server(owner.channel)) if way == "http" else owner.channel.path
+        arguments = ("-f", owner.environment, "--channel", address, "--key", key)
+        assert create(*arguments)["tool"] == b"three"
+        # whoever can write to the folder points back to what was published before, signatures and all
+        link = owner.channel.path
+        link.unlink()
+        link.symlink_to(owner.channel.store.relative_to(link.parent) / "000001")
+        with pytest.raises(OlderGenerationError, match="generation 1, and had 2") as caught:
+            create(*arguments)
+        assert "--allow-older" in caught.value.remedy
+        assert create(*arguments, "--allow-older") == BOTH
+        assert create(*arguments) == BOTH, "going back was allowed once, and is what is known now"
+
+
+def test_what_was_seen_and_cannot_be_read_is_no_reason_to_trust(owner, key, elsewhere, tmp_path):
+    arguments = ("-f", owner.environment, "--channel", owner.channel.path, "--key", key)
+    create(*arguments)
+    seen = tmp_path / "state/llama-cpp/channels.json"
+    assert list(json.loads(seen.read_text()).values()) == [1]
+    for content in (b"", b"{", b"[]", b'{"a": "b"}', b"\xff"):
+        seen.write_bytes(content)
+        with pytest.raises(OlderGenerationError, match=r"channels\.json"):
+            create(*arguments)
+    seen.unlink()
+    assert create(*arguments) == BOTH
+
+
+def test_a_channel_that_changes_between_two_reads_is_read_again(owner, key, elsewhere, tmp_path, monkeypatch):
+    published = []
+
+    def publish_meanwhile(path: str, body: bytes) -> bytes:
+        if path == "/manifest.json" and not published:
+            published.append(path)
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+                owner.publish(write_package(tmp_path / "built", "tool", "3.0", files={"bin/tool": b"three"}))
+        return body
+
+    with server(owner.channel, publish_meanwhile) as address:
+        assert create("-f", owner.environment, "--channel", address, "--key", key) == {"tool": b"three"}
+    assert published
+
+
+def test_locks_are_made_of_signed_indexes(owner, key, elsewhere):
+    parser = argparse.ArgumentParser()
+    environment.add_commands(parser)
+    index = owner.channel.current() / "linux-64/repodata.json"
+    rewrite(index, change_depends(index.read_bytes()))
+    options = parser.parse_args(
+        ["lock", "-f", str(owner.environment), "--channel", str(owner.channel.path), "--key", str(key), "-o", "lock"]
+    )
+    with pytest.raises(UnsignedPackageError):
+        options.run(options)
+    assert not Path("lock").exists()
+
+
+def test_a_locks_packages_are_described_by_the_signed_index(owner, key, elsewhere):
+    """What a package says of itself is read before all of it is there; the index is signed."""
+    lock = (owner.channel.current() / "explicit.txt").read_text()
+    Path("own.txt").write_text(lock)
+    path = owner.channel.current() / "linux-64/tool-2.0-0.conda"
+    rewrite(path, path.read_bytes().replace(b'"depends": ["helper"]', b'"depends": ["jelper"]'))
+    with pytest.raises(HashMismatchError):
+        create("-f", "own.txt", "--key", key)
