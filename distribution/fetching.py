@@ -132,8 +132,7 @@ def _opener(deadline: float) -> urllib.request.OpenerDirector:
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
-        _Http(deadline),
-        _Https(deadline),
+        _Timed(deadline),
     ):
         opener.add_handler(handler)
     return opener
@@ -155,19 +154,17 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, *answer)
 
 
-class _Http(urllib.request.HTTPHandler):
+class _Timed(urllib.request.HTTPSHandler):
+    """Asks over http and https, until the deadline."""
+
+    http_request = urllib.request.HTTPSHandler.https_request
+
     def __init__(self, deadline: float) -> None:
         super().__init__()
         self._deadline = deadline
 
     def http_open(self, request: urllib.request.Request) -> Any:
         return self.do_open(_connection(http.client.HTTPConnection, self._deadline), request)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, deadline: float) -> None:
-        super().__init__()
-        self._deadline = deadline
 
     def https_open(self, request: urllib.request.Request) -> Any:
         return self.do_open(_connection(http.client.HTTPSConnection, self._deadline), request)

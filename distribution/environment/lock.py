@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from rattler import Client, PackageRecord, RepoDataRecord, Subdir
 from rattler.package.build_string import BuildString

@@ -149,14 +149,18 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return place_in(tmp_path, monkeypatch)
+
+
+def place_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Nothing published yet, no key configured, and channels elsewhere out of reach."""
     for variable in ("LLAMA_CPP_CHANNEL", "LLAMA_CPP_CHANNEL_KEY", "CONDA_OVERRIDE_CUDA"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
     monkeypatch.setenv("CONDA_OFFLINE", "1")
-    environment = tmp_path / "environment.yml"
+    environment = folder / "environment.yml"
     environment.write_text(TEMPLATE)
-    return Place(tmp_path, Channel.at(tmp_path / "dist" / "channel"), environment)
+    return Place(folder, Channel.at(folder / "dist" / "channel"), environment)
 
 
 def solve(channel: str, *specs: str) -> dict[str, str]:

@@ -62,6 +62,11 @@ class Entry:
         return before + bytes(header) + self.data + self.padding * (-len(self.data) % 512)
 
 
+def claims(name: bytes, size: int, kind: bytes = b"0") -> bytes:
+    """A header that says that ``size`` bytes follow, fewer than 8 GiB."""
+    return Entry(name, kind=kind, fields={124: b"%011o\0" % size}).packed()
+
+
 @dataclass
 class Model:
     """A package before it is packed. ``texts`` stand in place of a document, where they are given."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conda_packages import ROOT, TEMPLATE, Channel, Place, release
+from conda_packages import ROOT, place_in, release
 
 SMALL = "/linux-64/repodata.json"
 BIG, BIG_SIZE = "/linux-64/big.bin", 1 << 30
@@ -28,13 +28,7 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a published channel, with a large file of nothing in it."""
     folder = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch:
-        for variable in ("LLAMA_CPP_CHANNEL", "LLAMA_CPP_CHANNEL_KEY", "CONDA_OVERRIDE_CUDA"):
-            patch.delenv(variable, raising=False)
-        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
-        patch.setenv("CONDA_OFFLINE", "1")
-        environment = folder / "environment.yml"
-        environment.write_text(TEMPLATE)
-        place = Place(folder, Channel.at(folder / "dist" / "channel"), environment)
+        place = place_in(folder, patch)
         place.publish(*release(folder / "one", 0))
     with (place.channel.current() / BIG[1:]).open("wb") as file:
         file.truncate(BIG_SIZE)

@@ -9,8 +9,6 @@ import http.server
 import io
 import random
 import re
-import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -21,12 +19,12 @@ import pytest
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from packed_by_hand import Entry, Model, add, at, digest, model, raw_frame, write, zstd  # noqa: E402
+from measuring import measured  # noqa: E402
+from packed_by_hand import Model, add, at, claims, digest, model, raw_frame, write, zstd  # noqa: E402
 
 from distribution.environment import lock  # noqa: E402
 from distribution.errors import ChannelUnreachableError, HashMismatchError  # noqa: E402
 
-HERE = Path(__file__).parent
 PAYLOAD = 8 << 20
 
 
@@ -168,27 +166,7 @@ def test_data_that_is_not_bzip2(folder):
 
 # What it may cost.
 
-CHILD = """
-import resource, sys, time
-resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-sys.path.insert(0, {here!r})
-from damaged_packages import most_memory
-from distribution.environment import lock
-from distribution.errors import ChannelUnreachableError
-started, before = time.monotonic(), most_memory()
-try:
-    lock.read(sys.argv[1], "dev.lock")
-    said = "accepted"
-except ChannelUnreachableError as error:
-    said = error.message
-print(said, (most_memory() - before) >> 20, round(time.monotonic() - started), sep="\\n")
-"""
 GIB = 1 << 30
-
-
-def claims(name: bytes, size: int, kind: bytes = b"0") -> bytes:
-    """A header that says that ``size`` bytes follow."""
-    return Entry(name, kind=kind, fields={124: b"%011o\0" % size}).packed()
 
 
 def expanding(start: bytes, size: int, compressor: zstd.ZstdCompressor | bz2.BZ2Compressor) -> bytes:
@@ -228,9 +206,7 @@ BOMBS: dict[str, Callable[[Path], Path]] = {
 def test_packages_that_expand_cost_neither_memory_nor_time(folder, server, make, remote):
     path = make(folder)
     assert path.stat().st_size < 1 << 20
-    command = [sys.executable, "-c", CHILD.format(here=str(HERE)), entry(path, server if remote else None)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
-    said, grown, seconds = done.stdout.splitlines()
+    first, text = "from distribution.environment import lock", entry(path, server if remote else None)
+    said, grown, seconds = measured(first, 'lock.read(sys.argv[1], "dev.lock")', text)
     # a frame's largest window is 128 MiB
-    assert "cannot be read" in said and int(grown) < 200 and int(seconds) < 60, (said, grown, seconds)
+    assert "cannot be read" in said and grown < 200 and seconds < 60, (said, grown, seconds)

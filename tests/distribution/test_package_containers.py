@@ -11,8 +11,6 @@ import hashlib
 import io
 import json
 import random
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +21,12 @@ import pytest
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from packed_by_hand import WIDE, Entry, Model, Zip, add, at, digest, model, raw_frame, read, write, zstd  # noqa: E402
+from measuring import measured  # noqa: E402
+from packed_by_hand import WIDE, Entry, Model, Zip, add, at, claims, digest, model, raw_frame, read, write, zstd  # noqa: E402
 
 from distribution import conda_archive  # noqa: E402
 from distribution.channel.inspection import LARGEST_INFO, LARGEST_PAYLOAD, inspect  # noqa: E402
 from distribution.errors import DamagedPackageError  # noqa: E402
-
-HERE = Path(__file__).parent
 
 
 def test_as_rattler_build_writes_them(tmp_path):
@@ -290,31 +287,10 @@ def test_what_does_not_belong_into_info(tmp_path, damage, complaint):
 
 # What it may cost.
 
-CHILD = """
-import resource, sys, time
-resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-sys.path.insert(0, {here!r})
-from pathlib import Path
-from damaged_packages import most_memory
-from distribution.channel.inspection import inspect
-from distribution.errors import DamagedPackageError
-started, before = time.monotonic(), most_memory()
-try:
-    inspect(Path(sys.argv[1]))
-    said = "accepted"
-except DamagedPackageError as error:
-    said = error.message
-print(said, (most_memory() - before) >> 20, round(time.monotonic() - started), sep="\\n")
-"""
-
-
 def child(path: Path) -> tuple[str, int, int]:
     """What ``inspect`` says in a process of limited memory, the MiB by which that grew, and the seconds it took."""
-    command = [sys.executable, "-c", CHILD.format(here=str(HERE)), path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
-    said, grown, seconds = done.stdout.splitlines()
-    return said, int(grown), int(seconds)
+    first = "from pathlib import Path; from distribution.channel.inspection import inspect"
+    return measured(first, "inspect(Path(sys.argv[1]))", path)
 
 
 def frame(*blocks: bytes) -> bytes:
@@ -325,11 +301,6 @@ def frame(*blocks: bytes) -> bytes:
 
 def zeros(size: int, before: bytes) -> bytes:
     return frame(before, *[bytes(1 << 20)] * (size >> 20), bytes(1024))
-
-
-def claims(name: bytes, size: int, kind: bytes = b"0") -> bytes:
-    """A header that says that ``size`` bytes follow, fewer than 8 GiB."""
-    return Entry(name, kind=kind, fields={124: b"%011o\0" % size}).packed()
 
 
 def of_one_file(size: int, sha256: str = "0" * 64) -> Model:
