@@ -48,11 +48,14 @@ async def read_index(record: RepoDataRecord, http: Client, scratch: Path) -> byt
     if address.scheme == "file":
         return await asyncio.to_thread(_read_local, Path(unquote(address.path)), record.file_name)
     if record.file_name.endswith(".conda"):
+        file = _Remote(record.url)
         try:
-            return await asyncio.to_thread(_read_remote, record)
+            return await asyncio.to_thread(_read_remote, file, record.file_name)
         except FetchError:
             # it sends no parts, or wants credentials, which py-rattler knows
             pass
+        finally:
+            file.stop()
     try:
         await package_files.download(record, scratch, http)
         return await asyncio.to_thread(_read_local, scratch, record.file_name)
@@ -65,9 +68,9 @@ def _read_local(path: Path, file_name: str) -> bytes:
         return _find(file, os.fstat(file.fileno()).st_size, file_name)
 
 
-def _read_remote(record: RepoDataRecord) -> bytes:
-    file = _Remote(record.url)
-    return _find(cast(IO[bytes], file), file.size, record.file_name)
+def _read_remote(file: _Remote, file_name: str) -> bytes:
+    size = file.open()
+    return _find(cast(IO[bytes], file), size, file_name)
 
 
 def _find(file: IO[bytes], size: int, file_name: str) -> bytes:
@@ -93,21 +96,33 @@ class _Remote:
     """A file at an address, of which that is fetched which is read, and what is near it."""
 
     def __init__(self, url: str) -> None:
-        self._url, self._position, self._start = url, 0, 0
-        self._part, self.size = fetch_range(url, 0, _PART, _SECONDS)
+        self._url, self._position, self._start, self._size = url, 0, 0, 0
+        self._part = b""
+        self._stopped = False
+
+    def open(self) -> int:
+        """Fetch the start; return how many bytes the file has."""
+        self._part, self._size = fetch_range(self._url, 0, _PART, _SECONDS)
+        return self._size
+
+    def stop(self) -> None:
+        """Fetch nothing more: the thread that reads would go on after an interruption."""
+        self._stopped = True
 
     def seek(self, position: int) -> None:
         self._position = position
 
     def read(self, size: int) -> bytes:
         start = self._position
-        end = min(start + size, self.size)
+        end = min(start + size, self._size)
         if start >= end:
             return b""
         if start < self._start or end > self._start + len(self._part):
+            if self._stopped:
+                raise ValueError("the reading was interrupted")
             self._part, there = fetch_range(self._url, start, max(size, _PART), _SECONDS)
             self._start = start
-            if there != self.size:
+            if there != self._size:
                 raise ValueError("it changed while it was read")
         self._position = end
         return self._part[start - self._start : end - self._start]

@@ -22,7 +22,7 @@ pytest.importorskip("rattler_build")
 from measuring import measured  # noqa: E402
 from packed_by_hand import Model, add, at, claims, digest, model, raw_frame, write, zstd  # noqa: E402
 
-from distribution.environment import lock  # noqa: E402
+from distribution.environment import lock, package_index  # noqa: E402
 from distribution.errors import ChannelUnreachableError, HashMismatchError  # noqa: E402
 
 PAYLOAD = 8 << 20
@@ -133,6 +133,18 @@ def test_a_package_that_changes_while_it_is_read(folder, server):
         lock.read(text, "dev.lock")
 
 
+def test_a_reading_that_was_interrupted_fetches_nothing_more(folder, server):
+    path = write(folder, large())
+    file = package_index._Remote(f"http://127.0.0.1:{server.server_address[1]}/linux-64/{path.name}")
+    assert file.open() == path.stat().st_size
+    before = server.handler.sent
+    file.stop()
+    file.seek(PAYLOAD)
+    with pytest.raises(ValueError, match="interrupted"):
+        file.read(10)
+    assert server.handler.sent == before
+
+
 def test_a_whole_file_is_compared_with_the_lock(folder, server):
     path = bzipped(folder, ("info/index.json", INDEX))
     text = entry(path, server)
@@ -207,6 +219,6 @@ def test_packages_that_expand_cost_neither_memory_nor_time(folder, server, make,
     path = make(folder)
     assert path.stat().st_size < 1 << 20
     first, text = "from distribution.environment import lock", entry(path, server if remote else None)
-    said, grown, seconds = measured(first, 'lock.read(sys.argv[1], "dev.lock")', text)
+    said, grown, seconds = measured(first, 'lock.read(sys.argv[1], "dev.lock")', "ChannelUnreachableError", text)
     # a frame's largest window is 128 MiB
     assert "cannot be read" in said and grown < 200 and seconds < 60, (said, grown, seconds)
