@@ -287,6 +287,7 @@ def test_what_does_not_belong_into_info(tmp_path, damage, complaint):
 
 # What it may cost.
 
+
 def child(path: Path) -> tuple[str, int, int]:
     """What ``inspect`` says in a process of limited memory, the MiB by which that grew, and the seconds it took."""
     first = "from pathlib import Path; from distribution.channel.inspection import inspect"
