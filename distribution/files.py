@@ -15,6 +15,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ _LARGEST_TOML = 1 << 20
 _MOST_DOTS = 200
 _DEEPEST = 100
 _LARGEST_NUMBER = 2**63
+_A_MOMENT, _QUIET_ROUNDS, _MOST_ROUNDS = 0.02, 3, 250
+"""Seconds of a round; rounds in which a folder must not come back, and how many there are at most."""
 
 
 def cache_dir() -> Path:
@@ -379,23 +382,32 @@ def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
     ``parent`` is made if it is not there; if nothing came to be in it because of an error, it is gone, too.
     """
-    made = [one for one in (parent, *parent.parents) if not os.path.lexists(one)]
     # a second Ctrl-C does not keep it from being removed
-    with deferred() as signals:
+    with deferred() as signals, made_folder(parent):
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix[:40]))
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix[:40]))
-            try:
-                with naming(parent), signals.released():
-                    yield folder
-            finally:
-                remove_tree(folder)
-        except BaseException:
-            for one in made:
-                with contextlib.suppress(OSError):
-                    # it refuses what is not empty
-                    one.rmdir()
-            raise
+            with naming(parent), signals.released():
+                yield folder
+        finally:
+            remove_tree(folder)
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[list[Path]]:
+    """Make a folder and its parents where they are not there; those that are empty after an error are gone again.
+
+    It gives those that it made, the innermost first.
+    """
+    made = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield made
+    except BaseException:
+        for one in made:
+            with contextlib.suppress(OSError):
+                # it refuses what is not empty
+                one.rmdir()
+        raise
 
 
 def remove_tree(folder: Path) -> None:
@@ -404,6 +416,21 @@ def remove_tree(folder: Path) -> None:
         shutil.rmtree(folder, onerror=_make_writable_and_retry)
     else:
         folder.unlink(missing_ok=True)
+
+
+def remove_for_good(folder: Path) -> None:
+    """Remove a folder that py-rattler was writing to when it failed or was interrupted, and wait until it stays away.
+
+    Its threads finish the files they are at, make their folders anew for that, and cannot be waited for.
+    """
+    quiet = 0
+    for _ in range(_MOST_ROUNDS):
+        quiet = 0 if os.path.lexists(folder) else quiet + 1
+        if quiet == _QUIET_ROUNDS:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(_A_MOMENT)
+    remove_tree(folder)
 
 
 def _make_writable_and_retry(function: Any, path: str, _: Any) -> None:
@@ -420,14 +447,25 @@ def locked(path: Path, purpose: str, for_everybody: bool = False) -> Iterator[No
     Raises:
         OSError: the file cannot be opened, or is no plain file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _open_for_everybody(path) if for_everybody else _open_special_never(path, os.O_WRONLY | os.O_CREAT) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is busy with {purpose}; waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _open_for_everybody(path) if for_everybody else _open_special_never(path, os.O_WRONLY | os.O_CREAT) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"another process is busy with {purpose}; waiting")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # who had it may have taken its file away, and another one is made and locked by now
+            if _is_at(file, path):
+                yield
+                return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _open_for_everybody(path: Path) -> IO[bytes]:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ..console import say
 from ..errors import SigningKeyError
-from ..files import read_regular, write_atomically
+from ..files import read_regular, write_atomically, xdg_folder
 
 KEY_VARIABLE = "LLAMA_CPP_CHANNEL_KEY"
 _LARGEST_KEY = 1 << 16
@@ -56,18 +56,21 @@ class Trust:
 
 
 def config_dir() -> Path:
-    """The folder for keys: ``$XDG_CONFIG_HOME/llama-cpp``, else ``~/.config/llama-cpp``."""
-    return _xdg("XDG_CONFIG_HOME", ".config")
+    """The folder for keys: ``$XDG_CONFIG_HOME/llama-cpp``, else ``~/.config/llama-cpp``.
+
+    Raises:
+        HomeNotFoundError: nothing says where it is.
+    """
+    return xdg_folder("XDG_CONFIG_HOME", ".config") / "llama-cpp"
 
 
 def state_dir() -> Path:
-    """The folder for what is remembered: ``$XDG_STATE_HOME/llama-cpp``, else ``~/.local/state/llama-cpp``."""
-    return _xdg("XDG_STATE_HOME", ".local/state")
+    """The folder for what is remembered: ``$XDG_STATE_HOME/llama-cpp``, else ``~/.local/state/llama-cpp``.
 
-
-def _xdg(variable: str, default: str) -> Path:
-    base = os.environ.get(variable)
-    return (Path(base) if base else Path.home() / default) / "llama-cpp"
+    Raises:
+        HomeNotFoundError: nothing says where it is.
+    """
+    return xdg_folder("XDG_STATE_HOME", ".local/state") / "llama-cpp"
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 import stat
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rattler import VersionWithSource
+from rattler import BuildString, PackageRecord, VersionWithSource
 
 from ..console import megabytes, say
 from ..errors import ChannelDamagedError, DamagedPackageError, DiskSpaceError, PackageExistsError
 from ..files import load_json, read_regular, sha256_of
-from ..waiting import wait
+from ..waiting import index_channel
 from . import environments, keys, manifest, siblings
 from .generations import Channel, link_or_copy, link_young_shards
 from .inspection import SUBDIRS, Package, inspect
@@ -32,8 +30,6 @@ _FIELDS = {
     "name": str, "version": str, "build": str, "build_number": int, "subdir": str, "sha256": str, "size": int, "depends": list,
 }  # fmt: skip
 _TAKES_SECONDS = 100_000_000
-_INDEXER_STOPS = 0.2
-"""Seconds. What it writes later than that, the next writer clears away."""
 COMPLEMENT = "conda-forge"
 """The channel that holds what ours lacks, where it is not complete in itself."""
 
@@ -119,7 +115,11 @@ def read_index(subdir: Path) -> dict[str, dict[str, Any]]:
         ChannelDamagedError: it is missing or malformed.
     """
     try:
-        return parse_index(read_regular(subdir / INDEX, LARGEST_INDEX))
+        entries = parse_index(read_regular(subdir / INDEX, LARGEST_INDEX))
+        for name, record in entries.items():
+            if record["subdir"] != subdir.name:
+                raise ValueError(f"{name!r:.80} belongs in {record['subdir']!r:.40}")
+        return entries
     except (OSError, ValueError) as error:
         raise ChannelDamagedError(f"the index in {subdir} cannot be read: {error}", manifest.REMEDY) from None
 
@@ -143,7 +143,21 @@ def parse_index(text: bytes) -> dict[str, dict[str, Any]]:
         for one in record["depends"]:
             if not isinstance(one, str) or not siblings.is_spec(one):
                 raise ValueError(f"depends of {name!r:.80} holds {one!r:.80}")
+        # everywhere else a package is known by its path, which is made of these
+        if name != f"{record['name']}-{record['version']}-{record['build']}.conda":
+            raise ValueError(f"{name!r:.80} is described as another package")
+        _check_taken(name, record)
     return entries
+
+
+def _check_taken(name: str, record: Mapping[str, Any]) -> None:
+    try:
+        PackageRecord(
+            record["name"], record["version"], BuildString(record["build"]), record["build_number"], record["subdir"]
+        )
+    # py-rattler raises another kind for each field
+    except Exception as error:
+        raise ValueError(f"{name!r:.80} is described as no package can be: {str(error)[:200]}") from None
 
 
 def publish(
@@ -337,17 +351,7 @@ def _carry(path: str, state: State, staging: Path) -> None:
 
 
 def _index(folder: Path) -> None:
-    from rattler.index import index_fs
-
-    try:
-        wait(index_fs(folder))
-    except Exception as error:
-        # its threads are at other files still, would make the folder anew if it were gone, and cannot be waited for
-        time.sleep(_INDEXER_STOPS)
-        # the indexer is Rust, and gives the operating system's error as text
-        if found := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from error
-        raise
+    index_channel(folder)
     # the indexer leaves an empty folder
     shutil.rmtree(folder / ".tmp", ignore_errors=True)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import toolkit
-from ..errors import DamagedPackageError, DistributionError
+from ..errors import DamagedPackageError, DistributionError, ToolkitError
 from ..files import load_json, sha256_of
+from ..interruption import run_program
 from . import environments, manifest, siblings
 from .generations import Channel
 from .inspection import SUBDIRS, Package, inspect
@@ -26,6 +27,7 @@ PROVENANCE_KEYS = ("llama_cpp_commit", "patches", "toolkit", "flags", "sbom")
 _CUDA_LIBRARY = re.compile(r"lib/libggml-cuda\.so[.\d]*$")
 _CUDA_RECORD = "lib/libggml-cuda.json"
 _LARGEST_RECORD = 4 << 20
+_CUOBJDUMP_SECONDS = 600
 _CUBIN = re.compile(r"\.sm_(\d+[af]?)\.cubin")
 NOT_DISASSEMBLED = "architectures not disassembled: no cuobjdump"
 """A fact about a CUDA plugin: what it records about itself was compared, and the machine code was not looked at."""
@@ -247,13 +249,21 @@ def architectures(library: Path) -> set[str] | None:
     """The CUDA architectures of the machine code in a library, such as ``{"120a"}``; None where no cuobjdump is at hand.
 
     Raises:
+        ToolkitError: cuobjdump cannot be run, or does not end.
         DamagedPackageError: cuobjdump cannot read the library.
     """
     assembled = toolkit.assembled_path()
-    program = str(assembled / "bin" / "cuobjdump") if assembled else shutil.which("cuobjdump")
+    # None where the toolkit was assembled, and its file is gone
+    program = (assembled and shutil.which(assembled / "bin" / "cuobjdump")) or shutil.which("cuobjdump")
     if program is None:
         return None
-    done = subprocess.run([program, "--list-elf", library], capture_output=True, text=True)
+    try:
+        done = run_program([program, "--list-elf", str(library)], _CUOBJDUMP_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it did not end within {_CUOBJDUMP_SECONDS} s"
+        raise ToolkitError(
+            f"{program} cannot be run: {reason}", "python -m distribution toolkit --verify says whether the toolkit is damaged"
+        ) from None
     if done.returncode:
         said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
         raise DamagedPackageError(f"cuobjdump cannot read its {library.name}: {said}", "build it again, then publish")

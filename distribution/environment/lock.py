@@ -15,7 +15,7 @@ from rattler.package_streaming import PackageArchive
 from .. import hardware
 from ..errors import ChannelUnreachableError, EnvironmentFileError
 from ..files import naming, open_regular
-from ..waiting import all_of, client, wait
+from ..waiting import all_of, client, wait, within
 from . import solving, specification
 
 MARKER = "@EXPLICIT"
@@ -132,9 +132,9 @@ async def _describe_all(entries: Sequence[re.Match[str]]) -> list[RepoDataRecord
 async def _describe(entry: re.Match[str], http: Client, described: Path) -> RepoDataRecord:
     url = entry["url"]
     try:
-        index = await asyncio.wait_for(_read_index(url, http), _SECONDS)
-    except (TimeoutError, asyncio.TimeoutError):
-        raise ChannelUnreachableError(f"{url} did not answer within {_SECONDS} s", "check the address and the network") from None
+        index = await within(_SECONDS, _read_index(url, http), url)
+    except ChannelUnreachableError:
+        raise
     # py-rattler raises several kinds here, some of them bare
     except Exception as error:
         raise _unreadable(url, error) from None

@@ -207,7 +207,14 @@ def _sparse(address: str, subdir: str, text: bytes, folder: Path) -> SparseRepoD
     folder.mkdir(exist_ok=True)
     file = folder / f"{subdir}.json"
     file.write_bytes(text)
-    return SparseRepoData(Channel(address), subdir, file)
+    try:
+        index = SparseRepoData(Channel(address), subdir, file)
+        # it is read lazily: what is wrong with one of its packages would only show in the midst of a solve
+        index.load_all_records()
+    # py-rattler raises several kinds here, most of them bare
+    except Exception as error:
+        raise ChannelDamagedError(f"{subdir}/{INDEX} of {address} cannot be read: {error}", REMEDY) from None
+    return index
 
 
 def _compare(record: RepoDataRecord, signed: Manifest, address: str) -> None:
