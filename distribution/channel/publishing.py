@@ -92,7 +92,7 @@ class State:
             raise ChannelDamagedError(
                 f"the index of {folder} does not list what its manifest lists", "python -m distribution channel verify"
             )
-        packages = [Package.from_record(record, content.packages[path].llama_cpp_commit) for path, record in records.items()]
+        packages = [described(path, record, content.packages[path].llama_cpp_commit) for path, record in records.items()]
         return cls(folder, content, {package.path: package for package in in_order(packages, content.packages)})
 
 
@@ -115,11 +115,7 @@ def read_index(subdir: Path) -> dict[str, dict[str, Any]]:
         ChannelDamagedError: it is missing or malformed.
     """
     try:
-        entries = parse_index(read_regular(subdir / INDEX, LARGEST_INDEX))
-        for name, record in entries.items():
-            if record["subdir"] != subdir.name:
-                raise ValueError(f"{name!r:.80} belongs in {record['subdir']!r:.40}")
-        return entries
+        return parse_index(read_regular(subdir / INDEX, LARGEST_INDEX))
     except (OSError, ValueError) as error:
         raise ChannelDamagedError(f"the index in {subdir} cannot be read: {error}", manifest.REMEDY) from None
 
@@ -143,11 +139,20 @@ def parse_index(text: bytes) -> dict[str, dict[str, Any]]:
         for one in record["depends"]:
             if not isinstance(one, str) or not siblings.is_spec(one):
                 raise ValueError(f"depends of {name!r:.80} holds {one!r:.80}")
-        # everywhere else a package is known by its path, which is made of these
-        if name != f"{record['name']}-{record['version']}-{record['build']}.conda":
-            raise ValueError(f"{name!r:.80} is described as another package")
         _check_taken(name, record)
     return entries
+
+
+def described(path: str, record: Mapping[str, Any], commit: str | None = None) -> Package:
+    """The package at a path of the channel, as its entry in the index describes it.
+
+    Raises:
+        ChannelDamagedError: the entry is about another package. Elsewhere a package is known by its path.
+    """
+    package = Package.from_record(record, commit)
+    if package.path != path:
+        raise ChannelDamagedError(f"the index was changed: it describes {path} as {package.path!r:.200}", manifest.REMEDY)
+    return package
 
 
 def _check_taken(name: str, record: Mapping[str, Any]) -> None:
@@ -364,7 +369,7 @@ def _check_index(folder: Path, entries: Mapping[str, Entry]) -> list[Package]:
             entry = entries.get(f"{subdir}/{file_name}")
             if entry is None or (record["sha256"], record["size"]) != (entry.sha256, entry.size):
                 raise ChannelDamagedError(f"{subdir}/{file_name} was changed since it was published", manifest.REMEDY)
-            packages.append(Package.from_record(record, entry.llama_cpp_commit))
+            packages.append(described(f"{subdir}/{file_name}", record, entry.llama_cpp_commit))
     if len(packages) != len(entries):
         raise OSError(errno.EIO, "the index is incomplete", str(folder))
     return in_order(packages, entries)

@@ -20,7 +20,7 @@ from .generations import Channel
 from .inspection import SUBDIRS, Package, inspect
 from .keys import Trust, load_trust
 from .manifest import MANIFEST, Entry, Manifest
-from .publishing import INDEX, read_index
+from .publishing import INDEX, described, read_index
 from .signing import require_signatures, signature_problem, signer_problem
 
 PROVENANCE_KEYS = ("llama_cpp_commit", "patches", "toolkit", "flags", "sbom")
@@ -102,11 +102,12 @@ def _read_indexes(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Finding
     listed, problems = {}, []
     for subdir in SUBDIRS:
         try:
-            records = read_index(folder / subdir)
+            records = {f"{subdir}/{name}": record for name, record in read_index(folder / subdir).items()}
+            listed.update(records)
+            for path, record in records.items():
+                described(path, record)
         except DistributionError as error:
             problems.append(Finding(f"{subdir}/{INDEX}", (error.message,)))
-        else:
-            listed.update({f"{subdir}/{name}": record for name, record in records.items()})
     return listed, problems
 
 

@@ -1,7 +1,8 @@
 """Every command, given damaged inputs by a generator: it ends with a message, and leaves nothing behind.
 
-``damage.py`` damages, ``damage_setting.py`` has the commands and a small setting in which each of them succeeds, and
-``damage_run.py`` runs one and looks at what came of it. ``python damage_run.py SEED`` repeats one case.
+``damage.py`` damages, ``damage_setting.py`` has the commands and a small setting in which each of them succeeds,
+``damage_process.py`` watches and limits the process, and ``damage_run.py`` runs one command and looks at what came of it.
+``python damage_run.py SEED`` repeats one case.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ for module in ("rattler", "cryptography", "cyclonedx", "yaml"):
 if not shutil.which("git") or not shutil.which("cc"):
     pytest.skip("git and a C compiler are needed", allow_module_level=True)
 
+import damage_process  # noqa: E402
 import damage_run  # noqa: E402
 from damage_setting import COMMANDS, World  # noqa: E402
 
@@ -30,7 +32,7 @@ WRITERS = ("vendor", "channel publish", "channel import", "channel export", "cha
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with damage_run.misbehaving_server() as address:
+    with damage_process.misbehaving_server() as address:
         yield address
 
 
@@ -80,11 +82,11 @@ def test_every_command_ends_with_a_message_at_length(world: World, url: str, par
 
 
 @pytest.fixture(scope="module")
-def full() -> Iterator[tuple[World, damage_run.Disk]]:
+def full() -> Iterator[tuple[World, damage_process.Disk]]:
     """A setting on a disk of its own."""
     folder = Path(tempfile.mkdtemp(prefix="damage-"))
     try:
-        disk = damage_run.Disk(folder / "world")
+        disk = damage_process.Disk(folder / "world")
     except (OSError, subprocess.CalledProcessError):
         shutil.rmtree(folder)
         pytest.skip("only root can mount a disk, and not in every container")
@@ -99,7 +101,7 @@ def full() -> Iterator[tuple[World, damage_run.Disk]]:
 @pytest.mark.slow
 @pytest.mark.generator
 @pytest.mark.parametrize("count", [10, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.generator])])
-def test_a_disk_that_is_full_or_read_only(full: tuple[World, damage_run.Disk], count: int) -> None:
+def test_a_disk_that_is_full_or_read_only(full: tuple[World, damage_process.Disk], count: int) -> None:
     names = tuple(name for name in commands() if name.startswith(WRITERS))
     wrong = told(damage_run.check_full_disk(full[0], seed, names, full[1]) for seed in range(count))
     assert not wrong, wrong

@@ -154,3 +154,50 @@ def test_when_one_of_several_fails_the_others_have_ended():
     with pytest.raises(ValueError, match="one"):
         waiting.wait(waiting.all_of(map(one, (300, 1, 200))))
     assert sorted(ended) == [1, 200, 300]
+
+
+def test_what_takes_too_long_is_given_up():
+    pytest.importorskip("rattler")
+    import asyncio
+
+    from distribution import waiting
+    from distribution.errors import ChannelUnreachableError
+
+    ended = []
+
+    async def drip() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    async def refuse() -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(ChannelUnreachableError, match="did not answer completely within 0 s"):
+        waiting.wait(drip(), seconds=0.2)
+    assert ended
+    with pytest.raises(TimeoutError, match="its own"):
+        waiting.wait(refuse(), seconds=60)
+
+
+def test_the_indexer_writes_nothing_after_a_signal(tmp_path, monkeypatch):
+    pytest.importorskip("rattler")
+    import asyncio
+
+    import rattler.index
+
+    from distribution import waiting
+
+    written = []
+
+    async def index_fs(folder: Path) -> None:
+        # its threads go on
+        threading.Timer(0.2, written.append, [folder]).start()
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(rattler.index, "index_fs", index_fs)
+    with pytest.raises(KeyboardInterrupt):
+        waiting.index_channel(tmp_path)
+    assert written == [tmp_path]
