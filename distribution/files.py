@@ -106,16 +106,18 @@ def _open_special_never(path: Path, flags: int) -> IO[bytes]:
             if os.path.islink(path):
                 # what it leads to would be made, wherever that is
                 raise FileNotFoundError(errno.ENOENT, "it is a link to nothing", str(path)) from None
-        handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+        # a signal would leave a number behind that nobody closes
+        with deferred():
+            handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+            try:
+                _refuse_special(os.fstat(handle), path)
+                return os.fdopen(handle, "wb" if flags & os.O_WRONLY else "rb")
+            except BaseException:
+                os.close(handle)
+                raise
     except ValueError as error:
         # a NUL, or half a character
         raise OSError(errno.EINVAL, f"it is no name of a file ({error})", ascii(str(path))) from None
-    try:
-        _refuse_special(os.fstat(handle), path)
-        return os.fdopen(handle, "wb" if flags & os.O_WRONLY else "rb")
-    except BaseException:
-        os.close(handle)
-        raise
 
 
 def _refuse_special(found: os.stat_result, path: Path) -> None:
@@ -474,9 +476,10 @@ def _open_for_everybody(path: Path) -> IO[bytes]:
         with contextlib.suppress(FileNotFoundError):
             return open_regular(path)
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o644)
-            os.fchmod(handle, 0o644)  # whatever this user's umask is
-            return os.fdopen(handle, "rb")
+            with deferred():
+                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o644)
+                os.fchmod(handle, 0o644)  # whatever this user's umask is
+                return os.fdopen(handle, "rb")
         except FileExistsError:
             # another process was faster
             if os.path.islink(path) and not os.path.exists(path):

@@ -205,8 +205,9 @@ def _flock(folder: Path, kind: int) -> Iterator[bool]:
     """Lock a folder; false where it is gone, or where others hold it and ``kind`` is not to wait for them."""
     with contextlib.ExitStack() as stack:
         try:
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            stack.callback(os.close, handle)
+            with deferred():
+                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, handle)
             fcntl.flock(handle, kind)
             taken = folder.is_dir()
         except (FileNotFoundError, BlockingIOError):
@@ -283,8 +284,9 @@ def sync_tree(folder: Path) -> None:
 
 def sync(path: Path) -> None:
     """Write one file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with deferred():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -213,11 +213,15 @@ def _scratch(expected: Expected, folder: Path) -> Iterator[Path]:
             f"{megabytes(shutil.disk_usage(folder).free)} are free",
             "free some space there",
         )
-    _sweep(place)
     # a signal does not keep it from being removed
     with deferred() as signals:
+        _sweep(place)
         made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-        lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            made.rmdir()
+            raise
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with signals.released():

@@ -107,13 +107,18 @@ def _make_locked(prefix: Path) -> tuple[Path, int]:
     while True:
         folder = prefix.parent / f".{prefix.name}.creating-{secrets.token_hex(4)}"
         folder.mkdir()
-        with contextlib.suppress(FileNotFoundError):
+        try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, lock
-            # swept by another process between mkdir and flock
-            os.close(lock)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            folder.rmdir()
+            raise
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, lock
+        # swept by another process between mkdir and flock
+        os.close(lock)
 
 
 def _sweep(prefix: Path) -> None:

@@ -39,6 +39,9 @@ def watched(work: Callable[[], Any], limit: float, number: signal.Signals | None
         nonlocal where, number
         if number is not None:
             sent, number = number, None
+            if signal.getsignal(sent) is signal.SIG_DFL:
+                # the command has not begun: this would end all of the tests with it
+                sys.exit(128 + sent)
             signal.raise_signal(sent)
             return
         where = where or "".join(traceback.format_stack(frame)[-6:])

@@ -184,8 +184,7 @@ def test_what_takes_too_long_is_given_up():
 def test_the_indexer_writes_nothing_after_a_signal(tmp_path, monkeypatch):
     pytest.importorskip("rattler")
     import asyncio
-
-    import rattler.index
+    import importlib
 
     from distribution import waiting
 
@@ -197,7 +196,25 @@ def test_the_indexer_writes_nothing_after_a_signal(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(rattler.index, "index_fs", index_fs)
+    monkeypatch.setattr(importlib.import_module("rattler.index"), "index_fs", index_fs)
     with pytest.raises(KeyboardInterrupt):
         waiting.index_channel(tmp_path)
     assert written == [tmp_path]
+
+
+def test_a_signal_does_not_wait_for_other_threads():
+    """It is the main thread's; in another one nobody would catch what it raises."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with interruption.deferred():
+            inside.set()
+            go_on.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait(60)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    go_on.set()
+    thread.join()
