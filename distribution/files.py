@@ -395,6 +395,14 @@ def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder that nobody else can enter, where temporary files lie. It is gone afterwards, also after a signal."""
+    # tempfile's own would stay there if a signal came between two of its lines
+    with staging_folder(Path(tempfile.gettempdir()), "llama-cpp-") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[list[Path]]:
     """Make a folder and its parents where they are not there; those that are empty after an error are gone again.
 

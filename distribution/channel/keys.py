@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from ..console import say
 from ..errors import SigningKeyError
 from ..files import read_regular, write_atomically, xdg_folder
+from ..interruption import deferred
 
 KEY_VARIABLE = "LLAMA_CPP_CHANNEL_KEY"
 _LARGEST_KEY = 1 << 16
@@ -185,19 +186,20 @@ def _make(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".signing-key-")
-    try:
-        # mkstemp made it for its owner alone
-        with os.fdopen(handle, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(handle)
-        # a link, unlike a rename, fails where another process was first
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-            say(f"made a signing key: {path}, {fingerprint(key.public_key())}")
-    finally:
-        os.unlink(temporary)
+    with deferred():
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".signing-key-")
+        try:
+            # mkstemp made it for its owner alone
+            with os.fdopen(handle, "wb") as file:
+                file.write(pem)
+                file.flush()
+                os.fsync(handle)
+            # a link, unlike a rename, fails where another process was first
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+                say(f"made a signing key: {path}, {fingerprint(key.public_key())}")
+        finally:
+            os.unlink(temporary)
 
 
 def _load_private(path: Path) -> Ed25519PrivateKey:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from .. import toolkit
 from ..errors import DamagedPackageError, DistributionError, ToolkitError
-from ..files import load_json, sha256_of
+from ..files import load_json, scratch_folder, sha256_of
 from ..interruption import run_program
 from . import environments, manifest, siblings
 from .generations import Channel
@@ -128,11 +127,11 @@ def _check_package(
         problems.append("the index does not list it")
     elif (record["sha256"], record["size"]) != (entry.sha256, entry.size):
         problems.append("the index has another hash or size than the manifest")
-    with tempfile.TemporaryDirectory() as scratch:
-        interesting = _Interesting(Path(scratch))
+    with scratch_folder() as scratch:
+        interesting = _Interesting(scratch)
         try:
             # a channel that is served gets no folder of ours, not for a moment
-            package = inspect(folder / path, interesting, Path(scratch))
+            package = inspect(folder / path, interesting, scratch)
         except DamagedPackageError as error:
             problems.append(error.message)
         except FileNotFoundError:

@@ -33,10 +33,13 @@ class _Hang(BaseException):
 
 def watched(work: Callable[[], Any], limit: float, number: signal.Signals | None = None, after: float = 0) -> tuple[int | None, str]:
     """The exit status of ``work``, and where it was when its time was over; the signal ``number`` comes ``after`` seconds."""
-    where = ""
+    where, over = "", False
 
     def end(_: int, frame: Any) -> None:
         nonlocal where, number
+        if over:
+            # it came after the end of the command, where nothing can be said about it
+            return
         if number is not None:
             sent, number = number, None
             if signal.getsignal(sent) is signal.SIG_DFL:
@@ -49,14 +52,15 @@ def watched(work: Callable[[], Any], limit: float, number: signal.Signals | None
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     signal.signal(signal.SIGALRM, end)
-    # again and again: the first may be raised where nothing can be raised
-    signal.setitimer(signal.ITIMER_REAL, after or limit, limit if after else 1)
     faulthandler.dump_traceback_later(limit * 4, exit=True)
     status: Any = None
     try:
+        # again and again: the first may be raised where nothing can be raised
+        signal.setitimer(signal.ITIMER_REAL, after or limit, limit if after else 1)
         with warnings.catch_warnings():
             warnings.simplefilter("always", ResourceWarning)
             status = work()
+            over = True
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
     except KeyboardInterrupt:
@@ -65,10 +69,11 @@ def watched(work: Callable[[], Any], limit: float, number: signal.Signals | None
     except _Hang:
         pass
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        faulthandler.cancel_dump_traceback_later()
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
     return status, where
 
 

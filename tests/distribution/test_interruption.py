@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -218,3 +219,19 @@ def test_a_signal_does_not_wait_for_other_threads():
         signal.raise_signal(signal.SIGINT)
     go_on.set()
     thread.join()
+
+
+def test_a_scratch_folder_is_removed_whenever_a_signal_comes(tmp_path, monkeypatch):
+    """Also while it is made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make = tempfile.mkdtemp
+
+    def interrupted(*arguments: object, **more: object) -> str:
+        made = make(*arguments, **more)
+        signal.raise_signal(signal.SIGINT)
+        return made
+
+    monkeypatch.setattr(tempfile, "mkdtemp", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.scratch_folder():
+        raise AssertionError("the signal comes first")
+    assert not list(tmp_path.iterdir())
