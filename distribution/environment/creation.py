@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -49,12 +50,13 @@ def create(records: Sequence[RepoDataRecord], prefix: Path, requested: Sequence[
 
     Raises:
         EnvironmentExistsError: something is at ``prefix``, and either ``force`` is off or it is no environment.
-        EnvironmentInstallError: the folder is not writable, or a package could not be fetched or unpacked.
+        EnvironmentInstallError: the folder is not writable, a package is among them twice, or could not be fetched or unpacked.
         HashMismatchError: a package has other bytes than its channel's index or the lock says.
         DiskSpaceError: the disk is full.
     """
     prefix = Path(os.path.abspath(prefix))
     check_free(prefix, force)
+    _refuse_twice(records)
     with _translated(prefix), _staging(prefix) as folder:
         _check_disk(folder, records)
         _install(records, folder, prefix, requested)
@@ -63,6 +65,14 @@ def create(records: Sequence[RepoDataRecord], prefix: Path, requested: Sequence[
         _move_into_place(folder, prefix, force)
     places.register(prefix)
     return prefix
+
+
+def _refuse_twice(records: Sequence[RepoDataRecord]) -> None:
+    # py-rattler would write both into one place at once, and panics where it notices
+    for names in ([one.name.normalized for one in records], [one.file_name for one in records]):
+        [(name, count)] = Counter(names).most_common(1) or [("", 0)]
+        if count > 1:
+            raise EnvironmentInstallError(f"{name} would be installed {count} times", "name it once: make the lock anew")
 
 
 def check_free(prefix: Path, force: bool = False) -> None:

@@ -271,6 +271,14 @@ def test_a_home_that_is_no_folder(channel, tmp_path, monkeypatch, wrong):
     assert not (tmp_path / "env").exists()
 
 
+def test_a_package_that_is_there_twice_is_refused(channel, tmp_path):
+    """py-rattler would write both into one place at once."""
+    records = solved(channel).records
+    with pytest.raises(EnvironmentInstallError, match="tiny would be installed 2 times"):
+        creation.create([*records, next(one for one in records if one.name.normalized == "tiny")], tmp_path / "env")
+    assert not (tmp_path / "env").exists()
+
+
 def test_rebuilt_package_of_the_same_name_is_not_taken_from_the_cache(channel, tmp_path):
     run("create", "--channel", channel, "-p", "one")
     add_package(channel, "tiny", "1.0", files={"bin/hello": "#!/bin/sh\necho rebuilt\n"})
