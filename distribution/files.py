@@ -75,14 +75,19 @@ def expand(path: str | Path) -> Path:
         raise HomeNotFoundError(f"nothing says where the home folder of {path} is", remedy) from None
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, largest: int | None = None) -> str:
     """The SHA-256 of a plain file, in hex.
 
+    Args:
+        largest: bytes that it may have: a file that is empty but for its size takes no room, and hours to read.
+
     Raises:
-        OSError: it is missing, cannot be read, or is no plain file.
+        OSError: it is missing, cannot be read, is larger, or is no plain file.
     """
     digest = hashlib.sha256()
     with open_regular(path) as file:
+        if largest is not None and os.fstat(file.fileno()).st_size > largest:
+            raise _too_large(path, largest)
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -137,8 +142,12 @@ def read_regular(path: Path, largest: int) -> bytes:
     with open_regular(path) as file:
         data = file.read(largest + 1)
     if len(data) > largest:
-        raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes", str(path))
+        raise _too_large(path, largest)
     return data
+
+
+def _too_large(path: Path, largest: int) -> OSError:
+    return OSError(errno.EFBIG, f"it is larger than {largest:,} bytes", str(path))
 
 
 def load_json(data: bytes | str, largest: int = LARGEST_DOCUMENT, deepest: int = _DEEPEST) -> Any:

@@ -58,7 +58,7 @@ async def gather(
             target.parent.mkdir()
             kept = cache / "archives" / f"{_digest_of(record)[1]}-{record.file_name}"
             if address := _local(record):
-                await asyncio.to_thread(_copy, address, target, record)
+                await asyncio.to_thread(copy, address, target, record)
             elif not await asyncio.to_thread(_take, kept, target, record):
                 await download(record, target, http, lambda size: progress(index, size))
                 await asyncio.to_thread(_keep, target, kept)
@@ -120,7 +120,14 @@ class _Writer:
             raise _wrong(self._record, f"{self._kind} {self._digest.hexdigest()}, expected {self._expected}")
 
 
-def _copy(source: Path, target: Path, record: RepoDataRecord) -> None:
+def copy(source: Path, target: Path, record: RepoDataRecord) -> None:
+    """Write the file of a package that is in a folder to ``target``; no more of it than its record says it has.
+
+    Raises:
+        HashMismatchError: it has other bytes than the record says.
+        DownloadError: it is not there, or no plain file.
+        OSError: it could not be written.
+    """
     try:
         opened = open_regular(source)
     except OSError as error:
@@ -137,7 +144,7 @@ def _take(kept: Path, target: Path, record: RepoDataRecord) -> bool:
     try:
         if not os.path.lexists(kept):
             return False
-        _copy(kept, target, record)
+        copy(kept, target, record)
         return True
     except (HashMismatchError, DownloadError):
         with suppress(OSError):

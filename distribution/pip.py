@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import re
 import subprocess
@@ -31,6 +32,8 @@ RETRIES = "2"
 DOWNLOAD_SECONDS = 7200
 """For one run of pip that downloads: the largest file has some 400 MB, and a seed some 50 small ones."""
 _CONFIG_SECONDS = 300
+_LARGEST = 4 << 30
+"""Bytes of a file on an index: the largest that is pinned has some 400 MB."""
 
 # pip asks a source distribution for its metadata before it keeps the file, and would install what that is built with, and
 # run it. This stands in for the build backend, in the one process that pip starts for it: the metadata is in PKG-INFO, which
@@ -130,12 +133,27 @@ def cached_path(file: IndexFile, cache: Path) -> Path:
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raise HashMismatchError unless the file has the expected hash."""
-    found = sha256_of(path)
+    found = digest_of(path)
     if found != expected:
         raise HashMismatchError(
             f"{path} is not the pinned file\n  expected sha256 {expected}\n  found    sha256 {found}",
             f"delete {path} and run this again; if it happens again, the index serves another file: do not use it",
         )
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file from an index.
+
+    Raises:
+        HashMismatchError: it is larger than any file there.
+        OSError: it cannot be read.
+    """
+    try:
+        return sha256_of(path, _LARGEST)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise HashMismatchError(f"{path} is no file of an index: {error.strerror}", f"delete {path} and run this again") from None
 
 
 def _download_into(file: IndexFile, target: Path) -> None:

@@ -173,7 +173,7 @@ def _collect(path: str, record: RepoDataRecord, folder: Path, staging: Path) -> 
     copy = staging / record.file_name
     address = urlsplit(record.url)
     if address.scheme == "file":
-        shutil.copyfile(unquote(address.path), copy)
+        package_files.copy(Path(unquote(address.path)), copy, record)
     else:
         say(f"fetching {record.file_name}, {megabytes(record.size or 0)}")
         wait(package_files.download(record, copy, client()))
@@ -191,7 +191,7 @@ def _entries(files: dict[str, Path], records: dict[str, RepoDataRecord], state: 
         known = state.manifest.packages.get(path)
         record = records[path]
         digest = record.sha256.hex() if record.sha256 else ""
-        if known and (known.sha256 != digest or sha256_of(file) != digest):
+        if known and (known.sha256 != digest or sha256_of(file, known.size) != digest):
             raise BundleError(f"{path} was changed since it was published", "python -m distribution channel verify")
         entry = known or Entry(digest, file.stat().st_size, state.manifest.generation)
         # what others built is signed here, too: whoever imports this file checks all of it with one key

@@ -14,6 +14,7 @@ from typing import Any
 
 from rattler import BuildString, PackageRecord, VersionWithSource
 
+from ..conda_archive import LARGEST_PACKED
 from ..console import megabytes, say
 from ..errors import ChannelDamagedError, DamagedPackageError, DiskSpaceError, PackageExistsError
 from ..files import load_json, read_regular, sha256_of
@@ -279,6 +280,9 @@ def _size(file: Path) -> int:
         found = file.stat()  # before it is opened: a fifo would wait for a writer
         if not stat.S_ISREG(found.st_mode):
             raise DamagedPackageError(f"{file} is no plain file", "name files that end in .conda")
+        if found.st_size > LARGEST_PACKED:
+            # one that is empty but for its size would fill the disk while it is copied
+            raise DamagedPackageError(f"{file} is larger than any package", "name files that end in .conda")
         with file.open("rb"):
             return found.st_size
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import toolkit
 from ..errors import DamagedPackageError, DistributionError, ToolkitError
-from ..files import load_json, scratch_folder, sha256_of
+from ..files import LARGEST_DOCUMENT, load_json, scratch_folder, sha256_of
 from ..interruption import run_program
 from . import environments, manifest, siblings
 from .generations import Channel
@@ -89,7 +89,7 @@ def _check_other_files(folder: Path, content: Manifest) -> Iterator[Finding]:
         try:
             if path not in there:
                 yield Finding(path, ("it is missing",))
-            elif sha256_of(folder / path) != digest:
+            elif sha256_of(folder / path, LARGEST_DOCUMENT) != digest:
                 yield Finding(path, ("it was changed",))
         except OSError as error:
             yield Finding(path, (f"it cannot be read: {error.strerror}",))

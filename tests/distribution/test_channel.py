@@ -502,6 +502,20 @@ def test_an_index_that_describes_another_package(place, tmp_path, key, value, co
     assert any(complaint in problem for one in verify(place.channel) for problem in one.problems)
 
 
+def test_a_file_that_is_empty_but_for_its_size(place, tmp_path):
+    """Reading it would take hours, and copying it the disk."""
+    huge = write_package(tmp_path / "huge", "tool")
+    os.truncate(huge, 1 << 40)
+    with pytest.raises((DamagedPackageError, DiskSpaceError)):
+        place.publish(huge)
+    place.publish(write_package(tmp_path, "tool"))
+    path = place.channel.current() / "linux-64/tool-1.0-0.conda"
+    path.chmod(0o644)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(ChannelDamagedError, match="larger than"):
+        place.publish(write_package(tmp_path, "other"))
+
+
 def test_a_folder_of_nobody():
     with pytest.raises(HomeNotFoundError, match="nobody-of-this-name"):
         Channel.at(Path("~nobody-of-this-name/channel"))

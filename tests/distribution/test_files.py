@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from engine_carrier import ROOT
 
-from distribution import files
-from distribution.errors import HomeNotFoundError, PinError
+from distribution import files, pip
+from distribution.errors import HashMismatchError, HomeNotFoundError, PinError
 
 
 def specials(folder: Path) -> dict[str, Path]:
@@ -219,6 +219,15 @@ def test_folders_of_the_user(monkeypatch, tmp_path):
         monkeypatch.setenv("HOME", wrong)
         with pytest.raises(HomeNotFoundError):
             files.cache_dir()
+
+
+def test_a_file_that_is_empty_but_for_its_size_is_not_hashed(tmp_path):
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="larger than 1,000 bytes"):
+        files.sha256_of(tmp_path / "huge", 1000)
+    with pytest.raises(HashMismatchError, match="no file of an index"):
+        pip.check_sha256(tmp_path / "huge", "0" * 64)
 
 
 def test_folders_that_were_made_for_nothing_are_gone(tmp_path):
