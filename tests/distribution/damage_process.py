@@ -31,7 +31,9 @@ class _Hang(BaseException):
     pass
 
 
-def watched(work: Callable[[], Any], limit: float, number: signal.Signals | None = None, after: float = 0) -> tuple[int | None, str]:
+def watched(
+    work: Callable[[], Any], limit: float, number: signal.Signals | None = None, after: float = 0
+) -> tuple[int | None, str]:
     """The exit status of ``work``, and where it was when its time was over; the signal ``number`` comes ``after`` seconds."""
     where, over = "", False
 
