@@ -87,6 +87,7 @@ def index_channel(channel: Path, **options: Any) -> None:
         try:
             os.fspath(channel).encode()
         except UnicodeError:
+            # it would say nothing and write no index
             raise OSError(errno.EINVAL, "the indexer takes no path that is not UTF-8", ascii(str(channel))) from None
         wait(index_fs(channel, **options))
     except BaseException as error:

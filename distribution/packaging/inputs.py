@@ -57,7 +57,7 @@ def export(target: Path, repository: Path = REPOSITORY) -> None:
         # hundreds of megabytes: reflinks where the file system has them
         done = run_program(["cp", "-a", "--reflink=auto", str(source / name), str(target / "vendor" / "llama.cpp" / name)])
         if done.returncode:
-            raise BuildError(f"the engine's source cannot be copied: {done.stderr.strip()}", f"look at {target}: is the disk full?")
+            raise BuildError(f"the engine's source cannot be copied: {done.stderr.strip()}", f"free some space in {target}")
 
 
 def digests(repository: Path = REPOSITORY) -> dict[str, str]:

@@ -235,3 +235,11 @@ def test_a_scratch_folder_is_removed_whenever_a_signal_comes(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt), files.scratch_folder():
         raise AssertionError("the signal comes first")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_indexer_takes_no_path_that_is_not_utf_8(tmp_path):
+    pytest.importorskip("rattler")
+    from distribution import waiting
+
+    with pytest.raises(OSError, match="not UTF-8"):
+        waiting.index_channel(tmp_path / os.fsdecode(b"\xff"))
