@@ -18,6 +18,7 @@ from .packaging import packages
 from .console import say
 from .errors import BuildError
 from .files import REPOSITORY, cache_dir
+from .interruption import run_program
 
 CHANNEL = REPOSITORY / "dist" / "channel"
 PREFIX = REPOSITORY / "dist" / "envs" / "llm-dev"
@@ -103,7 +104,7 @@ def _make_environment(cpu: bool) -> None:
     file = without_gpu if cpu and without_gpu.exists() else CHANNEL / "environment.yml"
     # with a trusted key the newest generation seen is remembered, and `make clean` begins with the first one again
     command += ["--file", str(file), "--allow-older", *(["--cpu"] if cpu else [])]
-    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    done = run_program(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=None)
     if done.returncode:
         raise BuildError("the environment could not be made", "the message above says why")
 
@@ -112,7 +113,7 @@ def _run_inside(*command: str) -> int:
     """Run a command as a shell does that has the environment activated."""
     script = f". {shlex.quote(str(PREFIX / 'activate.sh'))} && exec {shlex.join(command)}"
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "LLAMA_CPP_LIB"))}
-    return subprocess.run(["bash", "-c", script], env=clean, stdin=subprocess.DEVNULL).returncode
+    return run_program(["bash", "-c", script], env=clean, stdout=None, stderr=None).returncode
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:

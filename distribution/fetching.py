@@ -2,6 +2,7 @@
 
 ``fetch_bytes(url, limit, seconds)`` returns the whole body or raises ``FetchError``. It follows redirects to http and https
 alone, reads no more than ``limit`` bytes, and takes no longer than ``seconds`` from the first connection to the last byte.
+``answers(url, seconds)`` only asks whether there is something.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _BLOCK = 1 << 16
 _CONNECT = 15.0
 """Seconds for one attempt to connect: a host with many addresses gets one for each."""
 _PART = re.compile(r"bytes (?P<start>[0-9]{1,18})-[0-9]{1,18}/(?P<all>[0-9]{1,18})")
+# malformed addresses, proxies and answers show as any of a dozen kinds of exception, of urllib's and of http.client's
+_MALFORMED = (OSError, http.client.HTTPException, ValueError, AttributeError, IndexError, KeyError)
 
 
 def fetch_bytes(url: str, limit: int, seconds: float) -> bytes:
@@ -65,11 +68,7 @@ def fetch_range(url: str, start: int, size: int, seconds: float) -> tuple[bytes,
 def _ask(url: str, seconds: float, headers: Mapping[str, str], read: Callable[[http.client.HTTPResponse], T]) -> T:
     deadline = time.monotonic() + seconds
     try:
-        _check_scheme(url)
-        # a space or a letter of another alphabet is sent as a browser would send it
-        asked = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-        request = urllib.request.Request(asked, headers=dict(headers))
-        with contextlib.closing(_opener(deadline).open(request, timeout=_left(deadline))) as answer:
+        with contextlib.closing(_open(url, "GET", deadline, headers)) as answer:
             return read(answer)
     except FetchError:
         raise
@@ -79,14 +78,34 @@ def _ask(url: str, seconds: float, headers: Mapping[str, str], read: Callable[[h
         raise FetchError(f"{url} answers {error.code} {_one_line(error.reason)}", "check the address", error.code) from None
     except TimeoutError:
         raise _slow(url, seconds) from None
-    # malformed addresses, proxies and answers show as any of a dozen kinds of exception, of urllib's and of http.client's
-    except (OSError, http.client.HTTPException, ValueError, AttributeError, IndexError, KeyError) as error:
+    except _MALFORMED as error:
         reason = getattr(error, "reason", None) or error
         if isinstance(reason, TimeoutError):
             raise _slow(url, seconds) from None
         raise FetchError(
             f"{url} cannot be fetched: {_one_line(reason)}", "check the address, the network, and that something serves there"
         ) from None
+
+
+def answers(url: str, seconds: float) -> bool:
+    """Whether a server says within ``seconds`` that it has something at an address. Nothing of that is read."""
+    deadline = time.monotonic() + seconds
+    try:
+        with contextlib.closing(_open(url, "HEAD", deadline, {})):
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return False
+    except _MALFORMED:
+        return False
+
+
+def _open(url: str, method: str, deadline: float, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    _check_scheme(url)
+    # a space or a letter of another alphabet is sent as a browser would send it
+    asked = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+    request = urllib.request.Request(asked, headers=dict(headers), method=method)
+    return _opener(deadline).open(request, timeout=_left(deadline))
 
 
 def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:

@@ -15,6 +15,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ _LARGEST_TOML = 1 << 20
 _MOST_DOTS = 200
 _DEEPEST = 100
 _LARGEST_NUMBER = 2**63
+_A_MOMENT, _QUIET_ROUNDS, _MOST_ROUNDS = 0.02, 3, 250
+"""Seconds of a round; rounds in which a folder must not come back, and how many there are at most."""
 
 
 def cache_dir() -> Path:
@@ -80,14 +83,19 @@ def expand(path: str | Path) -> Path:
         raise HomeNotFoundError(f"nothing says where the home folder of {path} is", remedy) from None
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, largest: int | None = None) -> str:
     """The SHA-256 of a plain file, in hex.
 
+    Args:
+        largest: bytes that it may have: a file that is empty but for its size takes no room, and hours to read.
+
     Raises:
-        OSError: it is missing, cannot be read, or is no plain file.
+        OSError: it is missing, cannot be read, is larger, or is no plain file.
     """
     digest = hashlib.sha256()
     with open_regular(path) as file:
+        if largest is not None and os.fstat(file.fileno()).st_size > largest:
+            raise _too_large(path, largest)
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -111,16 +119,18 @@ def _open_special_never(path: Path, flags: int) -> IO[bytes]:
             if os.path.islink(path):
                 # what it leads to would be made, wherever that is
                 raise FileNotFoundError(errno.ENOENT, "it is a link to nothing", str(path)) from None
-        handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+        # a signal would leave a number behind that nobody closes
+        with deferred():
+            handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+            try:
+                _refuse_special(os.fstat(handle), path)
+                return os.fdopen(handle, "wb" if flags & os.O_WRONLY else "rb")
+            except BaseException:
+                os.close(handle)
+                raise
     except ValueError as error:
         # a NUL, or half a character
         raise OSError(errno.EINVAL, f"it is no name of a file ({error})", ascii(str(path))) from None
-    try:
-        _refuse_special(os.fstat(handle), path)
-        return os.fdopen(handle, "wb" if flags & os.O_WRONLY else "rb")
-    except BaseException:
-        os.close(handle)
-        raise
 
 
 def _refuse_special(found: os.stat_result, path: Path) -> None:
@@ -140,8 +150,12 @@ def read_regular(path: Path, largest: int) -> bytes:
     with open_regular(path) as file:
         data = file.read(largest + 1)
     if len(data) > largest:
-        raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes", str(path))
+        raise _too_large(path, largest)
     return data
+
+
+def _too_large(path: Path, largest: int) -> OSError:
+    return OSError(errno.EFBIG, f"it is larger than {largest:,} bytes", str(path))
 
 
 def load_json(data: bytes | str, largest: int = LARGEST_DOCUMENT, deepest: int = _DEEPEST) -> Any:
@@ -387,23 +401,40 @@ def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
     ``parent`` is made if it is not there; if nothing came to be in it because of an error, it is gone, too.
     """
-    made = [one for one in (parent, *parent.parents) if not os.path.lexists(one)]
     # a second Ctrl-C does not keep it from being removed
-    with deferred() as signals:
+    with deferred() as signals, made_folder(parent):
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix[:40]))
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix[:40]))
-            try:
-                with naming(parent), signals.released():
-                    yield folder
-            finally:
-                remove_tree(folder)
-        except BaseException:
-            for one in made:
-                with contextlib.suppress(OSError):
-                    # it refuses what is not empty
-                    one.rmdir()
-            raise
+            with naming(parent), signals.released():
+                yield folder
+        finally:
+            remove_tree(folder)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder that nobody else can enter, where temporary files lie. It is gone afterwards, also after a signal."""
+    # tempfile's own would stay there if a signal came between two of its lines
+    with staging_folder(Path(tempfile.gettempdir()), "llama-cpp-") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[list[Path]]:
+    """Make a folder and its parents where they are not there; those that are empty after an error are gone again.
+
+    It gives those that it made, the innermost first.
+    """
+    made = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield made
+    except BaseException:
+        for one in made:
+            with contextlib.suppress(OSError):
+                # it refuses what is not empty
+                one.rmdir()
+        raise
 
 
 def remove_tree(folder: Path) -> None:
@@ -412,6 +443,21 @@ def remove_tree(folder: Path) -> None:
         shutil.rmtree(folder, onerror=_make_writable_and_retry)
     else:
         folder.unlink(missing_ok=True)
+
+
+def remove_for_good(folder: Path) -> None:
+    """Remove a folder that py-rattler was writing to when it failed or was interrupted, and wait until it stays away.
+
+    Its threads finish the files they are at, make their folders anew for that, and cannot be waited for.
+    """
+    quiet = 0
+    for _ in range(_MOST_ROUNDS):
+        quiet = 0 if os.path.lexists(folder) else quiet + 1
+        if quiet == _QUIET_ROUNDS:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(_A_MOMENT)
+    remove_tree(folder)
 
 
 def _make_writable_and_retry(function: Any, path: str, _: Any) -> None:
@@ -428,14 +474,25 @@ def locked(path: Path, purpose: str, for_everybody: bool = False) -> Iterator[No
     Raises:
         OSError: the file cannot be opened, or is no plain file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _open_for_everybody(path) if for_everybody else _open_special_never(path, os.O_WRONLY | os.O_CREAT) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is busy with {purpose}; waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _open_for_everybody(path) if for_everybody else _open_special_never(path, os.O_WRONLY | os.O_CREAT) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"another process is busy with {purpose}; waiting")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # who had it may have taken its file away, and another one is made and locked by now
+            if _is_at(file, path):
+                yield
+                return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _open_for_everybody(path: Path) -> IO[bytes]:
@@ -444,9 +501,10 @@ def _open_for_everybody(path: Path) -> IO[bytes]:
         with contextlib.suppress(FileNotFoundError):
             return open_regular(path)
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o644)
-            os.fchmod(handle, 0o644)  # whatever this user's umask is
-            return os.fdopen(handle, "rb")
+            with deferred():
+                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o644)
+                os.fchmod(handle, 0o644)  # whatever this user's umask is
+                return os.fdopen(handle, "rb")
         except FileExistsError:
             # another process was faster
             if os.path.islink(path) and not os.path.exists(path):

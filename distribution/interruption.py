@@ -10,6 +10,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -79,8 +80,11 @@ def _raise(number: int) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Pending]:
-    """Finish what is inside before a signal raises."""
+    """Finish what is inside before a signal raises. Signals raise in the main thread alone: elsewhere nothing has to wait."""
     pending = Pending()
+    if threading.current_thread() is not threading.main_thread():
+        yield pending
+        return
     _deferrals.append(pending)
     try:
         yield pending

@@ -7,7 +7,6 @@ on the way, and one that was changed, cut off or replaced is fetched again.
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import os
 import shutil
@@ -21,12 +20,15 @@ from urllib.parse import unquote, urlsplit
 from rattler import Client, RepoDataRecord
 from rattler.package_streaming import download_to_writer
 
-from .errors import DistributionError, DownloadError, HashMismatchError
+from .errors import ChannelUnreachableError, DownloadError, HashMismatchError
 from .files import open_regular
+from .waiting import all_of, client, within
 
 LARGEST = 16 << 30
 """Bytes that a package may have, packed, where its record does not say how many it has."""
 _AT_ONCE = 8
+_SECONDS = 3600
+"""For one package: a server may send so slowly that it never comes to an end."""
 _BLOCK = 1 << 20
 
 
@@ -43,9 +45,10 @@ async def gather(
     Raises:
         HashMismatchError: a package has other bytes than its record says.
         DownloadError: a package could not be fetched.
+        ChannelUnreachableError: the credentials that the user has stored cannot be read.
         OSError: the folder cannot be written to.
     """
-    client, turns = Client.default_client(), asyncio.Semaphore(_AT_ONCE)
+    http, turns = client(), asyncio.Semaphore(_AT_ONCE)
     folder.mkdir(mode=0o700)
 
     async def get(index: int, record: RepoDataRecord) -> Path:
@@ -55,29 +58,31 @@ async def gather(
             target.parent.mkdir()
             kept = cache / "archives" / f"{_digest_of(record)[1]}-{record.file_name}"
             if address := _local(record):
-                await asyncio.to_thread(_copy, address, target, record)
+                await asyncio.to_thread(copy, address, target, record)
             elif not await asyncio.to_thread(_take, kept, target, record):
-                await download(record, target, client, lambda size: progress(index, size))
+                await download(record, target, http, lambda size: progress(index, size))
                 await asyncio.to_thread(_keep, target, kept)
             return target
 
-    return list(await asyncio.gather(*(get(index, record) for index, record in enumerate(records))))
+    return await all_of(get(index, record) for index, record in enumerate(records))
 
 
 async def download(
-    record: RepoDataRecord, target: Path, client: Client, progress: Callable[[int], None] = lambda size: None
+    record: RepoDataRecord, target: Path, http: Client, progress: Callable[[int], None] = lambda size: None
 ) -> None:
     """Write the file of a package to ``target``; no more of it than its record says it has.
 
     Raises:
         HashMismatchError: it has other bytes than the record says.
-        DownloadError: it could not be fetched.
+        DownloadError: it could not be fetched, or not in time.
         OSError: it could not be written.
     """
     with target.open("wb") as file:
         writer = _Writer(file, record, progress)
         try:
-            await download_to_writer(client, record.url, writer)
+            await within(_SECONDS, download_to_writer(http, record.url, writer), record.url)
+        except ChannelUnreachableError as error:
+            raise DownloadError(error.message, error.remedy) from None
         # py-rattler raises several kinds, some of them bare
         except Exception as error:
             if writer.error:
@@ -115,7 +120,14 @@ class _Writer:
             raise _wrong(self._record, f"{self._kind} {self._digest.hexdigest()}, expected {self._expected}")
 
 
-def _copy(source: Path, target: Path, record: RepoDataRecord) -> None:
+def copy(source: Path, target: Path, record: RepoDataRecord) -> None:
+    """Write the file of a package that is in a folder to ``target``; no more of it than its record says it has.
+
+    Raises:
+        HashMismatchError: it has other bytes than the record says.
+        DownloadError: it is not there, or no plain file.
+        OSError: it could not be written.
+    """
     try:
         opened = open_regular(source)
     except OSError as error:
@@ -132,7 +144,7 @@ def _take(kept: Path, target: Path, record: RepoDataRecord) -> bool:
     try:
         if not os.path.lexists(kept):
             return False
-        _copy(kept, target, record)
+        copy(kept, target, record)
         return True
     except (HashMismatchError, DownloadError):
         with suppress(OSError):

@@ -9,14 +9,13 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import git_tree
 from .errors import PatchError, ToolNotFoundError
-from .files import read_regular
+from .files import read_regular, scratch_folder
 from .interruption import run_program
 
 _LARGEST = 64 << 20
@@ -118,8 +117,8 @@ def unapplied(tree: Path, files: Mapping[str, str], patches: Sequence[Patch]) ->
     patched = {name: files[name] for name in touched if name in files}
     if not all(git_tree.is_in_git(value) for value in patched.values()):
         return None
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch, "tree")
+    with scratch_folder() as scratch:
+        copy = scratch / "tree"
         copy.mkdir()
         for name in patched:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)

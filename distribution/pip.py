@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .console import STDERR, say
 from .errors import DownloadError, HashMismatchError, ToolNotFoundError
 from .files import bundled_pip, sha256_of, staging_folder
+from .interruption import run_program
 
 # What of pip's settings counts, from the environment and from its configuration files: where files come from and how that is
 # reached. Everything else could change what is fetched, or forbid it: conda builds export PIP_NO_DEPENDENCIES, and people
@@ -26,6 +29,11 @@ KEPT = frozenset({
 KEPT_VALUES = {"use-feature": "truststore", "use-deprecated": "legacy-certs"}
 PATHS = ("cache-dir", "cert", "client-cert", "find-links")
 RETRIES = "2"
+DOWNLOAD_SECONDS = 7200
+"""For one run of pip that downloads: the largest file has some 400 MB, and a seed some 50 small ones."""
+_CONFIG_SECONDS = 300
+_LARGEST = 4 << 30
+"""Bytes of a file on an index: the largest that is pinned has some 400 MB."""
 
 # pip asks a source distribution for its metadata before it keeps the file, and would install what that is built with, and
 # run it. This stands in for the build backend, in the one process that pip starts for it: the metadata is in PKG-INFO, which
@@ -125,12 +133,27 @@ def cached_path(file: IndexFile, cache: Path) -> Path:
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raise HashMismatchError unless the file has the expected hash."""
-    found = sha256_of(path)
+    found = digest_of(path)
     if found != expected:
         raise HashMismatchError(
             f"{path} is not the pinned file\n  expected sha256 {expected}\n  found    sha256 {found}",
             f"delete {path} and run this again; if it happens again, the index serves another file: do not use it",
         )
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file from an index.
+
+    Raises:
+        HashMismatchError: it is larger than any file there.
+        OSError: it cannot be read.
+    """
+    try:
+        return sha256_of(path, _LARGEST)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise HashMismatchError(f"{path} is no file of an index: {error.strerror}", f"delete {path} and run this again") from None
 
 
 def _download_into(file: IndexFile, target: Path) -> None:
@@ -162,9 +185,10 @@ def _download(file: IndexFile, folder: Path, target: Path) -> None:
         if number:
             say("the download failed; trying once more")
         # pip's progress goes to stderr, so that stdout holds results only; its complaints wait for the verdict
-        done = subprocess.run(
-            [*command, *options], cwd=folder, env=variables, stdout=STDERR, stderr=subprocess.PIPE, text=True, errors="replace"
-        )
+        done = run(
+            [*command, *options], DOWNLOAD_SECONDS, f"could not download {file.filename}", cwd=folder, env=variables,
+            stdout=STDERR,
+        )  # fmt: skip
         if done.returncode == 0:
             return
         if "DO NOT MATCH THE HASHES" in done.stderr:
@@ -178,6 +202,23 @@ def _download(file: IndexFile, folder: Path, target: Path) -> None:
         f"could not download {file.filename}; pip says:\n{_tail(done.stderr, _unreached(said))}",
         _remedy(said, target, environment.get("PIP_NO_INDEX", "").lower() in ("1", "true", "yes", "on", "t", "y")),
     )
+
+
+def run(command: Sequence[str], seconds: float, what: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run pip, which waits for a server as long as that sends a byte now and then.
+
+    Args:
+        what: what could not be done where it takes longer than ``seconds``.
+
+    Raises:
+        DownloadError: it takes longer.
+    """
+    try:
+        return run_program(command, seconds, **options)
+    except subprocess.TimeoutExpired:
+        raise DownloadError(
+            f"{what}: pip did not end within {seconds:.0f} s", "check the network, or name an index that is nearer: PIP_INDEX_URL"
+        ) from None
 
 
 def _without_building(folder: Path, environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -222,7 +263,7 @@ def _configuration(command: list[str], environment: Mapping[str, str]) -> dict[s
     asked = {**environment, **{f"PIP_{name}": "0" for name in ("QUIET", "VERBOSE", "USER", "GLOBAL", "SITE")}}
     if file := os.environ.get("PIP_CONFIG_FILE"):
         asked["PIP_CONFIG_FILE"] = file
-    done = subprocess.run([*command, "config", "list"], env=asked, cwd=os.sep, capture_output=True, text=True, errors="replace")
+    done = run([*command, "config", "list"], _CONFIG_SECONDS, "cannot read pip's configuration", env=asked, cwd=os.sep)
     if done.returncode and re.search(r"No module named '?pip\b", done.stderr):
         return None
     if done.returncode:

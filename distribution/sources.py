@@ -140,6 +140,7 @@ def checkout(url: str, commit: str, target: Path) -> None:
     if not os.path.isabs(origin) and (not url or url.startswith("-") or not url.isprintable()):
         # git would take it for an option
         raise DownloadError(f"{url!r:.200} is no address of a git repository", "name one: vendor --from-git URL")
+    _refuse_special_head(origin)
     repository = target.with_name(f"{target.name}.git")
     target.mkdir(parents=True)
     say(f"fetching commit {commit[:12]} from {origin}")
@@ -170,6 +171,18 @@ def _local_repository(url: str) -> str:
         return ""
     # not exists(), which raises for names that are too long
     return os.path.realpath(local) if url and os.path.exists(local) else ""
+
+
+def _refuse_special_head(origin: str) -> None:
+    # git would wait for whoever writes into a fifo
+    for head in (Path(origin, ".git", "HEAD"), Path(origin, "HEAD")):
+        if os.path.isabs(origin) and os.path.exists(head):
+            try:
+                open_regular(head).close()
+            except OSError as error:
+                raise DownloadError(
+                    f"{origin} is no git repository: {head}: {error.strerror}", "name another one: vendor --from-git URL"
+                ) from None
 
 
 def _fetch(git: tuple[str, ...], origin: str, commit: str) -> None:

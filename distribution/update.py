@@ -10,7 +10,7 @@ from pathlib import Path
 from . import api_report, git_tree, patches, pip, sources, vendor
 from .console import STDERR, say
 from .errors import BindingsError, DownloadError, PinError, TreeMismatchError
-from .files import REPOSITORY, cache_dir, sha256_of, staging_folder, write_atomically
+from .files import REPOSITORY, cache_dir, staging_folder, write_atomically
 from .interruption import run_program
 from .pin import VERSION, Pin
 
@@ -71,7 +71,7 @@ def _unpack_release(old: Pin, release: str, cache: Path, staging: Path) -> Pin:
     except DownloadError as error:
         error.remedy += f"\n  or name another release: {sys.executable} -m pip index versions {old.carrier.name}"
         raise
-    sha256 = sha256_of(archive)
+    sha256 = pip.digest_of(archive)
     say(f"{archive.name}: sha256 {sha256} (learned now, checked from now on)")
     sources.unpack_tree(archive, old.carrier.prefix, staging / "tree")
     tree = git_tree.tree_id(git_tree.scan(staging / "tree"))

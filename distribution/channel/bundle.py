@@ -18,7 +18,6 @@ from urllib.parse import unquote, urlsplit
 
 from rattler import (
     BuildString,
-    Client,
     Gateway,
     GenericVirtualPackage,
     MatchSpec,
@@ -35,8 +34,8 @@ from rattler.exceptions import GatewayError, SolverError
 from .. import package_files
 from ..console import megabytes, say
 from ..errors import BundleError, ChannelUnreachableError, DistributionError, DownloadError, EnvironmentUnsolvableError
-from ..files import open_regular, sha256_of, staging_folder
-from ..waiting import wait
+from ..files import open_regular, refuse_to_replace_special, sha256_of, staging_folder
+from ..waiting import SOLVING, client, wait
 from . import environments, keys, manifest, publishing, siblings
 from .generations import Channel, explained, sync
 from .inspection import inspect
@@ -85,8 +84,10 @@ def export(channel: Channel, target: Path, environment: Path | None = None) -> E
         EnvironmentFileError: the environment file cannot be read.
         UnsignedPackageError: what is in the channel was signed by a key that is not trusted here.
         DiskSpaceError, ChannelNotWritableError: the file cannot be written.
+        OSError: what is there in its place is no plain file.
     """
     target = Path(os.path.abspath(target))
+    refuse_to_replace_special(target)
     named = environments.wanted_by(environment) if environment else None
     # all of it from one generation, which may be pruned while a large one is written
     with channel.holding() as folder, explained(target), staging_folder(target.parent, f".{target.name}-") as staging:
@@ -100,6 +101,7 @@ def export(channel: Channel, target: Path, environment: Path | None = None) -> E
         )
         unfinished = staging / "bundle"
         _write(unfinished, content, files)
+        refuse_to_replace_special(target)
         os.rename(unfinished, target)
         sync(target.parent)
     return Export(target, target.stat().st_size, tuple(files))
@@ -153,7 +155,8 @@ def _solve(channels: Sequence[str], specs: Sequence[str], gateway: Gateway) -> l
     driver = GenericVirtualPackage(PackageName("__cuda"), Version(_ANY_DRIVER), BuildString("0"))
     try:
         return wait(
-            solve(channels, [MatchSpec(one) for one in specs], gateway, _PLATFORMS, virtual_packages=[*machine, driver])
+            solve(channels, [MatchSpec(one) for one in specs], gateway, _PLATFORMS, virtual_packages=[*machine, driver]),
+            SOLVING,
         )
     except GatewayError as error:
         raise ChannelUnreachableError(f"a channel cannot be read: {error}", "check the network, and try again") from None
@@ -170,10 +173,10 @@ def _collect(path: str, record: RepoDataRecord, folder: Path, staging: Path) -> 
     copy = staging / record.file_name
     address = urlsplit(record.url)
     if address.scheme == "file":
-        shutil.copyfile(unquote(address.path), copy)
+        package_files.copy(Path(unquote(address.path)), copy, record)
     else:
         say(f"fetching {record.file_name}, {megabytes(record.size or 0)}")
-        wait(package_files.download(record, copy, Client()))
+        wait(package_files.download(record, copy, client()))
     if record.sha256 is None or sha256_of(copy) != record.sha256.hex():
         raise DownloadError(f"{record.url} is not what its channel's index says", "try again")
     # it will be signed: whoever imports it must be able to install it
@@ -188,7 +191,7 @@ def _entries(files: dict[str, Path], records: dict[str, RepoDataRecord], state: 
         known = state.manifest.packages.get(path)
         record = records[path]
         digest = record.sha256.hex() if record.sha256 else ""
-        if known and (known.sha256 != digest or sha256_of(file) != digest):
+        if known and (known.sha256 != digest or sha256_of(file, known.size) != digest):
             raise BundleError(f"{path} was changed since it was published", "python -m distribution channel verify")
         entry = known or Entry(digest, file.stat().st_size, state.manifest.generation)
         # what others built is signed here, too: whoever imports this file checks all of it with one key

@@ -13,8 +13,6 @@ import contextlib
 import hashlib
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from rattler.exceptions import InvalidMatchSpecError
 
 from ..errors import ChannelDamagedError, DistributionError, EnvironmentFileError
 from ..environment import specification
+from ..fetching import answers
 from ..files import REPOSITORY, read_regular, write_atomically
 from . import manifest, siblings
 from .generations import Channel
@@ -39,6 +38,8 @@ _HEADING = re.compile(rf"#     conda env create -f (?P<address>\S+)/{re.escape(E
 _BUILD = re.compile(r"(?P<variant>cuda(?P<cuda>\d+)_sm(?P<targets>\d+(?:_\d+)*))_")
 _ENVIRONMENT_NAME = re.compile(r"[^\s/:#\x00-\x1f][^/:#\x00-\x1f]*")
 _LARGEST_TEXT = 4 << 20
+_SECONDS = 5.0
+"""For a channel to say that it is there."""
 
 
 def variant_of(package: Package) -> tuple[str, str, tuple[str, ...]] | None:
@@ -259,12 +260,7 @@ def _reachable(channel: str) -> bool:
 
     if os.environ.get("CONDA_OFFLINE", "").lower() in ("1", "true", "yes"):
         return False
-    request = urllib.request.Request(f"{CondaChannel(channel).base_url}noarch/repodata.json.zst", method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+    return answers(f"{CondaChannel(channel).base_url}noarch/repodata.json.zst", _SECONDS)
 
 
 @contextlib.contextmanager

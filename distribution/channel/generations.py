@@ -22,8 +22,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..console import say
 from ..errors import ChannelNotFoundError, ChannelNotWritableError, DiskSpaceError, DistributionError
-from ..files import locked, remove_tree, staging_folder
+from ..files import expand, locked, made_folder, remove_tree, staging_folder
+from ..interruption import deferred
 
 KEPT_GENERATIONS = 4
 """How many old generations stay, for readers that are still in one."""
@@ -40,8 +42,12 @@ class Channel:
 
     @classmethod
     def at(cls, path: Path) -> Channel:
-        """The channel at a path, whether it exists yet or not."""
-        return cls(Path(os.path.abspath(path.expanduser())))
+        """The channel at a path, whether it exists yet or not.
+
+        Raises:
+            HomeNotFoundError: the path begins with the home folder of nobody.
+        """
+        return cls(Path(os.path.abspath(expand(path))))
 
     @property
     def url(self) -> str:
@@ -98,9 +104,15 @@ class Channel:
         with explained(self.path):
             self._check_place()
             # the lock dies with its process, and with it nothing but a folder without a name stays behind
-            with locked(self.store / "lock", f"the channel {self.path}"):
-                self._clear()
-                yield
+            with made_folder(self.store) as made, locked(self.store / "lock", f"the channel {self.path}"):
+                try:
+                    self._clear()
+                    yield
+                except BaseException:
+                    if made and not self.exists():
+                        # the folder goes, too
+                        (self.store / "lock").unlink(missing_ok=True)
+                    raise
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
@@ -121,26 +133,47 @@ class Channel:
             self.store.chmod(stat.S_IMODE(self.store.stat().st_mode) | 0o755)
         sync_tree(staging)
         folder = self.store / f"{generation:06d}"
-        os.rename(staging, folder)
-        sync(self.store)
+        # a signal comes before, or when the new generation is there for good
+        with deferred():
+            os.rename(staging, folder)
+            try:
+                sync(self.store)
+                self._switch(folder)
+            except BaseException:
+                remove_tree(folder)
+                raise
+            sync(self.path.parent)
+            self.drop_old_generations(keep)
+
+    def _switch(self, folder: Path) -> None:
         link = self.store / "next"
         os.symlink(folder.relative_to(self.path.parent), link)
-        if self.path.is_dir() and not self.path.is_symlink():
-            # _check_place saw that it is empty
-            self.path.rmdir()
-        os.rename(link, self.path)
-        sync(self.path.parent)
-        self.drop_old_generations(keep)
+        try:
+            if self.path.is_dir() and not self.path.is_symlink():
+                # _check_place saw that it is empty
+                self.path.rmdir()
+            os.rename(link, self.path)
+        except BaseException:
+            link.unlink()
+            raise
 
     def drop_old_generations(self, keep: int) -> None:
         """Remove all generations before the current one but the last ``keep``. Only inside ``writing``.
 
-        Those that somebody holds stay until the next time.
+        Those that somebody holds stay until the next time. So does one that cannot be removed, and a line says so: what
+        was published is published.
         """
         for old in self._generations()[: -1 - keep]:
-            with _flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
-                if free:
-                    remove_tree(old)
+            try:
+                if old.is_symlink() or not old.is_dir():
+                    # nobody reads in it
+                    old.unlink()
+                    continue
+                with _flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
+                    if free:
+                        remove_tree(old)
+            except OSError as error:
+                say(f"note: the old generation {old} cannot be removed: {error.strerror}")
 
     def _check_place(self) -> None:
         if self.path.is_symlink():
@@ -172,8 +205,9 @@ def _flock(folder: Path, kind: int) -> Iterator[bool]:
     """Lock a folder; false where it is gone, or where others hold it and ``kind`` is not to wait for them."""
     with contextlib.ExitStack() as stack:
         try:
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            stack.callback(os.close, handle)
+            with deferred():
+                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, handle)
             fcntl.flock(handle, kind)
             taken = folder.is_dir()
         except (FileNotFoundError, BlockingIOError):
@@ -250,8 +284,9 @@ def sync_tree(folder: Path) -> None:
 
 def sync(path: Path) -> None:
     """Write one file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with deferred():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

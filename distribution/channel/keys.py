@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ..console import say
 from ..errors import SigningKeyError
-from ..files import read_regular, write_atomically
+from ..files import read_regular, write_atomically, xdg_folder
+from ..interruption import deferred
 
 KEY_VARIABLE = "LLAMA_CPP_CHANNEL_KEY"
 _LARGEST_KEY = 1 << 16
@@ -56,18 +57,21 @@ class Trust:
 
 
 def config_dir() -> Path:
-    """The folder for keys: ``$XDG_CONFIG_HOME/llama-cpp``, else ``~/.config/llama-cpp``."""
-    return _xdg("XDG_CONFIG_HOME", ".config")
+    """The folder for keys: ``$XDG_CONFIG_HOME/llama-cpp``, else ``~/.config/llama-cpp``.
+
+    Raises:
+        HomeNotFoundError: nothing says where it is.
+    """
+    return xdg_folder("XDG_CONFIG_HOME", ".config") / "llama-cpp"
 
 
 def state_dir() -> Path:
-    """The folder for what is remembered: ``$XDG_STATE_HOME/llama-cpp``, else ``~/.local/state/llama-cpp``."""
-    return _xdg("XDG_STATE_HOME", ".local/state")
+    """The folder for what is remembered: ``$XDG_STATE_HOME/llama-cpp``, else ``~/.local/state/llama-cpp``.
 
-
-def _xdg(variable: str, default: str) -> Path:
-    base = os.environ.get(variable)
-    return (Path(base) if base else Path.home() / default) / "llama-cpp"
+    Raises:
+        HomeNotFoundError: nothing says where it is.
+    """
+    return xdg_folder("XDG_STATE_HOME", ".local/state") / "llama-cpp"
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:
@@ -182,19 +186,20 @@ def _make(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".signing-key-")
-    try:
-        # mkstemp made it for its owner alone
-        with os.fdopen(handle, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(handle)
-        # a link, unlike a rename, fails where another process was first
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-            say(f"made a signing key: {path}, {fingerprint(key.public_key())}")
-    finally:
-        os.unlink(temporary)
+    with deferred():
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".signing-key-")
+        try:
+            # mkstemp made it for its owner alone
+            with os.fdopen(handle, "wb") as file:
+                file.write(pem)
+                file.flush()
+                os.fsync(handle)
+            # a link, unlike a rename, fails where another process was first
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+                say(f"made a signing key: {path}, {fingerprint(key.public_key())}")
+        finally:
+            os.unlink(temporary)
 
 
 def _load_private(path: Path) -> Ed25519PrivateKey:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 import stat
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rattler import VersionWithSource
+from rattler import BuildString, PackageRecord, VersionWithSource
 
+from ..conda_archive import LARGEST_PACKED
 from ..console import megabytes, say
 from ..errors import ChannelDamagedError, DamagedPackageError, DiskSpaceError, PackageExistsError
 from ..files import load_json, read_regular, sha256_of
-from ..waiting import wait
+from ..waiting import index_channel
 from . import environments, keys, manifest, siblings
 from .generations import Channel, link_or_copy, link_young_shards
 from .inspection import SUBDIRS, Package, inspect
@@ -32,8 +31,6 @@ _FIELDS = {
     "name": str, "version": str, "build": str, "build_number": int, "subdir": str, "sha256": str, "size": int, "depends": list,
 }  # fmt: skip
 _TAKES_SECONDS = 100_000_000
-_INDEXER_STOPS = 0.2
-"""Seconds. What it writes later than that, the next writer clears away."""
 COMPLEMENT = "conda-forge"
 """The channel that holds what ours lacks, where it is not complete in itself."""
 
@@ -96,7 +93,7 @@ class State:
             raise ChannelDamagedError(
                 f"the index of {folder} does not list what its manifest lists", "python -m distribution channel verify"
             )
-        packages = [Package.from_record(record, content.packages[path].llama_cpp_commit) for path, record in records.items()]
+        packages = [described(path, record, content.packages[path].llama_cpp_commit) for path, record in records.items()]
         return cls(folder, content, {package.path: package for package in in_order(packages, content.packages)})
 
 
@@ -143,7 +140,30 @@ def parse_index(text: bytes) -> dict[str, dict[str, Any]]:
         for one in record["depends"]:
             if not isinstance(one, str) or not siblings.is_spec(one):
                 raise ValueError(f"depends of {name!r:.80} holds {one!r:.80}")
+        _check_taken(name, record)
     return entries
+
+
+def described(path: str, record: Mapping[str, Any], commit: str | None = None) -> Package:
+    """The package at a path of the channel, as its entry in the index describes it.
+
+    Raises:
+        ChannelDamagedError: the entry is about another package. Elsewhere a package is known by its path.
+    """
+    package = Package.from_record(record, commit)
+    if package.path != path:
+        raise ChannelDamagedError(f"the index was changed: it describes {path} as {package.path!r:.200}", manifest.REMEDY)
+    return package
+
+
+def _check_taken(name: str, record: Mapping[str, Any]) -> None:
+    try:
+        PackageRecord(
+            record["name"], record["version"], BuildString(record["build"]), record["build_number"], record["subdir"]
+        )
+    # py-rattler raises another kind for each field
+    except Exception as error:
+        raise ValueError(f"{name!r:.80} is described as no package can be: {str(error)[:200]}") from None
 
 
 def publish(
@@ -260,6 +280,9 @@ def _size(file: Path) -> int:
         found = file.stat()  # before it is opened: a fifo would wait for a writer
         if not stat.S_ISREG(found.st_mode):
             raise DamagedPackageError(f"{file} is no plain file", "name files that end in .conda")
+        if found.st_size > LARGEST_PACKED:
+            # one that is empty but for its size would fill the disk while it is copied
+            raise DamagedPackageError(f"{file} is larger than any package", "name files that end in .conda")
         with file.open("rb"):
             return found.st_size
     except OSError as error:
@@ -337,17 +360,7 @@ def _carry(path: str, state: State, staging: Path) -> None:
 
 
 def _index(folder: Path) -> None:
-    from rattler.index import index_fs
-
-    try:
-        wait(index_fs(folder))
-    except Exception as error:
-        # its threads are at other files still, would make the folder anew if it were gone, and cannot be waited for
-        time.sleep(_INDEXER_STOPS)
-        # the indexer is Rust, and gives the operating system's error as text
-        if found := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from error
-        raise
+    index_channel(folder)
     # the indexer leaves an empty folder
     shutil.rmtree(folder / ".tmp", ignore_errors=True)
 
@@ -360,7 +373,7 @@ def _check_index(folder: Path, entries: Mapping[str, Entry]) -> list[Package]:
             entry = entries.get(f"{subdir}/{file_name}")
             if entry is None or (record["sha256"], record["size"]) != (entry.sha256, entry.size):
                 raise ChannelDamagedError(f"{subdir}/{file_name} was changed since it was published", manifest.REMEDY)
-            packages.append(Package.from_record(record, entry.llama_cpp_commit))
+            packages.append(described(f"{subdir}/{file_name}", record, entry.llama_cpp_commit))
     if len(packages) != len(entries):
         raise OSError(errno.EIO, "the index is incomplete", str(folder))
     return in_order(packages, entries)

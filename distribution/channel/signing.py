@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..console import say
 from ..errors import ChannelDamagedError, ChannelNotFoundError, UnsignedPackageError
-from ..files import sha256_of
+from ..files import LARGEST_DOCUMENT, sha256_of
 from .keys import Trust, config_dir
 from .manifest import CHANNEL_KEY, REMEDY, Manifest, fetch
 
@@ -54,10 +54,11 @@ def require_own_before_signing(content: Manifest, trust: Trust, folder: Path) ->
             f"if you trust {content.signer}, put its key ({CHANNEL_KEY}) into {config_dir() / 'trusted-keys'}, and try again; "
             "else publish to a new folder: --channel DIR",
         )
-    expected = {**content.files, **{path: entry.sha256 for path, entry in content.packages.items()}}
-    for path, digest in expected.items():
+    expected = {path: (digest, LARGEST_DOCUMENT) for path, digest in content.files.items()}
+    expected |= {path: (entry.sha256, entry.size) for path, entry in content.packages.items()}
+    for path, (digest, largest) in expected.items():
         try:
-            found = sha256_of(folder / path)
+            found = sha256_of(folder / path, largest)
         except OSError as error:
             raise ChannelDamagedError(f"{folder / path} cannot be read: {error.strerror}", REMEDY) from None
         if found != digest:

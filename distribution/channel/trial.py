@@ -25,7 +25,8 @@ from rattler import PackageRecord, RepoDataRecord, install
 from ..conda_archive import BLOCK, shown
 from ..console import megabytes
 from ..errors import DiskSpaceError
-from ..files import remove_tree
+from ..files import remove_for_good, remove_tree
+from ..interruption import deferred
 from ..seed import conda_package
 from ..waiting import wait
 
@@ -35,7 +36,7 @@ _MEMORY = Path("/dev/shm")
 _SMALL = 256 << 20
 _PREFIX = "llama-cpp-trial-"
 _PAGE = 4096
-_YOUNG, _A_MOMENT = 60, 0.02
+_YOUNG = 60
 # py-rattler gives the operating system's error as text
 _NUMBER = re.compile(r"os error (\d+)")
 _OF_THE_MACHINE = {
@@ -212,21 +213,25 @@ def _scratch(expected: Expected, folder: Path) -> Iterator[Path]:
             f"{megabytes(shutil.disk_usage(folder).free)} are free",
             "free some space there",
         )
-    _sweep(place)
-    made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-    lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield made
-    except BaseException:
-        # py-rattler's threads finish the files they are at after an error, and make their folders anew
-        for _ in range(5):
-            shutil.rmtree(made, ignore_errors=True)
-            time.sleep(_A_MOMENT)
-        raise
-    finally:
-        remove_tree(made)
-        os.close(lock)
+    # a signal does not keep it from being removed
+    with deferred() as signals:
+        _sweep(place)
+        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        try:
+            lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            made.rmdir()
+            raise
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with signals.released():
+                yield made
+        except BaseException:
+            remove_for_good(made)
+            raise
+        finally:
+            remove_tree(made)
+            os.close(lock)
 
 
 def _sweep(place: Path) -> None:

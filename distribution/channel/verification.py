@@ -5,27 +5,28 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import toolkit
-from ..errors import DamagedPackageError, DistributionError
-from ..files import load_json, sha256_of
+from ..errors import DamagedPackageError, DistributionError, ToolkitError
+from ..files import LARGEST_DOCUMENT, load_json, scratch_folder, sha256_of
+from ..interruption import run_program
 from . import environments, manifest, siblings
 from .generations import Channel
 from .inspection import SUBDIRS, Package, inspect
 from .keys import Trust, load_trust
 from .manifest import MANIFEST, Entry, Manifest
-from .publishing import INDEX, read_index
+from .publishing import INDEX, described, read_index
 from .signing import require_signatures, signature_problem, signer_problem
 
 PROVENANCE_KEYS = ("llama_cpp_commit", "patches", "toolkit", "flags", "sbom")
 _CUDA_LIBRARY = re.compile(r"lib/libggml-cuda\.so[.\d]*$")
 _CUDA_RECORD = "lib/libggml-cuda.json"
 _LARGEST_RECORD = 4 << 20
+_CUOBJDUMP_SECONDS = 600
 _CUBIN = re.compile(r"\.sm_(\d+[af]?)\.cubin")
 NOT_DISASSEMBLED = "architectures not disassembled: no cuobjdump"
 """A fact about a CUDA plugin: what it records about itself was compared, and the machine code was not looked at."""
@@ -88,7 +89,7 @@ def _check_other_files(folder: Path, content: Manifest) -> Iterator[Finding]:
         try:
             if path not in there:
                 yield Finding(path, ("it is missing",))
-            elif sha256_of(folder / path) != digest:
+            elif sha256_of(folder / path, LARGEST_DOCUMENT) != digest:
                 yield Finding(path, ("it was changed",))
         except OSError as error:
             yield Finding(path, (f"it cannot be read: {error.strerror}",))
@@ -100,11 +101,12 @@ def _read_indexes(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Finding
     listed, problems = {}, []
     for subdir in SUBDIRS:
         try:
-            records = read_index(folder / subdir)
+            records = {f"{subdir}/{name}": record for name, record in read_index(folder / subdir).items()}
+            listed.update(records)
+            for path, record in records.items():
+                described(path, record)
         except DistributionError as error:
             problems.append(Finding(f"{subdir}/{INDEX}", (error.message,)))
-        else:
-            listed.update({f"{subdir}/{name}": record for name, record in records.items()})
     return listed, problems
 
 
@@ -125,11 +127,11 @@ def _check_package(
         problems.append("the index does not list it")
     elif (record["sha256"], record["size"]) != (entry.sha256, entry.size):
         problems.append("the index has another hash or size than the manifest")
-    with tempfile.TemporaryDirectory() as scratch:
-        interesting = _Interesting(Path(scratch))
+    with scratch_folder() as scratch:
+        interesting = _Interesting(scratch)
         try:
             # a channel that is served gets no folder of ours, not for a moment
-            package = inspect(folder / path, interesting, Path(scratch))
+            package = inspect(folder / path, interesting, scratch)
         except DamagedPackageError as error:
             problems.append(error.message)
         except FileNotFoundError:
@@ -247,13 +249,21 @@ def architectures(library: Path) -> set[str] | None:
     """The CUDA architectures of the machine code in a library, such as ``{"120a"}``; None where no cuobjdump is at hand.
 
     Raises:
+        ToolkitError: cuobjdump cannot be run, or does not end.
         DamagedPackageError: cuobjdump cannot read the library.
     """
     assembled = toolkit.assembled_path()
-    program = str(assembled / "bin" / "cuobjdump") if assembled else shutil.which("cuobjdump")
+    # None where the toolkit was assembled, and its file is gone
+    program = (assembled and shutil.which(assembled / "bin" / "cuobjdump")) or shutil.which("cuobjdump")
     if program is None:
         return None
-    done = subprocess.run([program, "--list-elf", library], capture_output=True, text=True)
+    try:
+        done = run_program([program, "--list-elf", str(library)], _CUOBJDUMP_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it did not end within {_CUOBJDUMP_SECONDS} s"
+        raise ToolkitError(
+            f"{program} cannot be run: {reason}", "python -m distribution toolkit --verify says whether the toolkit is damaged"
+        ) from None
     if done.returncode:
         said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
         raise DamagedPackageError(f"cuobjdump cannot read its {library.name}: {said}", "build it again, then publish")

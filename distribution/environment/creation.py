@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import sys
-import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,7 +29,8 @@ from ..errors import (
     EnvironmentInstallError,
     HashMismatchError,
 )
-from ..files import cache_dir, remove_tree
+from ..files import cache_dir, made_folder, remove_for_good, remove_tree
+from ..interruption import deferred
 from ..waiting import wait
 from . import activation, places
 from .reporter import InstallationReporter
@@ -49,12 +50,13 @@ def create(records: Sequence[RepoDataRecord], prefix: Path, requested: Sequence[
 
     Raises:
         EnvironmentExistsError: something is at ``prefix``, and either ``force`` is off or it is no environment.
-        EnvironmentInstallError: the folder is not writable, or a package could not be fetched or unpacked.
+        EnvironmentInstallError: the folder is not writable, a package is among them twice, or could not be fetched or unpacked.
         HashMismatchError: a package has other bytes than its channel's index or the lock says.
         DiskSpaceError: the disk is full.
     """
     prefix = Path(os.path.abspath(prefix))
     check_free(prefix, force)
+    _refuse_twice(records)
     with _translated(prefix), _staging(prefix) as folder:
         _check_disk(folder, records)
         _install(records, folder, prefix, requested)
@@ -63,6 +65,14 @@ def create(records: Sequence[RepoDataRecord], prefix: Path, requested: Sequence[
         _move_into_place(folder, prefix, force)
     places.register(prefix)
     return prefix
+
+
+def _refuse_twice(records: Sequence[RepoDataRecord]) -> None:
+    # py-rattler would write both into one place at once, and panics where it notices
+    for names in ([one.name.normalized for one in records], [one.file_name for one in records]):
+        [(name, count)] = Counter(names).most_common(1) or [("", 0)]
+        if count > 1:
+            raise EnvironmentInstallError(f"{name} would be installed {count} times", "name it once: make the lock anew")
 
 
 def check_free(prefix: Path, force: bool = False) -> None:
@@ -87,31 +97,38 @@ def _staging(prefix: Path) -> Iterator[Path]:
 
     It is locked while its maker lives, so that the next run can tell what a killed one left behind.
     """
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(prefix)
-    folder, lock = _make_locked(prefix)
-    try:
-        yield folder
-    except BaseException:
-        _remove_for_good(folder)
-        raise
-    finally:
-        # after an exchange the old environment is here
-        remove_tree(folder)
-        os.close(lock)
+    # a signal does not keep it from being removed
+    with deferred() as signals, made_folder(prefix.parent):
+        _sweep(prefix)
+        folder, lock = _make_locked(prefix)
+        try:
+            with signals.released():
+                yield folder
+        except BaseException:
+            remove_for_good(folder)
+            raise
+        finally:
+            # after an exchange the old environment is here
+            remove_tree(folder)
+            os.close(lock)
 
 
 def _make_locked(prefix: Path) -> tuple[Path, int]:
     while True:
         folder = prefix.parent / f".{prefix.name}.creating-{secrets.token_hex(4)}"
         folder.mkdir()
-        with contextlib.suppress(FileNotFoundError):
+        try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, lock
-            # swept by another process between mkdir and flock
-            os.close(lock)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            folder.rmdir()
+            raise
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, lock
+        # swept by another process between mkdir and flock
+        os.close(lock)
 
 
 def _sweep(prefix: Path) -> None:
@@ -126,17 +143,6 @@ def _sweep(prefix: Path) -> None:
                 remove_tree(folder)
             finally:
                 os.close(lock)
-
-
-def _remove_for_good(folder: Path) -> None:
-    # py-rattler's threads finish the files they are at after an interruption, and make their folders anew
-    quiet = 0
-    for _ in range(250):
-        quiet = 0 if folder.exists() else quiet + 1
-        if quiet == 3:
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(0.02)
 
 
 def _check_disk(folder: Path, records: Sequence[RepoDataRecord]) -> None:
@@ -190,7 +196,7 @@ def _name_origins(records: Sequence[RepoDataRecord], folder: Path) -> None:
 def _write_history(folder: Path, records: Sequence[RepoDataRecord], requested: Sequence[str]) -> None:
     """conda reads from here what was asked for; py-rattler leaves the file empty."""
     when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
-    lines = [f"==> {when} <==", f"# cmd: {' '.join(['python -m distribution', *sys.argv[1:]])}"]
+    lines = [f"==> {when} <==", f"# cmd: {_in_one_line(' '.join(['python -m distribution', *sys.argv[1:]]))}"]
     lines += sorted(
         f"+{record.channel.rstrip('/')}/{record.subdir}::{record.name.normalized}-{record.version}-{record.build}"
         for record in records
@@ -198,6 +204,11 @@ def _write_history(folder: Path, records: Sequence[RepoDataRecord], requested: S
     if requested:
         lines.append(f"# update specs: {list(requested)!r}")
     (folder / "conda-meta" / "history").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _in_one_line(text: str) -> str:
+    # conda would take another line for another entry, and half a character can be in no UTF-8
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _move_into_place(folder: Path, prefix: Path, force: bool) -> None:

@@ -15,7 +15,7 @@ from rattler.package.build_string import BuildString
 from .. import hardware
 from ..errors import ChannelUnreachableError, EnvironmentFileError, HashMismatchError
 from ..files import naming
-from ..waiting import all_of, client, wait
+from ..waiting import all_of, client, wait, within
 from . import solving, specification
 from .package_index import read_index
 
@@ -136,10 +136,8 @@ async def _describe(entry: re.Match[str], http: Client, described: Path) -> Repo
     assert hashes
     try:
         named = _locate(entry, PackageRecord("unknown", "0", BuildString("0"), 0, entry["subdir"], **_as_bytes(hashes)))
-        index = await asyncio.wait_for(read_index(named, http, described.with_suffix(".package")), _SECONDS)
-    except (TimeoutError, asyncio.TimeoutError):
-        raise ChannelUnreachableError(f"{url} did not answer within {_SECONDS} s", "check the address and the network") from None
-    except HashMismatchError:
+        index = await within(_SECONDS, read_index(named, http, described.with_suffix(".package")), url)
+    except (ChannelUnreachableError, HashMismatchError):
         raise
     except (OSError, ValueError) as error:
         raise _unreadable(url, error) from None

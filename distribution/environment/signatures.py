@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..channel.manifest import REMEDY, Manifest, fetch_file, folder_of
 from ..channel.publishing import INDEX, LARGEST_INDEX
 from ..channel.signing import open_signed
 from ..errors import ChannelDamagedError, UnsignedPackageError
-from ..files import read_regular
+from ..files import read_regular, scratch_folder
 from . import specification
 
 # These channels by their whole address: at the same host anybody has one.
@@ -90,7 +89,7 @@ def open_sources(channels: Sequence[str], trust: Trust, allow_older: bool = Fals
         OlderGenerationError: a key is configured, and a channel is older than it was.
         ChannelUnreachableError, ChannelDamagedError: a channel's signatures or index cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="llama-cpp-index-") as scratch:
+    with scratch_folder() as scratch:
         sources = Sources(trust)
         for number, channel in enumerate(channels):
             address = _address(channel)
@@ -101,7 +100,7 @@ def open_sources(channels: Sequence[str], trust: Trust, allow_older: bool = Fals
                 continue
             sources.signed[address], texts = found
             sources.indexes[address] = [
-                _sparse(address, subdir, text, Path(scratch, str(number))) for subdir, text in texts.items()
+                _sparse(address, subdir, text, scratch / str(number)) for subdir, text in texts.items()
             ]
             sources.for_solver.extend(sources.indexes[address])
         yield sources
@@ -207,7 +206,14 @@ def _sparse(address: str, subdir: str, text: bytes, folder: Path) -> SparseRepoD
     folder.mkdir(exist_ok=True)
     file = folder / f"{subdir}.json"
     file.write_bytes(text)
-    return SparseRepoData(Channel(address), subdir, file)
+    try:
+        index = SparseRepoData(Channel(address), subdir, file)
+        # it is read lazily: what is wrong with one of its packages would only show in the midst of a solve
+        index.load_all_records()
+    # py-rattler raises several kinds here, most of them bare
+    except Exception as error:
+        raise ChannelDamagedError(f"{subdir}/{INDEX} of {address} cannot be read: {error}", REMEDY) from None
+    return index
 
 
 def _compare(record: RepoDataRecord, signed: Manifest, address: str) -> None:

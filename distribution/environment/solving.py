@@ -22,7 +22,7 @@ from rattler.exceptions import DetectVirtualPackageError, GatewayError, SolverEr
 
 from .. import hardware
 from ..errors import ChannelUnreachableError, EnvironmentFileError, EnvironmentUnsolvableError
-from ..waiting import wait
+from ..waiting import SOLVING, wait
 from .specification import Specification
 
 CUDA_PLUGIN = "libggml-cuda"
@@ -57,7 +57,7 @@ def solve_environment(
         sources: what to solve from, as ``signatures.open_sources`` has it; the file's channels where it is None.
 
     Raises:
-        ChannelUnreachableError: a channel could not be read.
+        ChannelUnreachableError: a channel could not be read, or not in time.
         EnvironmentUnsolvableError: nothing satisfies the file; the message is the solver's.
         DriverTooOldError: the driver is too old for every plugin there is for these GPUs, or for those that the channels
             have; then the remedy says how to build one that fits.
@@ -76,7 +76,8 @@ def solve_environment(
                 virtual_packages=_virtual_packages(),
                 # an index may name further channels: these and no others are asked for
                 channel_relations="disabled",
-            )
+            ),
+            SOLVING,
         )
     except GatewayError as error:
         raise _unreachable(error) from None
@@ -164,7 +165,7 @@ def _name(dependency: str) -> str:
 
 def _offered_builds(sources: Sequence[str | SparseRepoData], gateway: Gateway) -> set[str]:
     try:
-        answers = wait(gateway.query(sources, [Subdir.current(), "noarch"], [CUDA_PLUGIN], recursive=False))
+        answers = wait(gateway.query(sources, [Subdir.current(), "noarch"], [CUDA_PLUGIN], recursive=False), SOLVING)
     except GatewayError as error:
         raise _unreachable(error) from None
     return {str(record.build) for records in answers for record in records}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import BuildError
 from ..files import REPOSITORY, sha256_of
+from ..interruption import run_program
 
 _PIN = ("vendor/llama.cpp/pin.toml", "vendor/llama.cpp/patches")
 # The sources that the recipe compiles or installs. A change in one of them renames the packages made from it.
@@ -44,7 +44,7 @@ def export(target: Path, repository: Path = REPOSITORY) -> None:
     """Copy what a build needs to ``target``: files of the repository, and the engine's source.
 
     Raises:
-        BuildError: the engine's source is not there.
+        BuildError: the engine's source is not there, or cannot be copied.
     """
     for path in files_of((*PYTHON, "distribution"), repository):
         (target / path).parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +55,9 @@ def export(target: Path, repository: Path = REPOSITORY) -> None:
         raise BuildError("the engine's source is missing", "python -m distribution vendor")
     for name in ("source", ".source-state"):
         # hundreds of megabytes: reflinks where the file system has them
-        subprocess.run(
-            ["cp", "-a", "--reflink=auto", str(source / name), str(target / "vendor" / "llama.cpp" / name)], check=True
-        )
+        done = run_program(["cp", "-a", "--reflink=auto", str(source / name), str(target / "vendor" / "llama.cpp" / name)])
+        if done.returncode:
+            raise BuildError(f"the engine's source cannot be copied: {done.stderr.strip()}", f"free some space in {target}")
 
 
 def digests(repository: Path = REPOSITORY) -> dict[str, str]:

@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
@@ -18,6 +17,7 @@ from typing import Any
 from .. import toolkit, vendor
 from ..console import megabytes, say
 from ..errors import BuildError
+from ..fetching import answers
 from ..files import REPOSITORY, cache_dir, locked, remove_tree
 from ..install import find_ccache
 from ..pin import Pin
@@ -128,12 +128,7 @@ def conda_forge_answers(timeout: float = 5.0) -> bool:
     """Whether the channel conda-forge can be reached within ``timeout`` seconds."""
     from rattler import Channel
 
-    request = urllib.request.Request(f"{Channel('conda-forge').base_url}noarch/repodata.json.zst", method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return answer.status == 200
-    except (OSError, ValueError):
-        return False
+    return answers(f"{Channel('conda-forge').base_url}noarch/repodata.json.zst", timeout)
 
 
 def seeded_variants(channels: Sequence[str]) -> dict[str, list[str]]:
@@ -371,11 +366,9 @@ def _offer(package: Path, workspace: Path) -> None:
 
 def _index(workspace: Path) -> None:
     """Write the index anew: the packages that follow note the hashes in it, and the build engine's is older than ours."""
-    from rattler.index import index_fs
+    from ..waiting import index_channel
 
-    from ..waiting import wait
-
-    wait(index_fs(workspace / "output", force=True))
+    index_channel(workspace / "output", force=True)
 
 
 @contextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..console import say
 from ..errors import NotReproducibleError
-from ..files import REPOSITORY, sha256_of
+from ..files import REPOSITORY, scratch_folder, sha256_of
 from . import inputs, packages
 from .normalise import members
 
@@ -28,13 +27,13 @@ def rebuild(
         BuildError: a build failed.
         DownloadError, HashMismatchError, TreeMismatchError: the engine's source could not be had.
     """
-    with tempfile.TemporaryDirectory(prefix="llama-cpp-verify-") as scratch:
-        copy = Path(scratch, "elsewhere", "checkout")
+    with scratch_folder() as scratch:
+        copy = scratch / "elsewhere" / "checkout"
         packages.fetch_engine()
         inputs.export(copy)
         first = packages.build(variants, channels, only=only)
-        cache = None if with_cache else Path(scratch, "ccache")
-        output = Path(scratch, "second")
+        cache = None if with_cache else scratch / "ccache"
+        output = scratch / "second"
         if only:
             shutil.copytree(packages.OUTPUT, output)  # what they depend on
         # not without a cache: several packages come from one compile, which the build engine repeats for each

@@ -10,13 +10,26 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import toolkit
 from ..console import megabytes, say
 from ..errors import DiskSpaceError, SeedError
-from ..files import REPOSITORY, cache_dir, locked, remove_tree, sha256_of, staging_folder, write_atomically
+from ..files import (
+    LARGEST_DOCUMENT,
+    REPOSITORY,
+    cache_dir,
+    load_json,
+    locked,
+    made_folder,
+    read_regular,
+    remove_tree,
+    sha256_of,
+    staging_folder,
+    write_atomically,
+)
 from ..progress import Bar
-from ..waiting import wait
+from ..waiting import index_channel
 from . import compilers, conda_package, cuda, interpreter, libraries, pins, wheels
 from .conda_package import Package
 
@@ -120,7 +133,10 @@ def variants(folder: Path) -> dict[str, list[str]]:
         SeedError: that is no seed channel.
     """
     try:
-        return json.loads((folder / RECORD).read_text())["variants"]
+        found = _read_record(folder)["variants"]
+        if not isinstance(found, dict) or not all(isinstance(one, list) for one in found.values()):
+            raise ValueError("its variants are no lists")
+        return found
     except (OSError, ValueError, KeyError):
         raise SeedError(f"{folder} is no seed channel", "python -m distribution seed") from None
 
@@ -147,9 +163,16 @@ def _write_variant_files(folder: Path, inputs: Inputs) -> None:
         if offered.issuperset(values["cuda_version"]):
             text = header + yaml.safe_dump({**values, **ours}, default_flow_style=None, sort_keys=False)
             target = folder / name
-            target.parent.mkdir(exist_ok=True)
-            if not target.exists() or target.read_text(encoding="utf-8") != text:
-                write_atomically(target, text)
+            with made_folder(target.parent):
+                if not _says(target, text):
+                    write_atomically(target, text)
+
+
+def _says(file: Path, text: str) -> bool:
+    try:
+        return read_regular(file, LARGEST_DOCUMENT) == text.encode()
+    except OSError:
+        return False
 
 
 def status(cache: Path | None = None, cuda: bool = False, output: Path | None = None) -> str:
@@ -181,10 +204,22 @@ def status(cache: Path | None = None, cuda: bool = False, output: Path | None = 
 def _is_current(folder: Path, inputs: Inputs) -> bool:
     """Whether the channel was made from these inputs and every package is there, in its full size."""
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = _read_record(folder)
         return record["key"] == inputs.key and record["packages"] == _sizes(folder)
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """What ``seed.json`` says, whatever is there in its place.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no mapping.
+    """
+    record = load_json(read_regular(folder / RECORD, LARGEST_DOCUMENT))
+    if not isinstance(record, dict):
+        raise ValueError("it is no mapping")
+    return record
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -194,15 +229,15 @@ def _sizes(folder: Path) -> dict[str, int]:
 def _make(folder: Path, cache: Path, inputs: Inputs) -> None:
     _refuse_to_overwrite(folder)
     began = time.monotonic()
-    _check_disk(folder.parent, NEEDED_FOR_CUDA if inputs.toolkit else NEEDED)
-    fetched = pins.fetch(inputs.wheels, cache)
-    tools = toolkit.assemble(cache, quiet=True) if inputs.toolkit else None
     with staging_folder(folder.parent, ".seed-") as staging:
+        _check_disk(folder.parent, NEEDED_FOR_CUDA if inputs.toolkit else NEEDED)
+        fetched = pins.fetch(inputs.wheels, cache)
+        tools = toolkit.assemble(cache, quiet=True) if inputs.toolkit else None
         made = staging / "channel"
         for subdir in ("linux-64", "noarch"):
             (made / subdir).mkdir(parents=True)
         _write_all(made, fetched, tools, inputs, staging)
-        _index(made)
+        index_channel(made, write_zst=True, write_shards=True)
         record = {"key": inputs.key, **inputs.record(), "variants": inputs.variants(), "packages": _sizes(made)}
         (made / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         if folder.exists():
@@ -241,14 +276,7 @@ def _write_all(made: Path, fetched: list[Path], tools: Path | None, inputs: Inpu
             write([wheels.package(wheel, inputs.python.version[:2])])
 
 
-def _index(channel: Path) -> None:
-    from rattler.index import index_fs
-
-    wait(index_fs(channel, write_zst=True, write_shards=True))
-
-
 def _check_disk(folder: Path, needed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DiskSpaceError(

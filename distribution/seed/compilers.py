@@ -12,11 +12,11 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SeedError, ToolNotFoundError
+from ..interruption import run_program
 from . import libraries
 from .activation import scripts
 from .conda_package import Entry, Package
@@ -193,7 +193,7 @@ def _tools() -> dict[str, Path]:
 
 
 def _say(program: Path, option: str) -> str:
-    done = subprocess.run([str(program), option], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    done = run_program([str(program), option], env={**os.environ, "LC_ALL": "C"})
     if done.returncode:
         raise SeedError(f"{program} {option} failed: {done.stderr.strip()}", REMEDY)
     return done.stdout.strip()

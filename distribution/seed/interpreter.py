@@ -13,13 +13,13 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InterpreterError
+from ..interruption import run_program
 from . import libraries
 from .conda_package import PLACEHOLDER, Package, files_in
 
@@ -222,7 +222,7 @@ def _generalise(interpreter: Interpreter, tree: Path) -> None:
 def _check(interpreter: Interpreter, tree: Path) -> None:
     """Run the copy on its own, and see that it is one and looks where conda installs."""
     command = [str(tree / "bin" / interpreter.name), "-E", "-s", "-B", "-c", PROBE]
-    done = subprocess.run(command, capture_output=True, text=True, env={}, cwd=os.sep)
+    done = run_program(command, env={}, cwd=os.sep)
     if done.returncode:
         raise InterpreterError(f"a copy of {interpreter.prefix} does not run:\n{done.stderr.strip()}", REMEDY)
     found = json.loads(done.stdout)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import SeedError, ToolNotFoundError
+from ..interruption import run_program
 
 SYSTEM = re.compile(r"(ld-linux-x86-64|linux-vdso|lib(c|m|dl|rt|pthread|util|resolv|anl|mvec|nss_\w+))\.so(\.\d+)?")
 """Parts of glibc: every Linux has its own, and one of another version beside it does not work."""
@@ -32,7 +32,7 @@ def needed_by(programs: Iterable[Path]) -> dict[str, Path]:
     try:
         # LD_LIBRARY_PATH would lead to somebody's own copies
         clean = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
-        done = subprocess.run(["ldd", *paths], capture_output=True, text=True, env={**clean, "LC_ALL": "C"})
+        done = run_program(["ldd", *map(str, paths)], env={**clean, "LC_ALL": "C"})
     except FileNotFoundError:
         raise ToolNotFoundError("there is no ldd", "install glibc's tools (Debian: apt-get install libc-bin)") from None
     if missing := re.findall(r"^\s+(\S+) => not found", done.stdout, re.MULTILINE):
@@ -51,7 +51,7 @@ def set_rpath(patchelf: Path, file: Path, rpath: str) -> None:
     # bring in the system's libstdc++ before anybody asks for the environment's
     file.chmod(file.stat().st_mode | 0o200)
     command = [str(patchelf), "--force-rpath", "--set-rpath", rpath, str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_program(command)
     if done.returncode:
         raise SeedError(f"patchelf failed on {file.name}: {done.stderr.strip()}", "repack another Python")
 
@@ -79,7 +79,7 @@ def licences_of(files: Iterable[Path]) -> dict[str, bytes]:
     if not names or not shutil.which("dpkg-query"):
         return {}
     command = ["dpkg-query", "--search", *sorted(names)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    done = run_program(command, env={**os.environ, "LC_ALL": "C"})
     owners = {line.partition(":")[0] for line in done.stdout.splitlines() if not line.startswith("diversion ")}
     documents = {owner: Path("/usr/share/doc") / owner / "copyright" for owner in sorted(owners)}
     return {f"{owner}.txt": file.read_bytes() for owner, file in documents.items() if file.is_file()}

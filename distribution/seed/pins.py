@@ -106,7 +106,7 @@ def _fetch_together(pinned: list[Wheel], cache: Path) -> None:
 def _download(options: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     command, environment = pip.pip_command()
     command += ["download", "--only-binary", ":all:", "--dest", ".", *options]
-    return subprocess.run(command, cwd=folder, env=environment, stdout=STDERR, stderr=subprocess.PIPE, text=True)
+    return pip.run(command, pip.DOWNLOAD_SECONDS, "could not download wheels", cwd=folder, env=environment, stdout=STDERR)
 
 
 def choose(path: Path = PINS, pythons: tuple[tuple[int, int], ...] = PYTHONS) -> None:

@@ -268,7 +268,8 @@ class World:
             ("vendor", "FOLDER", self.root / "repo/vendor/llama.cpp"),
             ("channel.trial", "_MEMORY", self.root / "tmp"), ("channel.manifest", "_SECONDS", 1), ("environment.specification",
             "_SECONDS", 1),
-            ("environment.lock", "_SECONDS", 2), ("seed.pins", "fetch", _no_network),
+            ("environment.lock", "_SECONDS", 2), ("environment.solving", "SOLVING", 5), ("package_files", "_SECONDS", 5),
+            ("seed.pins", "fetch", _no_network),
             # a process of pip takes a second; there is nothing for it to find
             ("pip", "_download", _no_network),
             # where it would begin to build

@@ -6,6 +6,8 @@ import datetime
 import errno
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +22,16 @@ from distribution.channel.inspection import inspect
 from distribution.channel.pruning import prune
 from distribution.channel.manifest import Wanted
 from distribution.channel.publishing import State
+from distribution.channel.verification import verify
 from distribution.errors import (
     ChannelDamagedError,
     ChannelNotFoundError,
     ChannelNotWritableError,
     CommitMismatchError,
     DamagedPackageError,
+    DiskSpaceError,
     EnvironmentFileError,
+    HomeNotFoundError,
     PackageExistsError,
     UnsatisfiedPinError,
 )
@@ -456,3 +461,86 @@ def test_where_folders_cannot_be_locked(place, tmp_path, monkeypatch):
             assert held == place.channel.current()
         place.channel.drop_old_generations(0)
     assert [path.name for path in place.channel.store.iterdir() if path.is_dir()] == ["000002"]
+
+
+@pytest.mark.parametrize("odd", ["file", "fifo", "link"])
+def test_an_old_generation_that_is_none_does_not_matter(place, tmp_path, odd):
+    place.publish(*release(tmp_path / "one", 0))
+    place.publish(*release(tmp_path / "two", 1))
+    old = place.channel.store / "000001"
+    shutil.rmtree(old)
+    {"file": old.touch, "fifo": lambda: os.mkfifo(old), "link": lambda: old.symlink_to("/proc/self/fd")}[odd]()
+    prune(place.channel, environment=place.environment)
+    assert [path.name for path in place.channel.store.iterdir() if path.name.isdigit()] == ["000003"]
+
+
+def test_an_old_generation_that_cannot_be_removed_is_said(place, tmp_path, monkeypatch, capsys):
+    """The new one is there already: that is no failure."""
+    place.publish(*release(tmp_path / "one", 0))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(generations, "remove_tree", refuse)
+    monkeypatch.setattr(generations, "KEPT_GENERATIONS", 0)
+    place.publish(*release(tmp_path / "two", 1))
+    with place.channel.writing():
+        place.channel.drop_old_generations(0)
+    assert "000001 cannot be removed: Device or resource busy" in capsys.readouterr().err
+    assert place.channel.current().name == "000002"
+
+
+def test_a_first_publish_that_fails_leaves_nothing(place, tmp_path):
+    (tmp_path / "broken.conda").write_bytes(b"x")
+    channel = Channel.at(tmp_path / "new/channel")
+    with pytest.raises(DamagedPackageError):
+        publishing.publish([tmp_path / "broken.conda"], channel, place.environment)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_switch_that_fails_leaves_the_old_generation_alone(place, tmp_path, monkeypatch):
+    place.publish(*release(tmp_path / "one", 0))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(DiskSpaceError):
+        patched.setattr(generations.os, "symlink", refuse)
+        place.publish(*release(tmp_path / "two", 1))
+    assert sorted(path.name for path in place.channel.store.iterdir()) == ["000001", "lock"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [("build", "other", "as 'linux-64/tool-1.0-other.conda'"), ("subdir", "noarch", "as 'noarch/tool-1.0-0.conda'"),
+     ("version", "*", "as no package can be"), ("build_number", -1, "as no package can be")],
+)  # fmt: skip
+def test_an_index_that_describes_another_package(place, tmp_path, key, value, complaint):
+    place.publish(write_package(tmp_path, "tool"))
+    index = place.channel.current() / "linux-64/repodata.json"
+    content = json.loads(index.read_text())
+    content["packages.conda"]["tool-1.0-0.conda"][key] = value
+    index.unlink()
+    index.write_text(json.dumps(content))
+    with pytest.raises(ChannelDamagedError, match=re.escape(complaint)):
+        State.of(place.channel)
+    assert any(complaint in problem for one in verify(place.channel) for problem in one.problems)
+
+
+def test_a_file_that_is_empty_but_for_its_size(place, tmp_path):
+    """Reading it would take hours, and copying it the disk."""
+    huge = write_package(tmp_path / "huge", "tool")
+    os.truncate(huge, 1 << 40)
+    with pytest.raises((DamagedPackageError, DiskSpaceError)):
+        place.publish(huge)
+    place.publish(write_package(tmp_path, "tool"))
+    path = place.channel.current() / "linux-64/tool-1.0-0.conda"
+    path.chmod(0o644)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(ChannelDamagedError, match="larger than"):
+        place.publish(write_package(tmp_path, "other"))
+
+
+def test_a_folder_of_nobody():
+    with pytest.raises(HomeNotFoundError, match="nobody-of-this-name"):
+        Channel.at(Path("~nobody-of-this-name/channel"))

@@ -30,8 +30,10 @@ from distribution.errors import (
     ChannelNotWritableError,
     ChannelUnreachableError,
     EnvironmentUnsolvableError,
+    HomeNotFoundError,
     PackageExistsError,
     SigningKeyError,
+    ToolkitError,
     UnsignedPackageError,
 )
 
@@ -495,7 +497,7 @@ def test_a_damaged_export_is_refused(published, tmp_path):
             bundle.import_(damaged, there)
     with pytest.raises(BundleError):
         bundle.import_(tmp_path / "nowhere.tar", there)
-    assert not there.exists() and [path.name for path in there.store.iterdir()] == ["lock"]
+    assert not there.exists() and not there.store.exists()
     bundle.import_(done.path, there)
 
 
@@ -531,3 +533,38 @@ def test_export_says_what_is_missing(published, tmp_path):
     with pytest.raises(ChannelNotWritableError):
         bundle.export(published.channel, Path("/sys/all.tar"))
     assert not list(tmp_path.glob("*.tar*"))
+
+
+def test_an_export_takes_no_special_file_s_place(published, tmp_path):
+    """Root could put a file in the place of /dev/null."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="named pipe"):
+        bundle.export(published.channel, tmp_path / "fifo")
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+
+
+@pytest.mark.parametrize("home", ["", "relative"])
+def test_a_home_that_is_none_is_said(home, monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", home)
+    for folder in (keys.config_dir, keys.state_dir):
+        with pytest.raises(HomeNotFoundError):
+            folder()
+
+
+def test_a_cuobjdump_that_cannot_be_run_is_no_fault_of_the_package(place, tmp_path, no_cuobjdump, monkeypatch):
+    toolkit_folder = tmp_path / "toolkit"
+    (toolkit_folder / "bin").mkdir(parents=True)
+    monkeypatch.setattr(toolkit, "assembled_path", lambda: toolkit_folder)
+    # where the toolkit has none, the one on PATH counts, and there is none either
+    assert verification.architectures(tmp_path / "library") is None
+    program = toolkit_folder / "bin/cuobjdump"
+    program.write_bytes(b"\0")
+    program.chmod(0o755)
+    with pytest.raises(ToolkitError, match=r"cuobjdump cannot be run: Exec format error"):
+        verification.architectures(tmp_path / "library")
+    program.write_text("#!/bin/sh\nwhile :; do :; done\n")
+    monkeypatch.setattr(verification, "_CUOBJDUMP_SECONDS", 0.2)
+    with pytest.raises(ToolkitError, match="did not end"):
+        verification.architectures(tmp_path / "library")

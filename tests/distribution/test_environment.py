@@ -27,6 +27,7 @@ pytest.importorskip("rattler_build")
 from distribution import environment, files  # noqa: E402
 from distribution.environment import creation, places, solving, specification  # noqa: E402
 from distribution.errors import (  # noqa: E402
+    ChannelUnreachableError,
     DiskSpaceError,
     DistributionError,
     EnvironmentExistsError,
@@ -233,7 +234,8 @@ def test_download_that_is_not_what_the_index_says(channel, home, stalling):
     add_package(channel, "tiny", "1.0", files={"bin/hello": "#!/bin/sh\necho evil\n"})
     with pytest.raises(HashMismatchError, match="tiny-1.0"):
         run("create", "--channel", f"http://127.0.0.1:{stalling.server_address[1]}")
-    assert not list((home / ".conda/envs").iterdir())
+    # nor the folders in which it would have been
+    assert not (home / ".conda").exists()
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "half"])
@@ -247,7 +249,34 @@ def test_package_that_is_not_what_the_index_says(channel, home, damage):
         add_package(channel, "tiny", "1.0", files={"bin/hello": "#!/bin/sh\necho evil\n"})
     with pytest.raises(HashMismatchError, match="tiny-1.0") as caught:
         run("create", "--channel", channel)
-    assert caught.value.remedy and not list((home / ".conda/envs").iterdir())
+    assert caught.value.remedy and not (home / ".conda").exists()
+
+
+def test_the_history_has_one_entry_a_line(channel, tmp_path, monkeypatch):
+    """conda reads it; an argument may hold anything."""
+    monkeypatch.setattr(sys, "argv", ["distribution", "-p", "a\n==> b\udcff é"])
+    run("create", "--channel", channel, "-p", "env")
+    text = (tmp_path / "env/conda-meta/history").read_text(encoding="utf-8")
+    assert text.count("==>") == 2 and r"a\n==> b\udcff é" in text and len(text.splitlines()) == 5
+
+
+@pytest.mark.parametrize("wrong", ["/dev/null", "file", "loop"])
+def test_a_home_that_is_no_folder(channel, tmp_path, monkeypatch, wrong):
+    """py-rattler reads the user's credentials from there."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv("HOME", str(tmp_path / wrong))
+    with pytest.raises(ChannelUnreachableError, match="credentials"):
+        run("create", "--channel", channel, "-p", "env")
+    assert not (tmp_path / "env").exists()
+
+
+def test_a_package_that_is_there_twice_is_refused(channel, tmp_path):
+    """py-rattler would write both into one place at once."""
+    records = solved(channel).records
+    with pytest.raises(EnvironmentInstallError, match="tiny would be installed 2 times"):
+        creation.create([*records, next(one for one in records if one.name.normalized == "tiny")], tmp_path / "env")
+    assert not (tmp_path / "env").exists()
 
 
 def test_rebuilt_package_of_the_same_name_is_not_taken_from_the_cache(channel, tmp_path):
@@ -284,7 +313,7 @@ def test_hopeless_disk_is_said_before_anything_is_unpacked(channel, tmp_path):
     records[0].size = 1 << 60
     with pytest.raises(DiskSpaceError, match="free"):
         creation.create(records, tmp_path / "envs/env")
-    assert not list((tmp_path / "envs").iterdir()) and not (tmp_path / "cache").exists()
+    assert not (tmp_path / "envs").exists() and not (tmp_path / "cache").exists()
 
 
 @contextlib.contextmanager

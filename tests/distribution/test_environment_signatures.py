@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -15,13 +17,13 @@ pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 pytest.importorskip("cryptography")
 
-from distribution import environment  # noqa: E402
+from distribution import environment, files  # noqa: E402
 from distribution.channel import keys, manifest, signing  # noqa: E402
 from distribution.channel.generations import Channel  # noqa: E402
 from distribution.channel.publishing import publish  # noqa: E402
 from distribution.channel.verification import verify  # noqa: E402
 from distribution.environment import signatures, solving, specification  # noqa: E402
-from distribution.errors import ChannelNotFoundError, UnsignedPackageError  # noqa: E402
+from distribution.errors import ChannelDamagedError, ChannelNotFoundError, UnsignedPackageError  # noqa: E402
 from rattler import Channel as CondaChannel, RepoDataRecord  # noqa: E402
 from tiny_packages import add_package, index  # noqa: E402
 
@@ -219,3 +221,24 @@ def test_a_list_that_somebody_else_signed(channel, stranger, tmp_path, monkeypat
         create("--channel", channel, "--key", key, "--force")
     found = {one.path: one.problems for one in verify(Channel.at(channel), key) if one.problems}
     assert list(found) == [manifest.MANIFEST] and "not signed by the configured key" in found[manifest.MANIFEST][0]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda index: index.update(info=0),
+    lambda index: index["packages.conda"].update(broken=0),
+    lambda index: index["packages.conda"]["tool-1.0-h0_0.conda"].update(sha256=1e30),
+])  # fmt: skip
+def test_a_signed_index_that_is_none(channel, publisher, damage):
+    """Whoever publishes may do so with other programs."""
+    folder = channel.resolve()
+    file = folder / "linux-64/repodata.json"
+    document = json.loads(file.read_text())
+    damage(document)
+    file.unlink()
+    file.write_text(json.dumps(document))
+    content = manifest.read(folder)
+    signed = dataclasses.replace(content, files={**content.files, "linux-64/repodata.json": files.sha256_of(file)})
+    (folder / manifest.MANIFEST).unlink()
+    (folder / manifest.MANIFEST).write_text(manifest.dump(signed, keys.signing_key()))
+    with pytest.raises(ChannelDamagedError, match=r"linux-64/repodata\.json .* cannot be read"):
+        create("--channel", channel)

@@ -16,7 +16,7 @@ import pytest
 from engine_carrier import ROOT  # noqa: F401
 
 from distribution.errors import ChannelUnreachableError, FetchError
-from distribution.fetching import fetch_bytes, fetch_range
+from distribution.fetching import answers, fetch_bytes, fetch_range
 
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy")
 LIMIT = 1 << 20
@@ -24,7 +24,7 @@ LIMIT = 1 << 20
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    from damage_run import misbehaving_server
+    from damage_process import misbehaving_server
 
     with misbehaving_server() as address:
         yield address
@@ -157,3 +157,14 @@ def test_a_proxy_is_used(url, monkeypatch):
         # what it makes of an absolute address is its own affair
         fetch_bytes("http://example.invalid/good", LIMIT, 5)
     assert caught.value.status == 404 and urllib.parse.urlsplit(url).port
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "there"),
+    [("good", True), ("endless", True), ("404", False), ("circle", False), ("to-file", False), ("garbage", False),
+     ("silent", False), ("drips-status", False), ("drips-headers", False)],
+)  # fmt: skip
+def test_whether_something_is_there_is_known_in_time(url, behaviour, there):
+    began = time.monotonic()
+    assert answers(f"{url}/{behaviour}", 1.0) is there
+    assert time.monotonic() - began < 10

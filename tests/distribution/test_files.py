@@ -9,14 +9,15 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from engine_carrier import ROOT
 
-from distribution import files
-from distribution.errors import HomeNotFoundError, PinError
+from distribution import files, pip
+from distribution.errors import HashMismatchError, HomeNotFoundError, PinError
 
 
 def specials(folder: Path) -> dict[str, Path]:
@@ -218,3 +219,58 @@ def test_folders_of_the_user(monkeypatch, tmp_path):
         monkeypatch.setenv("HOME", wrong)
         with pytest.raises(HomeNotFoundError):
             files.cache_dir()
+
+
+def test_a_file_that_is_empty_but_for_its_size_is_not_hashed(tmp_path):
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="larger than 1,000 bytes"):
+        files.sha256_of(tmp_path / "huge", 1000)
+    with pytest.raises(HashMismatchError, match="no file of an index"):
+        pip.check_sha256(tmp_path / "huge", "0" * 64)
+
+
+def test_folders_that_were_made_for_nothing_are_gone(tmp_path):
+    with pytest.raises(KeyError), files.made_folder(tmp_path / "a/b/c") as made:
+        assert made == [tmp_path / "a/b/c", tmp_path / "a/b", tmp_path / "a"]
+        raise KeyError
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(KeyError), files.made_folder(tmp_path / "a/b/c"):
+        (tmp_path / "a/kept").write_text("")
+        raise KeyError
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+
+
+def test_a_folder_that_comes_back_is_removed_for_good(tmp_path):
+    folder = tmp_path / "folder"
+
+    def come_back() -> None:
+        for _ in range(5):
+            (folder / "deeper").mkdir(parents=True, exist_ok=True)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    files.remove_for_good(folder)
+    thread.join()
+    assert not folder.exists()
+
+
+def test_a_lock_whose_file_was_taken_away_is_taken_anew(tmp_path):
+    """Who had it removed it and its folder; a third one would lock another file."""
+    path, order = tmp_path / "folder/lock", []
+
+    def second() -> None:
+        with files.locked(path, "a test"):
+            order.append("second")
+            assert path.exists()
+
+    thread = threading.Thread(target=second)
+    with files.locked(path, "a test"):
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+        path.unlink()
+        path.parent.rmdir()
+    thread.join()
+    assert order == ["first", "second"] and path.exists()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -154,3 +155,91 @@ def test_when_one_of_several_fails_the_others_have_ended():
     with pytest.raises(ValueError, match="one"):
         waiting.wait(waiting.all_of(map(one, (300, 1, 200))))
     assert sorted(ended) == [1, 200, 300]
+
+
+def test_what_takes_too_long_is_given_up():
+    pytest.importorskip("rattler")
+    import asyncio
+
+    from distribution import waiting
+    from distribution.errors import ChannelUnreachableError
+
+    ended = []
+
+    async def drip() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    async def refuse() -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(ChannelUnreachableError, match="did not answer completely within 0 s"):
+        waiting.wait(drip(), seconds=0.2)
+    assert ended
+    with pytest.raises(TimeoutError, match="its own"):
+        waiting.wait(refuse(), seconds=60)
+
+
+def test_the_indexer_writes_nothing_after_a_signal(tmp_path, monkeypatch):
+    pytest.importorskip("rattler")
+    import asyncio
+    import importlib
+
+    from distribution import waiting
+
+    written = []
+
+    async def index_fs(folder: Path) -> None:
+        # its threads go on
+        threading.Timer(0.2, written.append, [folder]).start()
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(importlib.import_module("rattler.index"), "index_fs", index_fs)
+    with pytest.raises(KeyboardInterrupt):
+        waiting.index_channel(tmp_path)
+    assert written == [tmp_path]
+
+
+def test_a_signal_does_not_wait_for_other_threads():
+    """It is the main thread's; in another one nobody would catch what it raises."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with interruption.deferred():
+            inside.set()
+            go_on.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait(60)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    go_on.set()
+    thread.join()
+
+
+def test_a_scratch_folder_is_removed_whenever_a_signal_comes(tmp_path, monkeypatch):
+    """Also while it is made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make = tempfile.mkdtemp
+
+    def interrupted(*arguments: object, **more: object) -> str:
+        made = make(*arguments, **more)
+        signal.raise_signal(signal.SIGINT)
+        return made
+
+    monkeypatch.setattr(tempfile, "mkdtemp", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.scratch_folder():
+        raise AssertionError("the signal comes first")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_indexer_takes_no_path_that_is_not_utf_8(tmp_path):
+    pytest.importorskip("rattler")
+    from distribution import waiting
+
+    with pytest.raises(OSError, match="not UTF-8"):
+        waiting.index_channel(tmp_path / os.fsdecode(b"\xff"))

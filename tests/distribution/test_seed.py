@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import zipfile
@@ -184,6 +186,30 @@ def test_folder_with_something_else_is_kept(tmp_path):
     with pytest.raises(SeedError, match="no seed channel"):
         channel.variants(tmp_path)
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize("damage", [os.mkfifo, lambda file: file.write_text("[]"), lambda file: file.write_text("[" * 100_000)])
+def test_a_record_that_is_none(tmp_path, damage):
+    damage(tmp_path / channel.RECORD)
+    with pytest.raises(SeedError, match="no seed channel"):
+        channel.variants(tmp_path)
+    assert "not made yet" in channel.status(cache=tmp_path / "cache", output=tmp_path)
+
+
+def test_folders_made_for_nothing_are_gone(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(DiskSpaceError):
+        patched.setattr(channel, "NEEDED", 1 << 60)
+        channel.seed(cache=tmp_path / "cache", output=tmp_path / "new/seed")
+    assert not (tmp_path / "new").exists()
+
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "seed").mkdir()
+    monkeypatch.setattr(channel, "write_atomically", refuse)
+    with pytest.raises(OSError, match="space"):
+        channel._write_variant_files(tmp_path / "seed", channel.Inputs.of_machine(with_cuda=False))
+    assert not list((tmp_path / "seed").iterdir())
 
 
 def test_full_disk_is_said_before_anything_is_downloaded(tmp_path, monkeypatch):

@@ -383,3 +383,12 @@ def test_the_real_carrier(tmp_path):
     assert "carried" not in command("vendor", "--folder", str(folder), **environment).stderr
     print(f"no-op: {time.monotonic() - began:.1f} s")
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("head", ["HEAD", ".git/HEAD"])
+def test_a_repository_whose_head_is_a_fifo_is_not_waited_for(tmp_path, head):
+    (tmp_path / "repository/.git").mkdir(parents=True)
+    os.mkfifo(tmp_path / "repository" / head)
+    with pytest.raises(DownloadError, match="named pipe"):
+        sources.checkout(str(tmp_path / "repository"), "0" * 40, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
