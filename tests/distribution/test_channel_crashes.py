@@ -33,7 +33,7 @@ from distribution.files import sha256_of
 
 pytestmark = pytest.mark.slow  # CI runs them; `make test ARGS="-m slow"` does
 
-ROUNDS = 50
+ROUNDS = 20
 NAMES = ("libggml-cuda", "libllama", "llama-cpp-python", "llama.cpp")
 
 # Solves again and again, as another process would: what it finds must be one release, whole.
