@@ -156,7 +156,7 @@ extern "C" {
 
 enum llama_common_status llama_common_chat_init(
         const struct llama_model * model, const char * chat_template, const char * bos_token, const char * eos_token,
-        struct llama_common_chat ** chat, char ** error) {
+        const struct llama_common_limits * limits, struct llama_common_chat ** chat, char ** error) {
     return guarded(error, LLAMA_COMMON_TEMPLATE_ERROR, [&] {
         required(chat, "chat");
         const std::string source = chat_template ? chat_template : "";
@@ -182,7 +182,7 @@ enum llama_common_status llama_common_chat_init(
                 }
             }
             result->templates = common_chat_templates_init(model, source, bos, eos);
-        });
+        }, limits);
         *chat = result.release();
     });
 }
@@ -207,7 +207,8 @@ enum llama_common_status llama_common_chat_describe(
 }
 
 enum llama_common_status llama_common_chat_apply(
-        const struct llama_common_chat * chat, const char * request, char ** result, char ** error) {
+        const struct llama_common_chat * chat, const char * request, const struct llama_common_limits * limits, char ** result,
+        char ** error) {
     return guarded(error, LLAMA_COMMON_TEMPLATE_ERROR, [&] {
         required(chat, "chat");
         required(result, "result");
@@ -215,7 +216,7 @@ enum llama_common_status llama_common_chat_apply(
             const auto inputs = read_inputs(parse_object(request, "request"));
             const auto params = common_chat_templates_apply(chat->templates.get(), inputs);
             *result = copy_string(result_to_json(params, inputs).dump_safe());
-        });
+        }, limits);
     });
 }
 

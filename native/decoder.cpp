@@ -47,6 +47,7 @@ struct llama_common_sampler {
     sampler_ptr grammar;
     sampler_ptr after;
     size_t      n_needed;  // how many of the best tokens decide the choice; 0 when all do
+    int64_t     n_stacks;  // that the grammar may look at for one token; 0 is no limit
 
     bool decided_by(const candidates & from) const {
         size_t n = 0;
@@ -92,8 +93,16 @@ struct llama_common_sampler {
         tokens.erase(std::remove_if(tokens.begin(), tokens.end(), forbidden), tokens.end());
     }
 
+    // To be called for each token.
+    void limit() const {
+        if (grammar) {
+            limit_grammar(n_stacks);
+        }
+    }
+
     // From the whole vocabulary, `from`, as it came out of the model.
     llama_token choose_from_all(std::vector<llama_token_data> & from) const {
+        limit();
         change(from);
         // nothing to look a second time for when all tokens are at hand
         if (grammar) {
@@ -190,6 +199,7 @@ struct llama_common_decoder {
     // Different rows and samplers in different threads.
     llama_token pick(int32_t row, const float * host, const llama_common_sampler & sampler, bool only_best) const {
         thread_local candidates found;
+        sampler.limit();
         const auto              take = [&](size_t n) {
             if (host == nullptr) {
                 device->take(row, (int64_t) n, found);
@@ -298,13 +308,13 @@ struct llama_sampler_seq_config * llama_common_top_k_configs(struct llama_common
 
 enum llama_common_status llama_common_sampler_init(
         struct llama_sampler * before, struct llama_sampler * grammar, struct llama_sampler * after, int32_t n_needed,
-        struct llama_common_sampler ** sampler, char ** error) {
+        int64_t n_stacks, struct llama_common_sampler ** sampler, char ** error) {
     // owned from here on, also when something is wrong
     sampler_ptr parts[] = {sampler_ptr(before), sampler_ptr(grammar), sampler_ptr(after)};
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         required(after, "after");
         *required(sampler, "sampler") = new llama_common_sampler{
-            std::move(parts[0]), std::move(parts[1]), std::move(parts[2]), (size_t) std::max(n_needed, 0)};
+            std::move(parts[0]), std::move(parts[1]), std::move(parts[2]), (size_t) std::max(n_needed, 0), n_stacks};
     });
 }
 

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <memory>
 
+// of the engine, by way of vendor/llama.cpp/patches/0008-grammar-repetitions.patch
+const char * llama_grammar_last_error(void);
+
 using namespace llama_common_c;
 
 namespace {
@@ -67,6 +70,22 @@ triggers read_triggers(const llama_vocab * vocab, const common_json & format) {
     return result;
 }
 
+// The engine says where by what is left of the grammar; a line and a column are shorter.
+std::string with_place(const std::string & grammar, const std::string & why) {
+    static const std::string AT = " at ";
+    for (size_t at = why.find(AT); at != std::string::npos; at = why.find(AT, at + 1)) {
+        const auto rest = why.substr(at + AT.size());
+        if (rest.size() > grammar.size() || grammar.compare(grammar.size() - rest.size(), rest.size(), rest) != 0) {
+            continue;
+        }
+        const auto before = grammar.substr(0, grammar.size() - rest.size());
+        const auto line   = std::count(before.begin(), before.end(), '\n') + 1;
+        const auto start  = before.rfind('\n') + 1;  // 0 where there is none
+        return why.substr(0, at) + " at line " + std::to_string(line) + ", column " + std::to_string(before.size() - start + 1);
+    }
+    return why;
+}
+
 // The grammar describes the whole answer; what the prompt already holds of it has to be read first.
 void read_generation_prompt(llama_sampler * sampler, const llama_vocab * vocab, const std::string & prompt) {
     if (prompt.empty()) {
@@ -92,7 +111,7 @@ void read_generation_prompt(llama_sampler * sampler, const llama_vocab * vocab, 
 extern "C" {
 
 enum llama_common_status llama_common_json_schema_to_grammar(
-        const char * json_schema, char ** grammar, char ** error) {
+        const char * json_schema, const struct llama_common_limits * limits, char ** grammar, char ** error) {
     return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
         required(json_schema, "json_schema");
         required(grammar, "grammar");
@@ -103,12 +122,13 @@ enum llama_common_status llama_common_json_schema_to_grammar(
             throw failure(LLAMA_COMMON_INVALID_ARGUMENT, std::string("json_schema is not valid JSON: ") + e.what());
         }
         // GBNF always: the caller has a GBNF sampler, whatever else the engine was built with
-        on_large_stack([&] { *grammar = copy_string(json_schema_to_grammar(schema, /* force_gbnf = */ true)); });
+        on_large_stack([&] { *grammar = copy_string(json_schema_to_grammar(schema, /* force_gbnf = */ true)); }, limits);
     });
 }
 
 enum llama_common_status llama_common_grammar_init(
-        const struct llama_vocab * vocab, const char * format, struct llama_sampler ** sampler, char ** error) {
+        const struct llama_vocab * vocab, const char * format, const struct llama_common_limits * limits,
+        struct llama_sampler ** sampler, char ** error) {
     return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
         required(vocab, "vocab");
         required(sampler, "sampler");
@@ -116,10 +136,12 @@ enum llama_common_status llama_common_grammar_init(
         const auto grammar = field<std::string>(json, "grammar", "");
         const bool lazy    = field<bool>(json, "grammar_lazy", false);
         sampler_ptr result;
+        std::string why;
         // the parser and its check for left recursion descend as deep as the grammar is nested
         on_large_stack([&] {
             if (!lazy) {
                 result.reset(llama_sampler_init_grammar(vocab, grammar.c_str(), "root"));
+                why = llama_grammar_last_error();
                 return;
             }
             const auto                wake = read_triggers(vocab, json);
@@ -130,10 +152,12 @@ enum llama_common_status llama_common_grammar_init(
             result.reset(llama_sampler_init_grammar_lazy_patterns(
                 vocab, grammar.c_str(), "root", patterns.data(), patterns.size(), wake.tokens.data(),
                 wake.tokens.size()));
-        });
+            why = llama_grammar_last_error();
+        }, limits);
         if (!result) {
-            throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "the grammar does not parse");
+            throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "the grammar does not parse: " + with_place(grammar, why));
         }
+        limit_grammar(limits == nullptr ? 0 : limits->n_stacks);
         if (!lazy) {
             read_generation_prompt(result.get(), vocab, field<std::string>(json, "generation_prompt", ""));
         }

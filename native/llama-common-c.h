@@ -37,6 +37,19 @@ enum llama_common_status {
     LLAMA_COMMON_OUT_OF_MEMORY    = 5,
     LLAMA_COMMON_INTERNAL_ERROR   = 6,
     LLAMA_COMMON_NEEDS_ALL        = 7,  // no error: the best tokens alone do not decide
+    LLAMA_COMMON_LIMIT_REACHED    = 8,  // a template or a grammar costs more than it may
+    LLAMA_COMMON_STOPPED          = 9,  // it was to be stopped
+    LLAMA_COMMON_VOCAB_ERROR      = 10, // the vocabulary is damaged
+};
+
+// What templates and grammars may cost, which come from anywhere; 0 is no limit.
+struct llama_common_limits {
+    double  seconds;               // of each call
+    int64_t n_bytes;               // of all text that a template makes
+    int64_t n_values;              // that a template has at once
+    int64_t n_stacks;              // ways to go on that are looked at while a grammar is read
+    bool (*stopped)(void * data);  // asked fifty times a second, in the caller's thread, whether to stop; NULL for never
+    void * data;
 };
 
 // What stands for the result of llama_decode() where it threw an exception instead.
@@ -83,6 +96,7 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_init(
         const char *                chat_template,
         const char *                bos_token,
         const char *                eos_token,
+        const struct llama_common_limits * limits,
         struct llama_common_chat ** chat,
         char **                     error);
 
@@ -104,6 +118,7 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_describe(
 LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_apply(
         const struct llama_common_chat * chat,
         const char *                     request,
+        const struct llama_common_limits * limits,
         char **                          result,
         char **                          error);
 
@@ -136,12 +151,46 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_parser_update(
         char **                           deltas,
         char **                           error);
 
+// llama_tokenize(), llama_token_to_piece() and llama_sampler_init_dry(), which let exceptions out where a vocabulary is damaged.
+// *n is what the first two return; *sampler is the caller's.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_tokenize(
+        const struct llama_vocab * vocab,
+        const char *               text,
+        int32_t                    n_text,
+        llama_token *              tokens,
+        int32_t                    n_tokens_max,
+        bool                       add_special,
+        bool                       parse_special,
+        int32_t *                  n,
+        char **                    error);
+
+LLAMA_COMMON_C_API enum llama_common_status llama_common_token_to_piece(
+        const struct llama_vocab * vocab,
+        llama_token                token,
+        char *                     piece,
+        int32_t                    n_max,
+        bool                       special,
+        int32_t *                  n,
+        char **                    error);
+
+LLAMA_COMMON_C_API enum llama_common_status llama_common_dry_init(
+        const struct llama_vocab * vocab,
+        float                      multiplier,
+        float                      base,
+        int32_t                    allowed_length,
+        int32_t                    penalty_last_n,
+        const char **              breakers,
+        size_t                     n_breakers,
+        struct llama_sampler **    sampler,
+        char **                    error);
+
 // A GBNF grammar for the JSON documents the schema describes. What a grammar cannot express (a pattern that is not
-// anchored, say) it lets pass; the engine then says so on stderr.
+// anchored, say) it lets pass; the log then says so.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_json_schema_to_grammar(
-        const char * json_schema,
-        char **      grammar,
-        char **      error);
+        const char *                       json_schema,
+        const struct llama_common_limits * limits,
+        char **                            grammar,
+        char **                            error);
 
 // A sampler that holds the answer to a grammar, to be added to a chain (which then owns it). `format` is the result of
 // llama_common_chat_apply(), or {"grammar": "..."}: a lazy grammar wakes at its triggers, another one first reads the
@@ -149,6 +198,7 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_json_schema_to_grammar(
 LLAMA_COMMON_C_API enum llama_common_status llama_common_grammar_init(
         const struct llama_vocab * vocab,
         const char *               format,
+        const struct llama_common_limits * limits,
         struct llama_sampler **    sampler,
         char **                    error);
 
@@ -166,13 +216,15 @@ LLAMA_COMMON_C_API struct llama_sampler_seq_config * llama_common_top_k_configs(
 
 // What one request samples with: `before` (NULL allowed) changes logits (bias, penalties), `grammar` (NULL allowed)
 // forbids, and the chain `after` truncates and chooses. When the choice depends only on the `n_needed` best tokens, as
-// `before` left them, and `before` never raises a logit, no others are looked at; 0 looks at all. The three belong to
-// *sampler from here on, also when this fails.
+// `before` left them, and `before` never raises a logit, no others are looked at; 0 looks at all. `n_stacks` is how many ways to
+// go on of the grammar may be looked at for one token; 0 is no limit. The three belong to *sampler from here on, also when this
+// fails.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_sampler_init(
         struct llama_sampler *         before,
         struct llama_sampler *         grammar,
         struct llama_sampler *         after,
         int32_t                        n_needed,
+        int64_t                        n_stacks,
         struct llama_common_sampler ** sampler,
         char **                        error);
 

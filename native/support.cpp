@@ -1,6 +1,17 @@
 #include "support.h"
 
+#include "jinja/utils.h"
+
 #include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+
+// of the engine, by way of vendor/llama.cpp/patches/0008-grammar-repetitions.patch
+void llama_grammar_set_limit(uint64_t n_stacks);
 
 namespace llama_common_c {
 
@@ -45,26 +56,73 @@ bool present(const common_json & object, const char * key) {
 namespace {
 
 constexpr size_t LARGE_STACK = size_t(1) << 30;  // reserved, not committed: pages are touched as they are used
+constexpr auto   PATIENCE    = std::chrono::milliseconds(20);
 
 struct call {
     const std::function<void()> & body;
+    const llama_common_limits *   limits;
     std::exception_ptr            thrown;
+    const char *                  exceeded = nullptr;
+    std::atomic<bool>             stopped{false};
+    bool                          ended = false;
+    std::mutex                    mutex;
+    std::condition_variable       end;
+
+    void run() {
+        jinja::run_limits own;
+        if (limits != nullptr) {
+            if (limits->seconds > 0) {
+                // further away there is none
+                own.deadline = std::chrono::steady_clock::now() +
+                               std::chrono::microseconds((int64_t) (std::min(limits->seconds, 1e9) * 1e6));
+            }
+            if (limits->n_bytes > 0) {
+                own.bytes_left = limits->n_bytes;
+            }
+            if (limits->n_values > 0) {
+                own.values_left = limits->n_values;
+            }
+            own.stopped                  = &stopped;
+            jinja::run_limits::current() = &own;
+            limit_grammar(limits->n_stacks);
+        }
+        try {
+            body();
+        } catch (...) {
+            thrown = std::current_exception();
+        }
+        jinja::run_limits::current() = nullptr;
+        exceeded                     = own.exceeded;
+        limit_grammar(0);
+        const std::lock_guard<std::mutex> lock(mutex);
+        ended = true;
+        end.notify_all();
+    }
+
+    // Until it has ended; the caller's own thread is the one that hears of signals.
+    void wait() {
+        std::unique_lock<std::mutex> lock(mutex);
+        while (!end.wait_for(lock, PATIENCE, [this] { return ended; })) {
+            if (limits != nullptr && limits->stopped != nullptr) {
+                lock.unlock();
+                if (limits->stopped(limits->data)) {
+                    stopped = true;
+                }
+                lock.lock();
+            }
+        }
+    }
 };
 
 void * run(void * argument) {
-    auto * self = static_cast<call *>(argument);
-    try {
-        self->body();
-    } catch (...) {
-        self->thrown = std::current_exception();
-    }
+    static_cast<call *>(argument)->run();
     return nullptr;
 }
 
 }  // namespace
 
-void on_large_stack(const std::function<void()> & body) {
-    call           self{body, nullptr};
+void on_large_stack(const std::function<void()> & body, const llama_common_limits * limits) {
+    call           self{body, limits};
     pthread_attr_t attributes;
     pthread_t      thread;
     pthread_attr_init(&attributes);
@@ -72,14 +130,23 @@ void on_large_stack(const std::function<void()> & body) {
                          pthread_create(&thread, &attributes, run, &self) == 0;
     pthread_attr_destroy(&attributes);
     if (started) {
+        self.wait();
         pthread_join(thread, nullptr);
     } else {
-        run(&self);  // under a tight address-space limit an ordinary stack is better than none
+        self.run();  // under a tight address-space limit an ordinary stack is better than none
+    }
+    if (self.stopped) {
+        throw failure(LLAMA_COMMON_STOPPED, "it was stopped");
+    }
+    if (self.exceeded != nullptr) {
+        throw failure(LLAMA_COMMON_LIMIT_REACHED, std::string("the template ") + self.exceeded);
     }
     if (self.thrown) {
         std::rethrow_exception(self.thrown);
     }
 }
+
+void limit_grammar(int64_t n_stacks) { llama_grammar_set_limit(n_stacks > 0 ? (uint64_t) n_stacks : UINT64_MAX); }
 
 }  // namespace llama_common_c
 

@@ -36,6 +36,10 @@ llama_common_status guarded(char ** error, llama_common_status otherwise, Body &
     } catch (const failure & e) {
         store_error(error, e.what());
         return e.status;
+    } catch (const std::length_error & e) {
+        // the engine's, of a grammar that is too ambiguous
+        store_error(error, e.what());
+        return LLAMA_COMMON_LIMIT_REACHED;
     } catch (const std::bad_alloc &) {
         store_error(error, "out of memory");
         return LLAMA_COMMON_OUT_OF_MEMORY;
@@ -72,7 +76,11 @@ template <typename T> T field(const common_json & object, const char * key, T ot
 
 bool present(const common_json & object, const char * key);
 
-// Runs `body` on a thread whose stack is large enough for data nested as deep as its size allows, and rethrows.
-void on_large_stack(const std::function<void()> & body);
+// Runs `body` on a thread whose stack is large enough for data nested as deep as its size allows, and rethrows. With `limits`, it
+// ends with LLAMA_COMMON_LIMIT_REACHED or LLAMA_COMMON_STOPPED where it costs more.
+void on_large_stack(const std::function<void()> & body, const llama_common_limits * limits = nullptr);
+
+// From here on, grammars may look at so many ways to go on in this thread; 0 is no limit.
+void limit_grammar(int64_t n_stacks);
 
 }  // namespace llama_common_c

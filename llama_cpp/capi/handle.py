@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any, Callable
 
-from ..errors import ForkedProcessError, ModelClosedError
+from ..errors import ForkedProcessError, ModelClosedError, UncopyableError
 from .interrupts import DeferredInterrupts
 
 
@@ -19,7 +19,17 @@ def refuse_fork(pid: int) -> None:
         )
 
 
-class Handle:
+class Uncopyable:
+    """What can neither be copied nor pickled: it owns a native object, or a thread, that there is one of."""
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        raise UncopyableError(
+            f"A {type(self).__name__} cannot be copied or pickled: it owns memory of the engine.",
+            remedy="Pass it on as it is, or open the model once more; another process opens its own.",
+        )
+
+
+class Handle(Uncopyable):
     """Owns a native object and counts its users; after :meth:`close`, the last of them frees it.
 
     Any thread may enter it, and enter it again, to use the object.

@@ -10,8 +10,10 @@ from ..errors import (
     ChatTemplateError,
     GrammarError,
     InvalidArgumentError,
+    LimitReachedError,
     LlamaCppError,
     NativeError,
+    TokenizationError,
 )
 from . import llama_common_c as native
 
@@ -24,8 +26,10 @@ _ERRORS: dict[int, tuple[type[LlamaCppError], str]] = {
     native.LLAMA_COMMON_PARSE_ERROR: (ChatParseError, ""),
     native.LLAMA_COMMON_GRAMMAR_ERROR: (
         GrammarError,
-        "The log (llama_cpp.native) names the place; a grammar needs a rule named root.",
+        "A grammar is GBNF, with a rule named root.",
     ),
+    native.LLAMA_COMMON_VOCAB_ERROR: (TokenizationError, "The model's file may be damaged: download or convert it again."),
+    native.LLAMA_COMMON_LIMIT_REACHED: (LimitReachedError, "Give limits=Limits(…) with more, if it is to be trusted."),
 }
 
 
