@@ -8,13 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..capi import llama
+from ..capi.handle import Uncopyable
 from ..capi.interrupts import DeferredInterrupts
 from ..errors import AdapterLoadError, InvalidArgumentError, InvalidGGUFError
+from ..values import number, refused
 from .gguf import read_gguf
+from .gguf_types import GGUFFile, TensorInfo, ValueType
 from .model import Model
+from .tensor_types import MATRIX_TYPES
+
+_KEY_TYPES = {
+    "general.type": ValueType.STRING,
+    "general.architecture": ValueType.STRING,
+    "adapter.type": ValueType.STRING,
+    "adapter.lora.alpha": ValueType.FLOAT32,
+}
 
 
-class Adapter:
+class Adapter(Uncopyable):
     """A LoRA adapter of a model (Hu et al. 2021), in the engine's memory for as long as the model is.
 
     Args:
@@ -27,12 +38,7 @@ class Adapter:
 
     def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        kind = read_gguf(self.path).metadata.get("general.type")
-        if kind != "adapter":
-            raise InvalidGGUFError(
-                f"{self.path} is not an adapter: its general.type is {kind!r}.",
-                remedy="Give a LoRA adapter converted with llama.cpp's convert_lora_to_gguf.py.",
-            )
+        check_adapter(read_gguf(self.path), model)
         with model.in_use() as pointer, DeferredInterrupts():
             self.pointer = llama.llama_adapter_lora_init(pointer, os.fsencode(self.path))
         if not self.pointer:
@@ -42,7 +48,63 @@ class Adapter:
             )
 
 
-class AdapterSet:
+def check_adapter(file: GGUFFile, model: Model) -> None:
+    """Checks what the engine asserts on, or trusts, of an adapter.
+
+    Raises:
+        InvalidGGUFError: it is none, or has types that the engine ends the process on.
+        AdapterLoadError: it was made for another model.
+    """
+
+    def invalid(what: str, remedy: str = "Convert the adapter again with llama.cpp's convert_lora_to_gguf.py.") -> InvalidGGUFError:
+        return InvalidGGUFError(f"{file.path} is not an adapter that can be used: {what}.", remedy=remedy)
+
+    for key, expected in _KEY_TYPES.items():
+        actual = file.types.get(key, expected)
+        if actual is not expected:
+            raise invalid(f"key '{key}' must be of type {expected.name}, but is {actual.name}")
+    for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
+        if file.metadata.get(key) != wanted:
+            raise invalid(f"key '{key}' is {file.metadata.get(key)!r}, not {wanted!r}", "Give a LoRA adapter converted to GGUF.")
+    if file.architecture != model.architecture:
+        raise AdapterLoadError(
+            f"{file.path} is an adapter of a model of architecture {file.architecture!r}; this one is {model.architecture!r}."
+        )
+    pairs: dict[str, dict[str, TensorInfo]] = {}
+    for tensor in file.tensors:
+        if tensor.name.endswith("_norm.weight"):
+            continue  # the engine leaves them out
+        name, _, half = tensor.name.rpartition(".")
+        if half not in ("lora_a", "lora_b"):
+            raise invalid(f"tensor '{tensor.name}' is not one of a LoRA adapter")
+        if tensor.type_id not in MATRIX_TYPES:
+            raise invalid(f"tensor '{tensor.name}' is of type {tensor.type_name}, which the engine cannot multiply with")
+        pairs.setdefault(name, {})[half] = tensor
+    for name, pair in pairs.items():
+        _check_pair(file, name, pair, model)
+
+
+def _check_pair(file: GGUFFile, name: str, pair: Mapping[str, TensorInfo], model: Model) -> None:
+    """Two matrices whose product has the shape of a tensor of the model; the engine asserts on some that do not."""
+    if len(pair) < 2:
+        raise InvalidGGUFError(f"{file.path}: of the pair for '{name}' there is only {pair.popitem()[1].name!r}.")
+    base = model.shapes.get(name)
+    if base is None:
+        raise AdapterLoadError(f"{file.path} has an adapter for '{name}', which the model does not have.")
+    a, b, whole = ((*shape, 1, 1, 1, 1)[:4] for shape in (pair["lora_a"].shape, pair["lora_b"].shape, base))
+    if name == "token_embd.weight":  # there the first is transposed
+        fits = (b[1], a[1], a[0]) == (whole[0], whole[1], b[0]) and a[2:] == b[2:] == whole[2:]
+    else:
+        fits = (a[0], b[1], a[1]) == (whole[0], whole[1], b[0]) and a[2:] == b[2:] == whole[2:]
+    if not fits:
+        raise AdapterLoadError(
+            f"{file.path}: the pair for '{name}' has the shapes {pair['lora_a'].shape} and {pair['lora_b'].shape}; "
+            f"the model's is {base}.",
+            remedy="The adapter was made for another model.",
+        )
+
+
+class AdapterSet(Uncopyable):
     """The adapters a model was loaded with, by name.
 
     Args:
@@ -76,7 +138,8 @@ class AdapterSet:
                 raise InvalidArgumentError(
                     f"lora names the adapter {name!r}.", remedy=f"This model was loaded with: {', '.join(self.names) or 'none'}."
                 )
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-                raise InvalidArgumentError(f"lora[{name!r}]={scale!r} is not a finite number.")
-        chosen = ((self._adapters[name].pointer, float(scale)) for name, scale in scales.items() if scale)
-        return tuple(sorted(chosen))
+        factors = {name: number(f"lora[{name!r}]", scale) for name, scale in scales.items()}
+        for name, factor in factors.items():
+            if not math.isfinite(factor):
+                raise refused(f"lora[{name!r}]", factor, "a finite number")
+        return tuple(sorted((self._adapters[name].pointer, factor) for name, factor in factors.items() if factor))

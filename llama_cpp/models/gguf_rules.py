@@ -11,7 +11,8 @@ from typing import Any
 
 from ..errors import GGUFLimitError, InvalidGGUFError
 from .gguf_architectures import broken_rule
-from .gguf_types import GGUFArray, GGUFFile, ValueType
+from .gguf_types import TENSOR_TYPES, GGUFArray, GGUFFile, ValueType
+from .tensor_types import allowed_types
 
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
@@ -397,6 +398,12 @@ def _check_tensors(files: Sequence[GGUFFile]) -> None:
             # RoPE asserts that its frequency factors are 32-bit floats.
             if "rope_f" in tensor.name and tensor.type_id != 0:
                 raise _invalid(file, f"tensor '{tensor.name}' must be of type F32, but is {tensor.type_name}")
+            allowed = allowed_types(tensor)
+            if tensor.type_id not in allowed:
+                names = ", ".join(sorted(TENSOR_TYPES[type_id].name for type_id in allowed)) if len(allowed) < 4 else "others"
+                raise _invalid(
+                    file, f"tensor '{tensor.name}' is of type {tensor.type_name}; the engine computes with {names} there"
+                )
             # Mapped into memory, weights are a host buffer, whose start must be aligned.
             if file.alignment < DATA_ALIGNMENT and (file.data_offset + tensor.offset) % DATA_ALIGNMENT:
                 raise _invalid(

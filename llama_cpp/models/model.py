@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from ..capi import llama
-from ..capi.handle import Handle
+from ..capi import llama_common_c as native
+from ..capi.handle import Handle, Uncopyable
 from ..capi.interrupts import DeferredInterrupts
 from ..capi.loader import libraries
+from ..capi.status import call
 from ..errors import InvalidArgumentError, ModelLoadError, TokenizationError
 from . import gguf
 from .overrides import Override, check_overrides, native_overrides
@@ -20,7 +22,7 @@ from .overrides import Override, check_overrides, native_overrides
 _QUICK = 1 << 10
 
 
-class Model:
+class Model(Uncopyable):
     """Owns one ``llama_model``.
 
     Args:
@@ -33,6 +35,7 @@ class Model:
         path, overrides: what it was loaded from, and the metadata that was replaced.
         learnt_positions: there is a table of them, and no token can be beyond its end (n_ctx_train); the engine ends the
             process there.
+        architecture: ``general.architecture``. shapes: of its tensors, the contiguous dimension first.
         classifies: it has what pooling by rank needs. projects: its vectors can have another width than its layers.
         pieces: bytes of tokens that :meth:`token_to_piece` was asked for, special ones being empty.
 
@@ -54,14 +57,16 @@ class Model:
         libraries()  # raises in a forked child whose GPU backend cannot work
         self.path = Path(path)
         self.overrides = overrides = check_overrides(kv_overrides)
-        native = llama.llama_model_default_params()
-        set_fields(native, params or {})
-        _set_tensor_split(native, tensor_split)
+        wanted = llama.llama_model_default_params()
+        set_fields(wanted, params or {})
+        _set_tensor_split(wanted, tensor_split)
         if overrides:
-            native.kv_overrides = native_overrides(overrides)
-        file = gguf.check_gguf(self.path, vocab_only=bool(native.vocab_only), overrides=overrides)
-        tensors = {tensor.name for part in (file, *gguf.read_siblings(file)) for tensor in part.tensors}
-        self.vocab_only = bool(native.vocab_only)
+            wanted.kv_overrides = native_overrides(overrides)
+        file = gguf.check_gguf(self.path, vocab_only=bool(wanted.vocab_only), overrides=overrides)
+        tensors = {tensor.name: tensor.shape for part in (file, *gguf.read_siblings(file)) for tensor in part.tensors}
+        self.architecture = file.architecture
+        self.shapes = tensors
+        self.vocab_only = bool(wanted.vocab_only)
         self.learnt_positions = "position_embd.weight" in tensors
         labels = file.metadata.get(f"{file.architecture}.classifier.output_labels", ())
         one_score = file.architecture == "jina-bert-v2" and "cls.weight" in tensors and len(labels) < 2
@@ -70,7 +75,7 @@ class Model:
         self.pieces: dict[int, bytes] = {}
         try:
             with DeferredInterrupts() as interrupts:
-                pointer = _load(self.path, native, interrupts)
+                pointer = _load(self.path, wanted, interrupts)
                 if pointer:
                     self._handle = Handle(pointer, llama.llama_model_free)
                     self._read_vocabulary()
@@ -219,13 +224,16 @@ class Model:
             if not self._can_tokenize:
                 # the engine aborts
                 raise TokenizationError("This model has no vocabulary.", remedy="Give it token ids.")
-            n_max = len(text) + 16
+            n_max, n = len(text) + 16, ctypes.c_int32()
             for _ in range(2):
                 tokens = (ctypes.c_int32 * n_max)()
-                n = llama.llama_tokenize(self.vocab_pointer, text, len(text), tokens, n_max, add_special, parse_special)
-                if n >= 0:
-                    return tokens[:n]
-                n_max = -n
+                call(
+                    native.llama_common_tokenize, self.vocab_pointer, text, len(text), tokens, n_max, add_special, parse_special,
+                    ctypes.byref(n),
+                )  # fmt: skip
+                if n.value >= 0:
+                    return tokens[: n.value]
+                n_max = -n.value
         raise TokenizationError(
             f"The vocabulary cannot tokenize this text of {len(text)} bytes.",
             remedy="It must be shorter than 2 GiB, and the model must have a vocabulary.",
@@ -271,13 +279,15 @@ class Model:
             raise TokenizationError(
                 f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {self._n_vocab - 1}."
             )
-        size = 64
+        size, n = 64, ctypes.c_int32()
         while True:
             buffer = ctypes.create_string_buffer(size)
-            n = llama.llama_token_to_piece(self.vocab_pointer, token, buffer, size, 0, special)
-            if n >= 0:
-                return buffer.raw[:n]
-            size = -n
+            call(
+                native.llama_common_token_to_piece, self.vocab_pointer, token, buffer, size, special, ctypes.byref(n)
+            )
+            if n.value >= 0:
+                return buffer.raw[: n.value]
+            size = -n.value
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
         """The text of tokens as UTF-8 bytes: their pieces, joined.

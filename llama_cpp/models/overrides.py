@@ -94,6 +94,8 @@ def native_overrides(overrides: Mapping[str, Override]) -> Any:
 
 
 def _check_value(key: str, value: Any) -> Override:
+    if not isinstance(value, tuple(_KINDS)) and hasattr(value, "dtype") and not value.shape:
+        value = value.item()  # numpy's
     # bool before int, which it is too
     kind = next((kind for kind in _KINDS if isinstance(value, kind)), None)
     if kind is None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from llama_cpp.capi import ggml, gguf, llama
+from llama_cpp.models.gguf_types import TENSOR_TYPES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
@@ -68,10 +69,11 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def write(kind: str, path: Path, seed: int = 0, merged: float | None = None) -> Path:
+def write(kind: str, path: Path, seed: int = 0, merged: float | None = None, types: dict[str, int] | None = None) -> Path:
     """Writes a model of one of the KINDS, or an odd one; returns the path.
 
     Args:
+        types: of tensors by name (``GGML_TYPE_*``), in place of those that they have otherwise.
         merged: add the adapter of :func:`write_adapter` with the seed 0 to the weights, at this scale, and store them in
             single precision.
     """
@@ -101,6 +103,8 @@ def write(kind: str, path: Path, seed: int = 0, merged: float | None = None) -> 
         file.tensors[name], file.weights[name] = (shape, T_F32), values.tobytes()
         if merged is None:
             file.tensors[name], file.weights[name] = _stored(name, shape, values)
+        if types and name in types:
+            file.tensors[name], file.weights[name] = encoded(types[name], shape, values)
     path.write_bytes(file.build())
     return path
 
@@ -115,6 +119,26 @@ def _stored(name: str, shape: tuple[int, ...], values: np.ndarray) -> tuple[tupl
     return (shape, T_Q8_0), np.concatenate([scales.view(np.int8), numbers], axis=1).tobytes()
 
 
+def encoded(type_id: int, shape: tuple[int, ...], values: np.ndarray) -> tuple[tuple[tuple[int, ...], Any], bytes]:
+    """A tensor's entry and its bytes in any type; the numbers are only right where the type can hold them."""
+    kind = TENSOR_TYPES[type_id]
+    entry = shape, (type_id, kind.block_size, kind.type_size)
+    if kind.name in _NUMPY:
+        return entry, values.astype(_NUMPY[kind.name]).tobytes()
+    if kind.name == "BF16":
+        return entry, (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    n_bytes = values.size // kind.block_size * kind.type_size
+    if kind.name not in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"):
+        return entry, bytes(n_bytes)
+    out = (ctypes.c_uint8 * n_bytes)()
+    numbers = np.ascontiguousarray(values, np.float32)
+    source = numbers.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    ggml.ggml_quantize_chunk(type_id, source, out, 0, values.size // shape[0], shape[0], None)
+    return entry, bytes(out)
+
+
+_NUMPY = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
+
 #: Operations on these want single precision.
 _NEVER_QUANTIZED = ("conv", "gate_inp", "lerp", "time_mix_w", "time_mix_a", "time_mix_v1", "time_mix_v2", "time_mix_g", "ssm_a",
                     "ssm_d", "position_embd", "token_types", "r_k")  # fmt: skip
@@ -124,8 +148,19 @@ RANK, ALPHA = 4, 8.0
 _ADAPTED = {f"blk.{layer}.{name}.weight" for layer in range(N_LAYER) for name in ("attn_q", "ffn_down")}
 
 
-def write_adapter(path: Path, seed: int = 0, architecture: str = "qwen3", wrong: int = 0) -> Path:
-    """Writes a LoRA adapter for the dense model; returns the path."""
+def write_adapter(
+    path: Path,
+    seed: int = 0,
+    architecture: str = "qwen3",
+    wrong: int = 0,
+    types: dict[str, int] | None = None,
+    metadata: dict[str, tuple[int, Any]] | None = None,
+) -> Path:
+    """Writes a LoRA adapter for the dense model; returns the path.
+
+    Args:
+        types: as of :func:`write`. metadata: type and value of keys, in place of theirs.
+    """
     file = GGUFBuilder()
     file.set("general.architecture", STR, architecture).set("general.type", STR, "adapter")
     file.set("adapter.type", STR, "lora").set("adapter.lora.alpha", F32, ALPHA)
@@ -134,6 +169,11 @@ def write_adapter(path: Path, seed: int = 0, architecture: str = "qwen3", wrong:
         for part, shape in _pair((n_in + wrong, n_out)):
             file.tensors[name + part] = (shape, T_F32)
             file.weights[name + part] = _weights(name + part, shape, seed).tobytes()
+            if types and name + part in types:
+                values = _weights(name + part, shape, seed)
+                file.tensors[name + part], file.weights[name + part] = encoded(types[name + part], shape, values)
+    for key, (type_, value) in (metadata or {}).items():
+        file.set(key, type_, value)
     path.write_bytes(file.build())
     return path
 
