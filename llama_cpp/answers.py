@@ -5,6 +5,7 @@ Nothing here waits, so that ``Llama`` and ``AsyncLlama`` share it.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import time
 from typing import Any, Iterator
@@ -24,17 +25,24 @@ class Answer:
         text: turns its tokens into text.
         include_usage: end a stream with the token counts.
         model: knows how tokens are written.
+        scored: whether log-probabilities are wanted.
 
     Attributes:
         every_token: whether it has to see each token as it comes, because a stop string can end it.
     """
 
     def __init__(
-        self, head: tuple[str, int, str], generation: Generation, text: TextStream, include_usage: bool, model: Model
+        self,
+        head: tuple[str, int, str],
+        generation: Generation,
+        text: TextStream,
+        include_usage: bool,
+        model: Model,
+        scored: bool = False,
     ) -> None:
         self._head = head
         self._model = model
-        self._n_told = 0  # tokens whose log-probabilities went out
+        self._scored = ScoredTokens(generation, text, model) if scored else None
         self._generation = generation
         self._text = text
         self._pushed: list[int] = []
@@ -49,11 +57,15 @@ class Answer:
     def push(self, token: int) -> str:
         """The text that is certain after a further token."""
         self._pushed.append(token)
+        if self._scored is not None:
+            self._scored.push(token)
         return self._text.push(token)
 
     def generation(self) -> Generation:
         """The request's account up to the last token that was pushed: a stop string ends it wherever the engine is."""
         if not self.stopped:
+            if self._generation.finish_reason is None:  # nobody wanted more
+                return dataclasses.replace(self._generation, finish_reason="abort")
             return self._generation
         tokens, logprobs = self._pushed, self._generation.logprobs[: len(self._pushed)]
         seconds = time.perf_counter() - self._generation.first_at
@@ -88,11 +100,6 @@ class Answer:
             "timings": responses.timings(generation),
         }
 
-    def _untold(self) -> list[TokenLogprobs]:
-        """The log-probabilities of tokens that were pushed since this was asked last."""
-        told, self._n_told = self._n_told, len(self._pushed)
-        return self._generation.logprobs[told : len(self._pushed)]
-
     def _piece(self, token: int) -> bytes:
         return self._model.token_to_piece(token, special=True)
 
@@ -107,12 +114,12 @@ class Answer:
 
 
 class TextAnswer(Answer):
-    """A text completion; ``echo`` is text to begin with."""
+    """A text completion of ``prompt``; ``echo`` is whether that is to be its beginning."""
 
-    def __init__(self, *args: Any, echo: str = "") -> None:
-        super().__init__(*args)
-        self._echo = echo
-        self._offset = len(echo)
+    def __init__(self, *args: Any, prompt: str, echo: bool = False, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._echo = prompt if echo else ""
+        self._n_before = len(prompt)
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """The prompt, when it is to be echoed."""
@@ -121,32 +128,33 @@ class TextAnswer(Answer):
 
     def chunks(self, piece: str) -> Iterator[dict[str, Any]]:
         """As in :class:`Answer`."""
-        yield responses.completion(*self._head, piece, None, self._logprobs())
+        yield responses.completion(*self._head, piece, None, self._logprobs(len(piece)))
 
-    def _logprobs(self) -> dict[str, Any] | None:
-        entries = self._untold()
-        if not entries:
+    def _logprobs(self, n_released: int, last: bool = False) -> dict[str, Any] | None:
+        if self._scored is None:
             return None
-        found = responses.text_logprobs(entries, self._piece, self._offset)
-        self._offset += sum(map(len, found["tokens"]))
-        return found
+        entries = self._scored.release(n_released, last and not self.stopped)
+        return responses.text_logprobs(entries, self._piece, self._n_before) if entries else None
 
     def _last(self, generation: Generation) -> Iterator[dict[str, Any]]:
-        last = responses.completion(*self._head, "", generation.finish_reason, self._logprobs())
+        last = responses.completion(*self._head, "", generation.finish_reason, self._logprobs(0, last=True))
         yield {**last, "timings": responses.timings(generation)}
 
     def _empty(self) -> dict[str, Any]:
         return responses.completion(*self._head, "", None)
 
     def _response(self, text: str, generation: Generation) -> dict[str, Any]:
-        return responses.completion(*self._head, self._echo + text, generation.finish_reason, self._logprobs())
+        found = self._logprobs(len(text), last=True)
+        if self._scored is not None and found is None:
+            found = responses.text_logprobs([], self._piece, 0)
+        return responses.completion(*self._head, self._echo + text, generation.finish_reason, found)
 
 
 class ChatAnswer(Answer):
     """A chat completion, read by ``reader``."""
 
-    def __init__(self, *args: Any, reader: ChatReader) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, reader: ChatReader, **more: Any) -> None:
+        super().__init__(*args, **more)
         self._reader = reader
 
     def begin(self) -> Iterator[dict[str, Any]]:
@@ -155,27 +163,69 @@ class ChatAnswer(Answer):
 
     def chunks(self, piece: str) -> Iterator[dict[str, Any]]:
         """As in :class:`Answer`."""
+        if self._scored is not None:
+            self._scored.note(len(piece))
         for delta in self._reader.push(piece):
             yield responses.chat_chunk(*self._head, delta, None, self._logprobs())
 
-    def _logprobs(self) -> dict[str, Any] | None:
-        entries = self._untold()
+    def _logprobs(self, n_released: int = 0, last: bool = False) -> dict[str, Any] | None:
+        if self._scored is None:
+            return None
+        entries = self._scored.release(n_released, last and not self.stopped)
         return responses.chat_logprobs(entries, self._piece) if entries else None
 
     def _last(self, generation: Generation) -> Iterator[dict[str, Any]]:
-        for delta in self._reader.finish(truncated=generation.finish_reason == "length"):
+        for delta in self._reader.finish(truncated=generation.finish_reason != "stop"):
             yield responses.chat_chunk(*self._head, delta)
         finish_reason = _finish_reason(generation, self._reader.called_tools)
-        last = responses.chat_chunk(*self._head, {}, finish_reason, self._logprobs())
+        last = responses.chat_chunk(*self._head, {}, finish_reason, self._logprobs(last=True))
         yield {**last, "timings": responses.timings(generation)}
 
     def _empty(self) -> dict[str, Any]:
         return responses.chat_chunk(*self._head, {})
 
     def _response(self, text: str, generation: Generation) -> dict[str, Any]:
-        message = self._reader.whole(text, truncated=generation.finish_reason == "length")
+        message = self._reader.whole(text, truncated=generation.finish_reason != "stop")
         finish_reason = _finish_reason(generation, bool(message.get("tool_calls")))
-        return responses.chat_completion(*self._head, message, finish_reason, self._logprobs())
+        found = self._logprobs(len(text), last=True)
+        if self._scored is not None and found is None:
+            found = responses.chat_logprobs([], self._piece)
+        return responses.chat_completion(*self._head, message, finish_reason, found)
+
+
+class ScoredTokens:
+    """Log-probabilities of an answer's tokens, each with where its text begins.
+
+    They are told with the text: a token that may belong to a stop string waits until it is clear that it does not, and one that
+    was cut off is never told.
+    """
+
+    def __init__(self, generation: Generation, text: TextStream, model: Model) -> None:
+        self._entries = generation.logprobs
+        self._text = text
+        self._model = model
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._starts: list[int] = []  # in characters, of tokens that were pushed
+        self._end = 0
+        self._n_released = 0
+        self._n_told = 0
+
+    def push(self, token: int) -> None:
+        """Notes where the text of a further token begins."""
+        self._starts.append(self._end)
+        self._end += len(self._decoder.decode(self._text.bytes_of(token)))
+
+    def note(self, n_characters: int) -> None:
+        """So many more characters of the text are certain."""
+        self._n_released += n_characters
+
+    def release(self, n_characters: int, all_of_them: bool) -> list[tuple[TokenLogprobs, int]]:
+        """What was not told yet and has become certain with so many characters; ``all_of_them`` if nothing is cut off."""
+        self.note(n_characters)
+        first = self._n_told
+        while self._n_told < len(self._starts) and (all_of_them or self._starts[self._n_told] < self._n_released):
+            self._n_told += 1
+        return list(zip(self._entries[first : self._n_told], self._starts[first : self._n_told]))
 
 
 def _finish_reason(generation: Generation, called_tools: bool) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
+import math
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 from .capi import ggml, llama
 from .errors import IgnoredArgumentWarning, InvalidArgumentError, UnknownArgumentError
+from .limits import Limits
+from .values import flag, integer, items, number, path, refused, text
 
 #: Accepted by llama-cpp-python without effect, there or here.
 _IGNORED = {
@@ -49,7 +51,7 @@ def check_unknown(function: Callable[..., Any], name: str, extra: Mapping[str, A
         UnknownArgumentError: nobody has it.
     """
     for keyword, value in extra.items():
-        if value is None or value in _HARMLESS.get(keyword, ()):
+        if value is None or (isinstance(value, (bool, int, float)) and value in _HARMLESS.get(keyword, ())):
             if keyword in _IGNORED.get(name, {}) or keyword in _LATER.get(name, set()):
                 continue
         if keyword in _IGNORED.get(name, {}):
@@ -81,9 +83,18 @@ _RANGES = {
     "n_threads_batch": (1, ggml.GGML_MAX_N_THREADS),
     "last_n_tokens_size": (-1, _INT32_MAX),
     "main_gpu": (0, _INT32_MAX),
+    "yarn_orig_ctx": (0, _INT32_MAX),
     "seed": (-_INT32_MAX - 1, 0xFFFFFFFF),
 }
 _RANGE_HELP = {"n_ctx": "0 takes the length the model was trained with.", "n_gpu_layers": "-1 means all layers."}
+_OPTIONAL = {"n_parallel", "n_kv", "n_threads", "n_threads_batch", "seed"}
+
+_NUMBERS = (
+    "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "lora_scale",
+)  # fmt: skip
+#: True or False; of some, None leaves it to the engine.
+_FLAGS = ("vocab_only", "use_mmap", "use_mlock", "embedding", "offload_kqv", "no_perf", "batch_invariant", "spm_infill")
+_OPTIONAL_FLAGS = ("kv_unified", "flash_attn", "op_offload", "swa_full", "verbose")
 
 #: The types a KV cache can have; the engine divides by zero or asserts on others.
 _KV_TYPES = (
@@ -110,42 +121,66 @@ _CHOICES = {
 }  # fmt: skip
 
 
-def check_creation(**values: Any) -> None:
-    """Checks what ``Llama()`` was given by name.
+def read_creation(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``Llama()`` was given by name, as Python's own numbers.
 
     Raises:
         InvalidArgumentError: a value of another type, or one the engine does not know or would abort on.
     """
+    values = dict(given)
+    values["model_path"] = path("model_path", values["model_path"])
     for name, (least, most) in _RANGES.items():
-        value = values[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most):
-            raise InvalidArgumentError(
-                f"{name}={value!r} must be a whole number from {least} to {most}.", remedy=_RANGE_HELP.get(name, "")
-            )
+        if values[name] is not None or name not in _OPTIONAL:
+            values[name] = integer(name, values[name], least, most, _RANGE_HELP.get(name, ""))
+    for name in _NUMBERS:
+        values[name] = number(name, values[name])
+        if not math.isfinite(values[name]):
+            raise refused(name, values[name], "a finite number")
+    for name in _FLAGS:
+        values[name] = flag(name, values[name])
+    for name in _OPTIONAL_FLAGS:
+        values[name] = None if values[name] is None else flag(name, values[name])
     for name, choices in _CHOICES.items():
-        value = values[name]
-        known = {getattr(ggml if choice.startswith("GGML") else llama, choice): choice for choice in choices}
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value not in known):
-            listed = ", ".join(f"{choice} ({number})" for number, choice in known.items())
-            raise InvalidArgumentError(f"{name}={value!r} does not exist.", remedy=f"There are {listed}.")
+        if values[name] is not None or not name.startswith("type_"):
+            values[name] = _choice(name, values[name], choices)
     if values["batch_invariant"] and (values["flash_attn"] is False or values["kv_unified"]):
         raise InvalidArgumentError("batch_invariant needs flash attention and kv_unified=False.")
-    if not isinstance(values["embedding"], bool):
-        raise InvalidArgumentError(f"embedding={values['embedding']!r} must be True or False.")
-    if values["flash_attn"] not in (None, True, False):
-        raise InvalidArgumentError(f"flash_attn={values['flash_attn']!r} must be True, False or None.")
-    if not isinstance(values["draft_model"], (str, os.PathLike, type(None))):
-        raise InvalidArgumentError(
-            f"draft_model={values['draft_model']!r} must be a path, \"prompt-lookup\" or \"mtp\".",
-        )
-    if not isinstance(values["chat_format"], (str, type(None))):
-        raise InvalidArgumentError(f"chat_format={values['chat_format']!r} must be a str.")
-    if values["chat_format"] not in (None, "chatml") and "{" not in values["chat_format"]:
+    if values["draft_model"] is not None:
+        values["draft_model"] = path("draft_model", values["draft_model"])
+    if values["lora_path"] is not None:
+        values["lora_path"] = path("lora_path", values["lora_path"])
+    if values["tensor_split"] is not None:
+        values["tensor_split"] = _shares(values["tensor_split"])
+    if values["limits"] is not None and not isinstance(values["limits"], Limits):
+        raise refused("limits", values["limits"], "Limits(…), or None")
+    chat_format = values["chat_format"]
+    if chat_format is not None and text("chat_format", chat_format) != "chatml" and "{" not in chat_format:
         # a text without Jinja in it would be the whole prompt
         raise InvalidArgumentError(
-            f"chat_format={values['chat_format']!r} is neither 'chatml' nor a Jinja template.",
+            f"chat_format={chat_format!r} is neither 'chatml' nor a Jinja template.",
             remedy="Leave it out to use the model's own template.",
         )
+    return values
+
+
+def _choice(name: str, value: Any, choices: Sequence[str]) -> int:
+    """One of an enumeration's values."""
+    known = {getattr(ggml if choice.startswith("GGML") else llama, choice): choice for choice in choices}
+    found = integer(name, value)
+    if found not in known:
+        listed = ", ".join(f"{choice} ({number})" for number, choice in known.items())
+        raise InvalidArgumentError(f"{name}={value!r} does not exist.", remedy=f"There are {listed}.")
+    return found
+
+
+def _shares(split: Any) -> list[float]:
+    """How a model is spread over GPUs."""
+    n_max = llama.llama_max_devices()
+    help = f"Give one for each GPU, at most {n_max}."
+    shares = [number(f"tensor_split[{at}]", share) for at, share in enumerate(items("tensor_split", split, "a list of numbers"))]
+    if len(shares) > n_max or not all(math.isfinite(share) and share >= 0 for share in shares):
+        raise refused("tensor_split", split, "a list of numbers, none of them negative", help)
+    return shares
 
 
 def context_sizes(n_ctx: int, n_slots: int, told: bool, n_kv: int | None, kv_unified: bool | None) -> dict[str, Any]:
@@ -169,9 +204,7 @@ def load_mode(use_mmap: bool, use_mlock: bool) -> int:
 
 def read_servers(servers: str | Sequence[str] | None) -> tuple[str, ...]:
     """RPC servers: several, or a text with commas between them."""
-    listed = servers.split(",") if isinstance(servers, str) else tuple(servers or ())
-    if not all(isinstance(server, str) for server in listed):
-        raise InvalidArgumentError(f"rpc_servers={servers!r} must be a string or a list of strings.")
+    listed = servers.split(",") if isinstance(servers, str) else texts("rpc_servers", servers)
     return tuple(server.strip() for server in listed if server.strip())
 
 
@@ -180,8 +213,8 @@ def read_adapters(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """LoRA adapters' files by name, and the scales of those that every request has by default."""
     if lora_adapters is not None and not isinstance(lora_adapters, Mapping):
-        raise InvalidArgumentError(f"lora_adapters={lora_adapters!r} must be a mapping from names to paths.")
-    paths = {str(name): path for name, path in (lora_adapters or {}).items()}
+        raise refused("lora_adapters", lora_adapters, "a mapping from names to paths")
+    paths = {str(name): path(f"lora_adapters[{name!r}]", file) for name, file in (lora_adapters or {}).items()}
     if lora_path is None:
         return paths, {}
     name = Path(lora_path).stem
@@ -190,33 +223,55 @@ def read_adapters(
     return {**paths, name: lora_path}, {name: lora_scale}
 
 
+def texts(name: str, given: Any) -> tuple[str, ...]:
+    """Strings: one, several or none."""
+    if given is None:
+        return ()
+    if isinstance(given, str):
+        return (given,)
+    found = tuple(items(name, given, "a str or a list of them"))
+    if not all(isinstance(one, str) for one in found):
+        raise refused(name, given, "a str or a list of them")
+    return found
+
+
 def read_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """Stop strings: one, several or none."""
-    if stop is None:
-        return ()
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(s, str) for s in strings):
-        raise InvalidArgumentError(f"stop={stop!r} must be a string or a list of strings.")
-    return strings
+    return texts("stop", stop)
 
 
 def usage_wanted(stream_options: Mapping[str, Any] | None) -> bool:
     """Whether a stream is to end with the token counts."""
-    return bool((stream_options or {}).get("include_usage"))
+    if stream_options is None:
+        return False
+    if not isinstance(stream_options, Mapping):
+        raise refused("stream_options", stream_options, "a mapping", 'Known is {"include_usage": True}.')
+    return flag("stream_options['include_usage']", stream_options.get("include_usage"), none=False)
 
 
-def read_logprobs(n: int | None, n_vocab: int) -> int | None:
+def read_logprobs(n: int | None, n_vocab: int, name: str) -> int | None:
     """For how many tokens log-probabilities are wanted; None for none."""
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= n_vocab):
-        raise InvalidArgumentError(f"logprobs={n!r} must be a number of tokens from 0 to {n_vocab}.")
-    return n
+    return None if n is None else integer(name, n, 0, n_vocab)
+
+
+def read_seed(seed: Any) -> int | None:
+    """A request's seed; None, or a negative one, for a random one."""
+    return None if seed is None else integer("seed", seed, -(1 << 63), (1 << 64) - 1)
+
+
+def read_model_name(model: Any, otherwise: str) -> str:
+    """The name that an answer gives as its model's."""
+    return otherwise if model is None else text("model", model) or otherwise
+
+
+def read_grammar(grammar: Any) -> str | None:
+    """GBNF that an answer must follow; None, or nothing, for none."""
+    return None if grammar is None else text("grammar", grammar) or None
 
 
 def read_suffix(suffix: Any) -> str | None:
     """The text after the one that is wanted; None for none."""
-    if not isinstance(suffix, (str, type(None))):
-        raise InvalidArgumentError(f"suffix={suffix!r} must be a str.")
-    return suffix
+    return None if suffix is None else text("suffix", suffix)
 
 
 def read_functions(name: str, functions: Any) -> tuple[Callable[..., Any], ...]:
@@ -226,4 +281,28 @@ def read_functions(name: str, functions: Any) -> tuple[Callable[..., Any], ...]:
     found = tuple(functions) if isinstance(functions, Sequence) else (functions,)
     if not all(callable(function) for function in found):
         raise InvalidArgumentError(f"{name}={functions!r} must be a function, or a list of them.")
+    return found
+
+
+def read_callback(abort_callback: Any) -> Callable[[], bool] | None:
+    """What is asked whether a request is still wanted; None for nothing."""
+    if abort_callback is not None and not callable(abort_callback):
+        raise refused("abort_callback", abort_callback, "a function without arguments", "An event's is_set is one.")
+    return abort_callback
+
+
+def read_bias(logit_bias: Any) -> dict[int, float]:
+    """What is added to the logits of tokens; JSON has no integer keys, so they may be written as text."""
+    if logit_bias is None:
+        return {}
+    if not isinstance(logit_bias, Mapping):
+        raise refused("logit_bias", logit_bias, "a mapping from token ids to numbers")
+    found = {}
+    for token, bias in logit_bias.items():
+        if isinstance(token, str):
+            try:
+                token = int(token)
+            except ValueError:
+                raise refused("logit_bias", logit_bias, "a mapping from token ids to numbers", f"{token!r} is no token id.") from None
+        found[integer("a token of logit_bias", token)] = number(f"logit_bias[{token!r}]", bias)
     return found

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any, AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Mapping, Sequence
 
 from . import embeddings
 from .answers import Answer
-from .delivery import async_chunks, async_pieces
+from .capi.handle import Uncopyable
+from .delivery import AsyncStream, async_pieces
 from .engine.asynchronous import AsyncHandle
 from .engine.requests import Request
+from .errors import InvalidArgumentError
 from .llama import Llama
 
 if TYPE_CHECKING:
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
 class _Preparing(Llama):
     """Makes requests and leaves running them to somebody else."""
 
-    def _deliver(self, answer: Answer, request: Request, stream: bool) -> Any:
+    def _deliver(self, answer: Answer, request: Request, stream: bool, abort: Callable[[], bool] | None) -> Any:
+        if abort is not None:
+            raise InvalidArgumentError("abort_callback has no place in asynchronous programs.", remedy="Cancel the task instead.")
         return answer, request, stream
 
 
-class AsyncLlama:
+class AsyncLlama(Uncopyable):
     """:class:`Llama` for ``asyncio``: the same arguments, and coroutines and asynchronous generators for methods.
 
     Cancelling a task, or leaving a stream early, ends its request with the next batch.
@@ -77,7 +81,7 @@ class AsyncLlama:
         handle = AsyncHandle(request)
         self._llama._open_engine.submit(request)
         if stream:
-            return async_chunks(self, answer, handle)
+            return AsyncStream(self, answer, handle)
         return answer.whole("".join([piece async for piece in async_pieces(answer, handle)]))
 
     async def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, AsyncIterator, Iterator
+import threading
+from typing import TYPE_CHECKING, Any, AsyncGenerator, AsyncIterator, Iterator
 
 from .answers import Answer
+from .capi.handle import Uncopyable
+from .errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from .engine.asynchronous import AsyncHandle  # it needs asyncio, which not everyone does
@@ -23,15 +26,56 @@ def pieces(answer: Answer, handle: Handle) -> Iterator[str]:
             return
 
 
-def chunks(llm: object, answer: Answer, handle: Handle) -> Iterator[dict[str, Any]]:
-    """The chunks of a streamed answer; ``llm`` lives for as long as somebody may ask for the next one."""
+class Stream(Uncopyable):
+    """The chunks of an answer, one by one, as they come.
+
+    Any thread may :meth:`close` it, also while another one waits for the next chunk: that one is told that there is none.
+
+    Example:
+        >>> with llm.create_completion("Once", stream=True) as stream:
+        ...     for chunk in stream:
+        ...         print(chunk["choices"][0]["text"], end="")
+    """
+
+    def __init__(self, llm: object, answer: Answer, handle: Handle) -> None:
+        self._llm = llm  # it lives for as long as somebody may ask for the next one
+        self._handle = handle
+        self._chunks = _chunks(answer, handle)
+        self._reading = threading.Lock()
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        self._handle.refuse_fork()
+        with self._reading:
+            return next(self._chunks)
+
+    def close(self) -> None:
+        """Ends the request; what comes after is the end. It does not wait for whoever reads."""
+        self._handle.cancel()
+        if self._reading.acquire(blocking=False):
+            try:
+                self._chunks.close()
+            finally:
+                self._reading.release()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _chunks(answer: Answer, handle: Handle) -> Iterator[dict[str, Any]]:
     yield from answer.begin()
     for token in handle:
         if piece := answer.push(token):
             yield from answer.chunks(piece)
         if answer.stopped:
             break
-    yield from answer.end()
+    if answer.stopped or handle.aborted or not handle.cancelled:
+        yield from answer.end()
 
 
 async def async_pieces(answer: Answer, handle: AsyncHandle) -> AsyncIterator[str]:
@@ -46,8 +90,41 @@ async def async_pieces(answer: Answer, handle: AsyncHandle) -> AsyncIterator[str
             return
 
 
-async def async_chunks(llm: object, answer: Answer, handle: AsyncHandle) -> AsyncIterator[dict[str, Any]]:
-    """:func:`chunks` for an event loop."""
+class AsyncStream(Uncopyable):
+    """:class:`Stream` for an event loop: an asynchronous iterator, which any task may close."""
+
+    def __init__(self, llm: object, answer: Answer, handle: AsyncHandle) -> None:
+        self._llm = llm
+        self._handle = handle
+        self._chunks = _async_chunks(answer, handle)
+        self._n_reading = 0
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        if self._n_reading:
+            raise InvalidArgumentError("Another task waits for this stream's next chunk.", remedy="Let one task read it.")
+        self._n_reading += 1
+        try:
+            return await anext(self._chunks)
+        finally:
+            self._n_reading -= 1
+
+    async def aclose(self) -> None:
+        """As :meth:`Stream.close`."""
+        self._handle.cancel()
+        if not self._n_reading:
+            await self._chunks.aclose()
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+async def _async_chunks(answer: Answer, handle: AsyncHandle) -> AsyncGenerator[dict[str, Any], None]:
     for chunk in answer.begin():
         yield chunk
     async for token in handle:
@@ -56,5 +133,6 @@ async def async_chunks(llm: object, answer: Answer, handle: AsyncHandle) -> Asyn
                 yield chunk
         if answer.stopped:
             break
-    for chunk in answer.end():
-        yield chunk
+    if answer.stopped or handle.aborted or not handle.cancelled:
+        for chunk in answer.end():
+            yield chunk

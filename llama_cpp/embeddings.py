@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Sequence
 
 from .capi import llama as capi
 from .errors import ContextLengthError, InvalidArgumentError, TokenizationError
 from .models.model import Model
+from .values import items, token_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,20 +25,15 @@ def read_texts(given: Any) -> tuple[list[Text], bool]:
     """
     if isinstance(given, str):
         return [given], True
-    if not isinstance(given, Sequence) or isinstance(given, (bytes, bytearray)):
-        raise InvalidArgumentError(f"input is {type(given).__name__}.", remedy="Give a str, token ids, or a list of either.")
-    if given and all(_is_token(item) for item in given):
-        return [given], True
-    for number, text in enumerate(given):
-        if not isinstance(text, str) and not (
-            isinstance(text, Sequence) and not isinstance(text, (bytes, bytearray)) and all(map(_is_token, text))
-        ):
+    given_items = items("input", given, "a str, token ids, or a list of either")
+    if given_items and not any(isinstance(item, Iterable) and getattr(item, "shape", True) for item in given_items):
+        return [token_ids("input", given_items)], True
+    found: list[Text] = []
+    for number, text in enumerate(given_items):
+        if not isinstance(text, str) and (isinstance(text, (bytes, bytearray, Mapping)) or not isinstance(text, Iterable)):
             raise InvalidArgumentError(f"input[{number}] is neither a str nor a list of token ids.")
-    return list(given), False
-
-
-def _is_token(item: object) -> bool:
-    return isinstance(item, numbers.Integral) and not isinstance(item, bool)
+        found.append(text if isinstance(text, str) else token_ids(f"input[{number}]", text))
+    return found, False
 
 
 def tokens_of(model: Model, text: Text, n_ctx: int, truncate: bool) -> list[int]:
@@ -54,7 +50,7 @@ def tokens_of(model: Model, text: Text, n_ctx: int, truncate: bool) -> list[int]
         if -1 in tokens:
             raise TokenizationError("The vocabulary has no token for a part of the text, nor one for what is unknown.")
     else:
-        tokens = [int(token) for token in text]
+        tokens = list(text)
     if not tokens:
         raise InvalidArgumentError("A text has no tokens.", remedy="Leave it out.")
     model.check_tokens(tokens)

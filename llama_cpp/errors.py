@@ -197,6 +197,10 @@ class GrammarError(LlamaCppError, ValueError):
     """A JSON schema or a GBNF grammar is not valid."""
 
 
+class LimitReachedError(LlamaCppError, RuntimeError):
+    """A chat template or a grammar costs more than it may (:class:`~llama_cpp.limits.Limits`)."""
+
+
 # --- running --------------------------------------------------------------------------------------
 
 
@@ -218,6 +222,10 @@ class ModelClosedError(LlamaCppError, RuntimeError):
 
 class ModelBusyError(LlamaCppError, RuntimeError):
     """Too many requests wait for the model."""
+
+
+class UncopyableError(LlamaCppError, TypeError):
+    """What owns a native object was to be copied or pickled: two owners would free it twice."""
 
 
 class ForkedProcessError(LlamaCppError, RuntimeError):

@@ -7,23 +7,40 @@ import logging
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence
 
 from . import embeddings, responses
 from .answers import Answer, ChatAnswer, TextAnswer
-from .arguments import check_creation, check_unknown, read_functions, read_logprobs, read_stop, read_suffix, usage_wanted
+from .arguments import (
+    check_unknown,
+    read_bias,
+    read_callback,
+    read_creation,
+    read_functions,
+    read_grammar,
+    read_logprobs,
+    read_model_name,
+    read_seed,
+    read_stop,
+    read_suffix,
+    usage_wanted,
+)
 from .capi import llama as capi
-from .chat.session import ChatReader, ChatRequest
+from .capi.handle import Uncopyable
+from .chat.session import ChatRequest
 from .chat.templates import ChatTemplates
-from .delivery import chunks, pieces
+from .delivery import Stream, pieces
 from .engine.functions import LogitsProcessor, StoppingCriteria
 from .engine.params import SamplingParams
 from .engine.requests import Handle, Request
 from .engine.sampler import Sampler
 from .engine.text import TextStream
 from .errors import InvalidArgumentError, LlamaCppError
+from .limits import Limits
 from .models.model import Model
 from .opening import open_model
+from .values import flag, token_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +56,7 @@ logger = logging.getLogger("llama_cpp")
 _SAMPLING = {field.name for field in dataclasses.fields(SamplingParams)}
 
 
-class Llama:
+class Llama(Uncopyable):
     """A GGUF model, loaded and ready.
 
     Any thread may call it, and what several threads ask for is computed together. Use it as a context manager or call
@@ -82,6 +99,7 @@ class Llama:
         n_draft: tokens guessed at once at most.
         lora_path, lora_scale: a LoRA adapter that every request has unless it chooses others; its name is the file's.
         lora_adapters: more of them by name, for requests to choose from.
+        limits: what chat templates and grammars may cost; None is :class:`~llama_cpp.limits.Limits`' defaults.
         chat_format: "chatml" or another Jinja template's source, instead of the model's own template.
         type_k, type_v: data types of the KV cache (``GGML_TYPE_*``); None is f16.
         verbose: True prints the engine's log to stderr. None and False leave it to Python's ``logging``
@@ -146,6 +164,7 @@ class Llama:
         lora_scale: float = 1.0,
         lora_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         chat_format: str | None = None,
+        limits: Limits | None = None,
         type_k: int | None = None,
         type_v: int | None = None,
         verbose: bool | None = None,
@@ -157,15 +176,16 @@ class Llama:
         self._engine: BatchingEngine | None = None
         self._embedder: Embedder | None = None
         check_unknown(Llama.__init__, "Llama", unknown)
-        check_creation(**options)
-        if verbose:
+        options = read_creation(options)
+        if options["verbose"]:
             _log_to_stderr()
-        self.model_path = os.fspath(model_path)
-        self.verbose = bool(verbose)
-        self._seed = seed
-        self._last_n_tokens_size = last_n_tokens_size
-        self._suffix_first = spm_infill
-        self._chat_template = chat_format
+        self.model_path = options["model_path"]
+        self.verbose = bool(options["verbose"])
+        self._seed = options["seed"]
+        self._last_n_tokens_size = options["last_n_tokens_size"]
+        self._suffix_first = options["spm_infill"]
+        self._chat_template = options["chat_format"]
+        self._limits: Limits = options["limits"] or Limits()
         self._opening = threading.Lock()
         self._model, self._adapters, self._engine, self._embedder, self._make_engine = open_model(options)
 
@@ -279,15 +299,17 @@ class Llama:
             raise InvalidArgumentError(
                 f"tokenize() takes bytes, not {type(text).__name__}.", remedy='Call text.encode("utf-8").'
             )
-        return self._open_model.tokenize(bytes(text), add_special=add_bos, parse_special=special)
+        flags = {"add_special": flag("add_bos", add_bos), "parse_special": flag("special", special)}
+        return self._open_model.tokenize(bytes(text), **flags)
 
     def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
         """UTF-8 bytes of tokens; with ``prev_tokens``, what they add to the text of those."""
-        model = self._open_model
-        if not prev_tokens:
+        model, special = self._open_model, flag("special", special)
+        tokens, earlier = token_ids("tokens", tokens), [] if prev_tokens is None else token_ids("prev_tokens", prev_tokens)
+        if not earlier:
             return model.detokenize(tokens, special=special)
-        before = model.detokenize(prev_tokens, special=special)
-        return model.detokenize([*prev_tokens, *tokens], special=special)[len(before) :]
+        before = model.detokenize(earlier, special=special)
+        return model.detokenize([*earlier, *tokens], special=special)[len(before) :]
 
     def reset(self) -> None:
         """Forgets what the cache holds."""
@@ -304,7 +326,7 @@ class Llama:
 
     def set_seed(self, seed: int | None) -> None:
         """The seed of requests that bring none."""
-        self._seed = seed
+        self._seed = read_seed(seed)
 
     # --- vectors ---
 
@@ -331,14 +353,15 @@ class Llama:
             InvalidArgumentError: the model was not loaded for it, or the input. ContextLengthError: a text is too long.
             ModelBusyError: too many texts wait. DecodeError, ModelClosedError.
         """
-        job, single = self._vectors(input, truncate)
+        normalize, return_count = flag("normalize", normalize), flag("return_count", return_count)
+        job, single = self._vectors(input, flag("truncate", truncate))
         return self._listed(job, single, job.result(), normalize, return_count)
 
     def create_embedding(self, input: str | Sequence[int] | Sequence[Text], model: str | None = None) -> dict[str, Any]:
         """Vectors of texts in OpenAI's form; see :meth:`embed`."""
         job, _ = self._vectors(input, truncate=True)
         vectors, n = self._listed(job, False, job.result(), False, True)
-        return embeddings.answer(vectors, n, model or self.model_path)
+        return embeddings.answer(vectors, n, read_model_name(model, self.model_path))
 
     # --- completions ---
 
@@ -370,6 +393,7 @@ class Llama:
         logprobs: int | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         stopping_criteria: StoppingCriteria | Sequence[StoppingCriteria] | None = None,
+        abort_callback: Callable[[], bool] | None = None,
         context_full: str = "truncate",
         lora: Mapping[str, float] | None = None,
         speculate: bool = True,
@@ -391,6 +415,9 @@ class Llama:
                 logits. They run between the batches that all requests share.
             stopping_criteria: functions of all tokens so far and of the logits of the next one (as above, before any
                 processor); when one of them says True, the text ends there, without that token.
+            abort_callback: asked ten times a second while the answer is waited for; when it says True, the request ends there,
+                also in the middle of its prompt, with what there is (``finish_reason`` "abort"). A stream can be closed by any
+                thread as well.
             context_full: what to do when the answer fills n_ctx: "truncate" it, raise an "error", or "shift", which
                 forgets the older half of what was said.
             lora: scales of LoRA adapters by name, in place of lora_path's; ``{}`` is the model without any.
@@ -408,25 +435,27 @@ class Llama:
         """
         extra = {name: samplers.pop(name) for name in _SAMPLING & samplers.keys()}
         check_unknown(Llama.create_completion, "create_completion", samplers)
+        stream, echo = flag("stream", stream, none=False), flag("echo", echo, none=False)
+        gbnf = read_grammar(grammar)
         text, tokens = self._read_prompt(prompt, read_suffix(suffix))
         params = self._sampling(
             temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
             frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_penalty=repeat_penalty,
             mirostat_mode=mirostat_mode, mirostat_tau=mirostat_tau, mirostat_eta=mirostat_eta, logit_bias=logit_bias,
-            grammar={"grammar": grammar} if grammar else None, **extra,
+            grammar={"grammar": gbnf} if gbnf else None, **extra,
         )  # fmt: skip
         request, stream_text = self._request(
-            tokens, params, max_tokens, read_stop(stop), n_logprobs=read_logprobs(logprobs, self.n_vocab()),
+            tokens, params, max_tokens, read_stop(stop), n_logprobs=read_logprobs(logprobs, self.n_vocab(), "logprobs"),
             processors=read_functions("logits_processor", logits_processor),
             criteria=read_functions("stopping_criteria", stopping_criteria), context_full=context_full, lora=lora,
-            speculate=speculate,
+            speculate=flag("speculate", speculate),
         )  # fmt: skip
-        head = (responses.new_id("cmpl"), responses.now(), model or self.model_path)
+        head = (responses.new_id("cmpl"), responses.now(), read_model_name(model, self.model_path))
         answer = TextAnswer(
-            head, request.generation, stream_text, usage_wanted(stream_options), self._open_model,
-            echo=text if echo else "",
+            head, request.generation, stream_text, usage_wanted(stream_options), self._open_model, request.n_logprobs is not None,
+            prompt=text, echo=echo,
         )  # fmt: skip
-        return self._deliver(answer, request, stream)
+        return self._deliver(answer, request, stream, read_callback(abort_callback))
 
     __call__ = create_completion
 
@@ -461,6 +490,7 @@ class Llama:
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        abort_callback: Callable[[], bool] | None = None,
         context_full: str = "truncate",
         lora: Mapping[str, float] | None = None,
         speculate: bool = True,
@@ -487,34 +517,37 @@ class Llama:
         """
         extra = {name: samplers.pop(name) for name in _SAMPLING & samplers.keys()}
         check_unknown(Llama.create_chat_completion, "create_chat_completion", samplers)
+        stream, logprobs = flag("stream", stream, none=False), flag("logprobs", logprobs, none=False)
         # close() in another thread takes the attribute away
         templates = self._templates
         if templates is None:
-            templates = self._templates = ChatTemplates(self._open_model, self._chat_template)
+            templates = self._templates = ChatTemplates(self._open_model, self._chat_template, limits=self._limits)
         self._open_engine
         request = ChatRequest(
-            messages, tools, tool_choice, parallel_tool_calls, response_format, grammar, chat_template_kwargs
+            messages, tools, tool_choice, parallel_tool_calls, response_format, read_grammar(grammar), chat_template_kwargs
         )
-        prompt = templates.apply(request.to_json())
-        tokens = self._open_model.tokenize(prompt.text.encode(), add_special=True, parse_special=True)
+        prompt = request.render(templates)
+        tokens = self._open_model.tokenize(prompt.text.encode("utf-8", "replace"), add_special=True, parse_special=True)
         params = self._sampling(
             temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
             frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_penalty=repeat_penalty,
             mirostat_mode=mirostat_mode, mirostat_tau=mirostat_tau, mirostat_eta=mirostat_eta, logit_bias=logit_bias,
-            grammar=request.grammar(prompt), **extra,
+            grammar=prompt.grammar, **extra,
         )  # fmt: skip
-        n_logprobs = (top_logprobs or 0) if logprobs or top_logprobs else None
+        n_top = read_logprobs(top_logprobs, self.n_vocab(), "top_logprobs")
+        n_logprobs = (n_top or 0) if logprobs or n_top else None
         stops = (*read_stop(stop), *prompt.stop)
         generated, text = self._request(
-            tokens, params, max_tokens, stops, prompt.preserved, n_logprobs=read_logprobs(n_logprobs, self.n_vocab()),
+            tokens, params, max_tokens, stops, prompt.preserved, n_logprobs=n_logprobs,
             processors=read_functions("logits_processor", logits_processor), context_full=context_full, lora=lora,
-            speculate=speculate,
+            speculate=flag("speculate", speculate),
         )  # fmt: skip
-        head = (responses.new_id("chatcmpl"), responses.now(), model or self.model_path)
+        head = (responses.new_id("chatcmpl"), responses.now(), read_model_name(model, self.model_path))
         answer = ChatAnswer(
-            head, generated.generation, text, usage_wanted(stream_options), self._open_model, reader=ChatReader(prompt)
-        )
-        return self._deliver(answer, generated, stream)
+            head, generated.generation, text, usage_wanted(stream_options), self._open_model, n_logprobs is not None,
+            reader=prompt.reader(),
+        )  # fmt: skip
+        return self._deliver(answer, generated, stream, read_callback(abort_callback))
 
     # --- inside ---
 
@@ -543,29 +576,21 @@ class Llama:
             text, tokens = prompt, model.tokenize(prompt.encode("utf-8", "replace"), add_special=whole, parse_special=whole)
             if not tokens and whole and model.token_bos >= 0:
                 tokens = [model.token_bos]
-        elif isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, Sequence):
-            raise InvalidArgumentError(f"prompt is {type(prompt).__name__}.", remedy="Give a str or a list of tokens.")
         else:
-            tokens = [int(token) for token in prompt]
+            if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, Iterable):
+                raise InvalidArgumentError(f"prompt is {type(prompt).__name__}.", remedy="Give a str or a list of tokens.")
+            tokens = token_ids("prompt", prompt)
             text = model.detokenize(tokens, special=True).decode("utf-8", "replace")
         if suffix is not None:
             tokens = model.infill(tokens, suffix, suffix_first=self._suffix_first)
         return text, tokens
 
-    def _sampling(
-        self, *, seed: int | None, logit_bias: Mapping[int | str, float] | None, **rest: Any
-    ) -> SamplingParams:
-        seed = self._seed if seed is None else seed
+    def _sampling(self, *, seed: int | None, logit_bias: Mapping[int | str, float] | None, **rest: Any) -> SamplingParams:
+        seed = self._seed if seed is None else read_seed(seed)
         if seed is not None and seed < 0:
             seed = None
-        try:
-            # JSON has no integer keys
-            bias = {int(token): float(value) for token, value in (logit_bias or {}).items()}
-        except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(
-                f"logit_bias={logit_bias!r}: {error}.", remedy="Give a mapping from token ids to numbers."
-            ) from error
-        return SamplingParams(seed=seed, logit_bias=bias, **{"penalty_last_n": self._last_n_tokens_size, **rest})
+        bias = read_bias(logit_bias)
+        return SamplingParams.read(seed=seed, logit_bias=bias, **{"penalty_last_n": self._last_n_tokens_size, **rest})
 
     def _request(
         self,
@@ -580,18 +605,18 @@ class Llama:
         """A request, not yet submitted, and what turns its tokens into text."""
         model, engine = self._open_model, self._open_engine
         engine.check_prompt(tokens)
-        sampler = Sampler(model, params, engine.n_ctx)
+        sampler = Sampler(model, params, engine.n_ctx, self._limits)
         sampler.accept_prompt(tokens)
         single = (model.tokenize(text.encode(), add_special=False, parse_special=True) for text in preserved)
         text = TextStream(model, stop, [ids[0] for ids in single if len(ids) == 1])
         return Request(tokens, sampler, max_tokens, adapters=self._adapters.choose(lora), **request), text
 
-    def _deliver(self, answer: Answer, request: Request, stream: bool) -> Any:
+    def _deliver(self, answer: Answer, request: Request, stream: bool, abort: Callable[[], bool] | None) -> Any:
         """Runs a request; returns its response, or its chunks as they come."""
-        handle = Handle(request)
+        handle = Handle(request, abort)
         self._open_engine.submit(request)
         if stream:
-            return chunks(self, answer, handle)
+            return Stream(self, answer, handle)
         return answer.whole("".join(pieces(answer, handle)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple
 
 from .arguments import context_sizes, load_mode, read_adapters, read_servers
@@ -52,13 +51,13 @@ def open_model(options: Mapping[str, Any]) -> Opened:
     """Loads a model and makes its context.
 
     Args:
-        options: the arguments of :class:`~llama_cpp.Llama` by name, checked.
+        options: the arguments of :class:`~llama_cpp.Llama` by name, as ``read_creation()`` gives them.
 
     Raises:
         ModelFileError, ModelLoadError, ContextCreationError, InvalidArgumentError, MetadataOverrideError,
         RemoteDeviceError, ForkedProcessError: as :class:`~llama_cpp.Llama` does.
     """
-    path = os.fspath(options["model_path"])
+    path = options["model_path"]
     adapters = read_adapters(options["lora_path"], options["lora_scale"], options["lora_adapters"])
     model_params = {
         **{name: options[name] for name in _MODEL_FIELDS},

@@ -53,31 +53,52 @@ def timings(generation: Generation) -> dict[str, Any]:
     }
 
 
-def text_logprobs(entries: Sequence[TokenLogprobs], piece: Callable[[int], bytes], offset: int) -> dict[str, Any]:
-    """Log-probabilities in the form of text completions; ``offset`` is where the first token's text begins."""
-    texts = [_text(piece(entry.token)) for entry in entries]
+def text_logprobs(
+    entries: Sequence[tuple[TokenLogprobs, int]], piece: Callable[[int], bytes], n_before: int
+) -> dict[str, Any]:
+    """Log-probabilities in the form of text completions.
+
+    Args:
+        entries: tokens, each with where its text begins, in characters.
+        piece: the bytes of a token.
+        n_before: characters before the first one.
+    """
     return {
-        "tokens": texts,
-        "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [{_text(piece(token)): value for token, value in entry.top} for entry in entries],
-        "text_offset": [offset + sum(map(len, texts[:i])) for i in range(len(texts))],
+        "tokens": [_text(piece(entry.token)) for entry, _ in entries],
+        "token_logprobs": [entry.logprob for entry, _ in entries],
+        "top_logprobs": [_most_probable(entry, piece) for entry, _ in entries],
+        "text_offset": [n_before + start for _, start in entries],
     }
 
 
-def chat_logprobs(entries: Sequence[TokenLogprobs], piece: Callable[[int], bytes]) -> dict[str, Any]:
+def _most_probable(entry: TokenLogprobs, piece: Callable[[int], bytes]) -> dict[str, float]:
+    """The most probable tokens by their texts, the chosen one among them; of two with one text the more probable."""
+    found: dict[str, float] = {}
+    for token, value in entry.top:
+        found.setdefault(_text(piece(token)), value)
+    if all(token != entry.token for token, _ in entry.top):
+        found.setdefault(_text(piece(entry.token)), entry.logprob)
+    return found
+
+
+def chat_logprobs(entries: Sequence[tuple[TokenLogprobs, int]], piece: Callable[[int], bytes]) -> dict[str, Any]:
     """Log-probabilities in the form of chat completions."""
 
     def one(token: int, value: float) -> dict[str, Any]:
         return {"token": _text(piece(token)), "logprob": value, "bytes": list(piece(token))}
 
     content = [
-        {**one(entry.token, entry.logprob), "top_logprobs": [one(*pair) for pair in entry.top]} for entry in entries
+        {**one(entry.token, entry.logprob), "top_logprobs": [one(*pair) for pair in entry.top]} for entry, _ in entries
     ]
     return {"content": content, "refusal": None}
 
 
 def _text(piece: bytes) -> str:
-    return piece.decode("utf-8", "replace")
+    """A token's text, or its bytes in OpenAI's form where they are a part of a character only."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 def completion(

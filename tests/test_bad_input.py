@@ -169,7 +169,7 @@ def test_a_suffix_that_cannot_be(llm, suffix, match):
         llm.create_completion("x", suffix=suffix)
 
 
-@pytest.mark.parametrize("value", [1, "yes", None])
+@pytest.mark.parametrize("value", [2, "yes", None])
 def test_embedding_is_yes_or_no(smollm2, value):
     with pytest.raises(InvalidArgumentError, match="embedding"):
         Llama(smollm2, embedding=value)
@@ -211,7 +211,7 @@ def test_another_type_or_value_is_an_error_of_ours(smollm2, name, value):
 
 @pytest.mark.parametrize("path", [None, 5, b"\xff\0.gguf", "nul\0.gguf", ["a"]])
 def test_a_path_that_is_none(path):
-    with pytest.raises((LlamaCppError, TypeError, ValueError)):
+    with pytest.raises(LlamaCppError):
         Llama(path)
 
 

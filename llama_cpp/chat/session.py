@@ -6,7 +6,34 @@ from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, Sequence
 
 from ..errors import ChatParseError, InvalidArgumentError
-from .templates import ChatParser, ChatPrompt
+from ..values import flag, refused
+from . import generic_tools
+from .messages import choose_tools, read_messages, read_response_format, read_tools
+from .templates import ChatParser, ChatPrompt, ChatTemplates, json_schema_to_grammar
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation ready to be answered.
+
+    Attributes:
+        text: the prompt, without a BOS that tokenization adds.
+        stop, preserved: as in :class:`~.templates.ChatPrompt`.
+        grammar: what the answer has to follow, as ``llama_common_grammar_init()`` reads it; None for nothing.
+        format: what a parser of the answer is made from. how: ``"format"`` reads it by that, ``"plain"`` takes it as it is, and
+            ``"tools"`` reads :mod:`.generic_tools`' JSON.
+    """
+
+    text: str
+    stop: tuple[str, ...]
+    preserved: tuple[str, ...]
+    grammar: Mapping[str, Any] | None
+    format: Mapping[str, Any]
+    how: str = "format"
+
+    def reader(self) -> ChatReader:
+        """What reads the answer."""
+        return ChatReader(self.format, self.how)
 
 
 @dataclass(frozen=True)
@@ -21,79 +48,91 @@ class ChatRequest:
     user_grammar: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """The request as ``llama_common_chat_apply()`` reads it.
+    def render(self, templates: ChatTemplates) -> Conversation:
+        """Renders the conversation, with a grammar for everything that was asked of the answer.
+
+        Some templates, or their parsers, leave out tools or a schema: then tools are described in the first message, and the
+        grammar is the schema's own.
 
         Raises:
-            InvalidArgumentError: messages, tools or formats that contradict each other.
+            InvalidArgumentError: messages, tools or formats that are none, or that contradict each other.
+            GrammarError: a schema that no grammar can be made of. ChatTemplateError, LimitReachedError.
         """
-        if isinstance(self.messages, (str, bytes)) or not self.messages:
-            raise InvalidArgumentError(
-                "messages is empty or not a list.", remedy='Give at least [{"role": "user", "content": "…"}].'
-            )
-        request: dict[str, Any] = {"messages": list(self.messages)}
-        tools, choice = self._chosen_tools()
-        if tools:
-            request["tools"], request["tool_choice"] = tools, choice
-        if self.parallel_tool_calls is not None:
-            request["parallel_tool_calls"] = self.parallel_tool_calls
+        messages, tools = read_messages(self.messages), read_tools(self.tools)
+        tools, choice = choose_tools(tools, self.tool_choice)
         schema = self._schema()
+        if tools and choice == "required":
+            schema = None  # it is for what is said, and a call is what is wanted
+        if self.user_grammar and (schema is not None or (tools and choice != "none")):
+            raise InvalidArgumentError("A grammar of your own cannot be combined with tools or a response_format.")
+        request: dict[str, Any] = {"messages": messages, **self._options()}
+        given = {"tools": tools, "tool_choice": choice} if tools else {}
+        enforced = {} if schema is None else {"json_schema": schema}
         if schema is not None:
-            if self.user_grammar:
-                raise InvalidArgumentError("grammar and response_format exclude each other.")
-            request["json_schema"] = schema
-        kwargs = dict(self.chat_template_kwargs or {})
+            own = json_schema_to_grammar(schema, templates.limits)  # tells what is wrong with it, and where
+        prompt = templates.apply({**request, **given, **enforced})
+        found = prompt.format
+        if self.user_grammar:
+            thinks = bool(request.get("enable_thinking"))
+            return self._conversation(prompt, {"grammar": self.user_grammar}, "format" if thinks else "plain")
+        if schema is not None and (not found["grammar"] or found["grammar_lazy"]):
+            return self._conversation(prompt, {"grammar": own}, "plain")
+        if tools and choice != "none" and not found["grammar"]:
+            described = generic_tools.add_to_messages(messages, tools, choice == "required")
+            answers = generic_tools.schema(tools, choice == "required", bool(request.get("parallel_tool_calls", False)))
+            prompt = templates.apply({**request, "messages": described})
+            return self._conversation(prompt, {"grammar": json_schema_to_grammar(answers, templates.limits)}, "tools")
+        return self._conversation(prompt, found if found["grammar"] else None, "format")
+
+    def _conversation(self, prompt: ChatPrompt, grammar: Mapping[str, Any] | None, how: str) -> Conversation:
+        text = prompt.text if how == "format" else _without_thoughts(prompt)
+        return Conversation(text, prompt.stop, prompt.preserved, grammar, prompt.format, how)
+
+    def _options(self) -> dict[str, Any]:
+        """What else the template is told."""
+        options: dict[str, Any] = {}
+        if self.parallel_tool_calls is not None:
+            options["parallel_tool_calls"] = flag("parallel_tool_calls", self.parallel_tool_calls)
+        if self.chat_template_kwargs is not None and not isinstance(self.chat_template_kwargs, Mapping):
+            raise refused("chat_template_kwargs", self.chat_template_kwargs, "a mapping from variables to values")
+        kwargs = {str(name): value for name, value in (self.chat_template_kwargs or {}).items()}
         thinking = kwargs.get("enable_thinking")
         if thinking is not None:
-            if not isinstance(thinking, bool):
-                raise InvalidArgumentError(f"enable_thinking={thinking!r} must be True or False.")
-            request["enable_thinking"] = thinking
+            kwargs["enable_thinking"] = flag("enable_thinking", thinking)
+        elif self.user_grammar:
+            # what the grammar describes is the answer, and not what is thought before it
+            kwargs["enable_thinking"] = False
+        if "enable_thinking" in kwargs:
+            options["enable_thinking"] = kwargs["enable_thinking"]
         if kwargs:
-            request["chat_template_kwargs"] = kwargs
-        return request
+            options["chat_template_kwargs"] = kwargs
+        return options
 
-    def grammar(self, prompt: ChatPrompt) -> Mapping[str, Any] | None:
-        """What the answer has to follow: the caller's grammar, or the one the format brings."""
-        if self.user_grammar:
-            if prompt.format["grammar"]:
-                raise InvalidArgumentError("A grammar of your own cannot be combined with tools.")
-            return {"grammar": self.user_grammar}
-        return prompt.format if prompt.format["grammar"] else None
+    def _schema(self) -> Any:
+        schema = read_response_format(self.response_format)
+        if schema is False:
+            raise InvalidArgumentError("response_format has the schema false, which no answer can follow.")
+        if schema is True or schema == {}:
+            return {"type": ["object", "array", "string", "number", "boolean", "null"]}  # anything
+        return schema
 
-    def _chosen_tools(self) -> tuple[list[Mapping[str, Any]], str]:
-        tools = list(self.tools or [])
-        if isinstance(self.tool_choice, Mapping):
-            # one function by name: the same as being required to call it, with no other there
-            name = (self.tool_choice.get("function") or {}).get("name")
-            named = [tool for tool in tools if (tool.get("function") or {}).get("name") == name]
-            if not named:
-                raise InvalidArgumentError(f"tool_choice names {name!r}, which is not among the tools.")
-            return named, "required"
-        return tools, self.tool_choice or "auto"
 
-    def _schema(self) -> Mapping[str, Any] | None:
-        if self.response_format is None:
-            return None
-        kind = self.response_format.get("type", "text")
-        if kind == "text":
-            return None
-        if kind == "json_object":
-            # a schema beside "json_object" is llama-cpp-python's form
-            return self.response_format.get("schema") or {"type": "object"}
-        if kind == "json_schema":
-            return (self.response_format.get("json_schema") or {}).get("schema") or {"type": "object"}
-        raise InvalidArgumentError(
-            f"response_format type {kind!r} does not exist.", remedy='Use "text", "json_object" or "json_schema".'
-        )
+def _without_thoughts(prompt: ChatPrompt) -> str:
+    """The prompt; where the template has begun to think although nothing is to be thought, that is ended."""
+    start, ends = prompt.format["thinking_start_tag"], prompt.format["thinking_end_tags"]
+    if start and ends and prompt.text.rstrip().endswith(start):
+        return f"{prompt.text.rstrip()}\n{ends[0]}\n\n"
+    return prompt.text
 
 
 class ChatReader:
-    """Turns the text of an answer into a message, whole or piece by piece."""
+    """Turns the text of an answer into a message, whole or piece by piece; ``how`` is :class:`Conversation`'s."""
 
-    def __init__(self, prompt: ChatPrompt) -> None:
-        self._parser = ChatParser(prompt.format)
+    def __init__(self, format: Mapping[str, Any], how: str = "format") -> None:
+        self._parser = ChatParser(format)
+        self._how = how
         # with neither tools nor reasoning the text is the content, and parsing it again for every token costs n² bytes
-        self._plain = not prompt.format["parse_tool_calls"] and not prompt.format["supports_thinking"]
+        self._plain = how == "plain" or (how == "format" and not format["parse_tool_calls"] and not format["supports_thinking"])
         self._text = ""
         self.called_tools = False
 
@@ -102,6 +141,10 @@ class ChatReader:
 
         An answer that does not follow the format after all is given as it is: text that was paid for is not lost.
         """
+        if self._how == "tools":
+            return generic_tools.read(text)
+        if self._how == "plain":
+            return {"role": "assistant", "content": text}
         try:
             return self._parser.parse(text, partial=truncated)
         except ChatParseError:
@@ -112,12 +155,16 @@ class ChatReader:
         self._text += piece
         if self._plain:
             yield {"content": piece}
-            return
-        yield from self._update(partial=True)
+        elif self._how != "tools":
+            yield from self._update(partial=True)
 
     def finish(self, *, truncated: bool) -> Iterator[dict[str, Any]]:
         """Stream deltas left when no more text comes."""
-        if not self._plain:
+        if self._how == "tools":
+            message = generic_tools.read(self._text)
+            self.called_tools = "tool_calls" in message
+            yield from generic_tools.deltas(message)
+        elif not self._plain:
             # an answer that does not follow the format after all still holds what was read of it so far
             yield from self._update(partial=truncated) or self._update(partial=True)
 

@@ -6,14 +6,16 @@ import ctypes
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 from ..capi import llama_common_c as native
-from ..capi.handle import Handle
+from ..capi.handle import Handle, Uncopyable
 from ..capi.interrupts import DeferredInterrupts
 from ..capi.status import call, take_string
 from ..errors import ChatParseError, InvalidArgumentError
+from ..limits import Limits
 from ..models.model import Model
+from .messages import to_json
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,36 @@ class ChatPrompt:
     format: dict[str, Any]
 
 
-class ChatTemplates:
+class ChatTemplates(Uncopyable):
     """The chat templates of a model, or one given as Jinja source.
 
     Args:
         model: may be None when ``template`` is given.
         template: overrides the model's own; a model without one gets ChatML.
+        limits: what it may cost.
 
     Raises:
         ChatTemplateError: the template does not parse.
+        LimitReachedError: it costs too much.
         ModelClosedError, ForkedProcessError: the model must not be used any more, or not here.
     """
 
     def __init__(
-        self, model: Model | None, template: str | None = None, *, bos_token: str = "", eos_token: str = ""
+        self,
+        model: Model | None,
+        template: str | None = None,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        limits: Limits = Limits(),
     ) -> None:
+        self.limits = limits
         source = _text(template, "chat_template") if template else None
         tokens = _text(bos_token, "bos_token"), _text(eos_token, "eos_token")
         result = ctypes.c_void_p()
-        with model.in_use() if model else nullcontext() as model_pointer, DeferredInterrupts():
-            call(native.llama_common_chat_init, model_pointer, source, *tokens, ctypes.byref(result))
+        with model.in_use() if model else nullcontext() as model_pointer, DeferredInterrupts() as interrupts:
+            allowed = limits.native(interrupts)
+            call(native.llama_common_chat_init, model_pointer, source, *tokens, ctypes.byref(allowed), ctypes.byref(result))
             parent = model.in_use() if model else None
             self._handle = Handle(result, native.llama_common_chat_free, parent=parent)
 
@@ -62,7 +74,10 @@ class ChatTemplates:
 
     def describe(self) -> dict[str, Any]:
         """``source``, ``source_tool_use``, ``explicit``, ``supports_thinking`` and ``capabilities``."""
-        return self._ask(native.llama_common_chat_describe)
+        result = ctypes.c_char_p()
+        with self._handle as pointer, DeferredInterrupts():
+            call(native.llama_common_chat_describe, pointer, ctypes.byref(result))
+            return json.loads(take_string(result))
 
     def apply(self, request: dict[str, Any]) -> ChatPrompt:
         """Renders a conversation.
@@ -73,14 +88,15 @@ class ChatTemplates:
 
         Raises:
             InvalidArgumentError: the request is malformed.
-            ChatTemplateError: the template refused it.
+            ChatTemplateError: the template refused it. LimitReachedError: it costs too much.
             ModelClosedError: somebody closed it meanwhile. ForkedProcessError.
         """
-        try:
-            text = json.dumps(request)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(f"The request cannot be written as JSON: {error}.") from error
-        rendered = self._ask(native.llama_common_chat_apply, text.encode())
+        text = to_json("the request", request)
+        result = ctypes.c_char_p()
+        with self._handle as pointer, DeferredInterrupts() as interrupts:
+            allowed = self.limits.native(interrupts)
+            call(native.llama_common_chat_apply, pointer, text.encode(), ctypes.byref(allowed), ctypes.byref(result))
+            rendered = json.loads(take_string(result))
         return ChatPrompt(
             text=rendered["prompt"],
             stop=tuple(rendered["additional_stops"]),
@@ -88,18 +104,11 @@ class ChatTemplates:
             format=rendered,
         )
 
-    def _ask(self, function: Callable[..., int], *args: Any) -> Any:
-        result = ctypes.c_char_p()
-        with self._handle as pointer, DeferredInterrupts():
-            call(function, pointer, *args, ctypes.byref(result))
-            text = take_string(result)
-        return json.loads(text)
 
-
-class ChatParser:
+class ChatParser(Uncopyable):
     """Reads one answer. ``format`` is :attr:`ChatPrompt.format`, or ``{}`` for plain text."""
 
-    def __init__(self, format: dict[str, Any]) -> None:
+    def __init__(self, format: Mapping[str, Any]) -> None:
         self._pointer = ctypes.c_void_p()
         call(native.llama_common_chat_parser_init, json.dumps(format).encode(), ctypes.byref(self._pointer))
 
@@ -140,21 +149,23 @@ def _check_arguments(tool_call: dict[str, Any]) -> None:
         raise ChatParseError(f"The call of {name!r} breaks off: its arguments are not JSON ({error}).") from error
 
 
-def json_schema_to_grammar(schema: dict[str, Any] | bool | str) -> str:
+def json_schema_to_grammar(schema: dict[str, Any] | bool | str, limits: Limits = Limits()) -> str:
     """A GBNF grammar for the JSON documents that a schema describes.
 
-    What a grammar cannot express (a pattern that is not anchored, say) it lets pass, and the engine says so on stderr.
+    What a grammar cannot express (a pattern that is not anchored, say) it lets pass, and the log says so.
 
     Raises:
         InvalidArgumentError: not JSON.
-        GrammarError: not a schema.
+        GrammarError: not a schema, or one that contradicts itself. LimitReachedError: it costs too much.
     """
     if schema is True:
         schema = {}  # JSON Schema's "anything", which the converter does not know
-    text = schema if isinstance(schema, str) else json.dumps(schema)
+    text = schema if isinstance(schema, str) else to_json("schema", schema)
     result = ctypes.c_char_p()
-    call(native.llama_common_json_schema_to_grammar, _text(text, "schema"), ctypes.byref(result))
-    return take_string(result)
+    with DeferredInterrupts() as interrupts:
+        allowed = limits.native(interrupts)
+        call(native.llama_common_json_schema_to_grammar, _text(text, "schema"), ctypes.byref(allowed), ctypes.byref(result))
+        return take_string(result)
 
 
 def _text(value: str, name: str) -> bytes:

@@ -13,7 +13,8 @@ import threading
 from pathlib import Path
 from typing import Any, Iterator, Protocol
 
-from ..errors import CacheError, InvalidArgumentError
+from ..errors import CacheError
+from ..values import integer
 
 
 class BaseLlamaCache(Protocol):
@@ -136,9 +137,7 @@ class LlamaDiskCache:
 
 
 def _checked(capacity_bytes: int) -> int:
-    if isinstance(capacity_bytes, bool) or not isinstance(capacity_bytes, int) or capacity_bytes < 0:
-        raise InvalidArgumentError(f"capacity_bytes={capacity_bytes!r} must be a number of bytes.")
-    return capacity_bytes
+    return integer("capacity_bytes", capacity_bytes, 0)
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from ..capi import ggml, ggml_backend, ggml_cpu, llama
 from ..capi import llama_common_c as native
 from ..capi.backends import has_gpu
-from ..capi.handle import Handle
+from ..capi.handle import Handle, Uncopyable
 from ..capi.interrupts import DeferredInterrupts
-from ..capi.loader import bind_plugin
+from ..capi.loader import bind_plugin, libraries
 from ..capi.status import call
 from ..errors import ContextCreationError, InvalidArgumentError
 from ..models.model import Model, set_fields
@@ -110,7 +110,7 @@ def _generates_nothing() -> ContextCreationError:
     )
 
 
-class Decoder:
+class Decoder(Uncopyable):
     """Owns a ``llama_context`` and the buffers of a batch. For one thread at a time.
 
     Args:
@@ -138,8 +138,11 @@ class Decoder:
         self._native = native.llama_common_decoder_p_ctypes()
         self._top_k = native.llama_common_top_k_p_ctypes()
         self._thread_pools: list[Any] = []
+        self._stop = ctypes.c_int32()
         wanted = llama.llama_context_default_params()
         set_fields(wanted, params)
+        wanted.abort_callback = ctypes.cast(libraries()["llama-common-c"].llama_common_is_set, ggml.ggml_abort_callback)
+        wanted.abort_callback_data = ctypes.addressof(self._stop)
         # the engine asserts that it is no less; a few can have all their guesses, many are quicker without
         self.n_outputs = wanted.n_outputs_max = max(n_active, wanted.n_seq_max) + min(n_active, 4) * n_guesses
         wanted.n_outputs_max_per_seq = 1 + n_guesses
@@ -250,11 +253,16 @@ class Decoder:
         """Frees the context, as soon as nobody uses it."""
         self._handle.close()
 
+    def stop(self, wanted: bool) -> None:
+        """Lets a CPU stop in the middle of a batch, or not any more. Any thread may call it."""
+        self._stop.value = wanted
+
     def decode(self, n_tokens: int) -> int:
         """Computes the first ``n_tokens`` of the batch; on a GPU it returns at once.
 
         Returns:
-            What ``llama_decode()`` does: 0, or 1 when the cache has no room and nothing was computed, or an error.
+            What ``llama_decode()`` does: 0, or 1 when the cache has no room and nothing was computed, 2 when it was stopped,
+            or an error.
         """
         call(
             native.llama_common_decode, self._native, n_tokens, self.tokens, self.positions, self.sequences,

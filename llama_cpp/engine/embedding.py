@@ -16,7 +16,7 @@ import numpy as np
 from ..capi import ggml, llama
 from ..capi import llama_common_c as native
 from ..capi.backends import has_gpu
-from ..capi.handle import Handle
+from ..capi.handle import Handle, Uncopyable
 from ..capi.interrupts import DeferredInterrupts
 from ..capi.loader import libraries
 from ..capi.status import call
@@ -82,7 +82,7 @@ class Job:
             pass  # cancelled, or failed with another of its texts
 
 
-class Embedder:
+class Embedder(Uncopyable):
     """Computes vectors of texts. Any thread may ask; one thread owns the context.
 
     Texts are taken in turn from everybody who has asked, whole, for as long as a batch has room.

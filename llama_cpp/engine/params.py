@@ -7,10 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any, Mapping, Sequence
 
 from ..errors import InvalidArgumentError
+from ..values import integer, number, refused
 
 #: Ways to guess what follows that need no other model: to look for the last tokens in what came before (Saxena 2023), and
 #: the model's own extra heads.
 PROMPT_LOOKUP, OWN_HEADS = "prompt-lookup", "mtp"
+
+_INT32_MAX = 0x7FFFFFFF
+_FLOAT_MAX = 3.4028234e38  # of the engine's numbers, which have 32 bits
+_INTEGERS = ("top_k", "penalty_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat_mode")
+_NUMBERS = (
+    "temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "mirostat_tau",
+    "mirostat_eta", "top_n_sigma", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent", "dry_multiplier",
+    "dry_base", "adaptive_target", "adaptive_decay",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,15 +80,33 @@ class SamplingParams:
     seed: int | None = None
     grammar: Mapping[str, Any] | None = None
 
+    @classmethod
+    def read(cls, **given: Any) -> SamplingParams:
+        """Parameters from what a caller gave, which may be numpy's numbers as well as Python's.
+
+        Raises:
+            InvalidArgumentError: one of another kind.
+        """
+        read: dict[str, Any] = {}
+        for name, value in given.items():
+            if name in _INTEGERS:
+                value = integer(name, value, -_INT32_MAX - 1, _INT32_MAX)
+            elif name in _NUMBERS:
+                value = number(name, value)
+            elif name == "dry_sequence_breakers":
+                if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
+                    raise refused(name, value, "a list of str")
+                if any("\0" in one for one in value):
+                    raise refused(name, value, "a list of str", "None of them can have a NUL character.")
+            read[name] = value
+        return cls(**read)
+
     def validate(self, n_vocab: int) -> None:
         """Raises InvalidArgumentError for a value the samplers would misread or crash on."""
-        for name in ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "frequency_penalty",
-                     "presence_penalty", "mirostat_tau", "mirostat_eta", "top_n_sigma", "xtc_probability", "xtc_threshold",
-                     "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base", "adaptive_target",
-                     "adaptive_decay"):  # fmt: skip
+        for name in _NUMBERS:
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise InvalidArgumentError(f"{name}={value!r} is not a finite number.")
+            if not isinstance(value, (int, float)) or not abs(value) <= _FLOAT_MAX:
+                raise refused(name, value, "a finite number")
         for name in ("top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold", "adaptive_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} is not a probability (0 to 1).")
@@ -99,5 +127,5 @@ class SamplingParams:
                 raise InvalidArgumentError(
                     f"logit_bias names token {token}.", remedy=f"This model's tokens run from 0 to {n_vocab - 1}."
                 )
-            if math.isnan(bias) or bias == math.inf:
+            if math.isnan(bias) or bias > _FLOAT_MAX:
                 raise InvalidArgumentError(f"logit_bias[{token}]={bias} is not a number a logit can be moved by.")

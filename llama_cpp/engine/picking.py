@@ -11,10 +11,12 @@ from typing import Callable, Collection, Sequence
 import numpy as np
 
 from ..capi import llama_common_c as native
-from ..errors import DecodeError, GrammarError, InvalidArgumentError, LlamaCppError
+from ..capi.handle import Uncopyable
+from ..errors import DecodeError, GrammarError, InvalidArgumentError, LimitReachedError, LlamaCppError, NativeError
 from .batches import Part, Running
 from .decoder import Decoder, logprobs_of, pick_from
 from .going_on import GoingOn
+from .requests import Request
 from .threads import Threads
 
 _NAME = "llama-cpp-picker"
@@ -44,7 +46,7 @@ def in_helper() -> bool:
     return threading.current_thread().name == _NAME
 
 
-class Picker:
+class Picker(Uncopyable):
     """Picks from what a decoder has computed, in the engine's thread; helpers do for one request what others need not wait for.
 
     Args:
@@ -136,7 +138,7 @@ class Picker:
             elif result == native.LLAMA_COMMON_NEEDS_ALL:
                 slow.add((one, row))
             else:
-                self._end(one, _error(result))
+                self._end(one, self._error(result, one, row))
         for one, row in slow:
             if one.request.calls_python:
                 self._aside.append((one, decoder.logits(row)))
@@ -171,14 +173,12 @@ class Picker:
                 return
             changed = logits
             for processor in request.processors:
-                changed = processor(tokens, changed.copy() if changed is logits else changed)
-                if np.shape(changed) != logits.shape:
-                    raise InvalidArgumentError(
-                        f"A logits processor returned an array of shape {np.shape(changed)}.",
-                        remedy=f"Return one of the shape it was given, {logits.shape}.",
-                    )
+                changed = _as_logits(processor(tokens, changed.copy() if changed is logits else changed), logits.shape)
             with self._decoder.model.in_use():  # that code may have closed it
-                token = pick_from(changed, request.sampler.pointer)
+                try:
+                    token = pick_from(changed, request.sampler.pointer)
+                except (GrammarError, NativeError) as raised:
+                    raise _no_token(request, logits, changed) from raised
                 logprobs = None if request.n_logprobs is None else logprobs_of(logits, token, request.n_logprobs)
         except BaseException as raised:  # whoever waits for the token would do so for ever
             error = raised
@@ -195,16 +195,56 @@ class Picker:
         if not request.calls_python:
             self._spare.append(logits)  # nobody else has seen it
 
+    def _error(self, result: int, one: Running, row: int) -> LlamaCppError:
+        """Why no token could be picked from an output."""
+        if result == native.LLAMA_COMMON_LIMIT_REACHED:
+            return LimitReachedError(
+                "There are too many ways to go on in the grammar.", remedy="Make it less ambiguous, or give limits=Limits(…) with more."
+            )
+        if result != native.LLAMA_COMMON_GRAMMAR_ERROR:
+            return DecodeError("The model's logits are not numbers.", remedy="Its file may be damaged, or it overflows in f16.")
+        try:
+            logits = self._decoder.logits(row)
+        except (LlamaCppError, MemoryError) as error:
+            return DecodeError(f"What was computed could not be read ({error}).")
+        return _no_token(one.request, logits, logits)
+
     def _stop(self, one: Running) -> None:
         """Ends a request as its model would."""
         one.request.generation.finish_reason = "stop"
         self._end(one)
 
 
-def _error(result: int) -> Exception:
-    if result == native.LLAMA_COMMON_GRAMMAR_ERROR:
-        return GrammarError(
-            "No token is possible here.",
-            remedy="The grammar and logit_bias forbid all of them.",
+def _as_logits(returned: object, shape: tuple[int, ...]) -> np.ndarray:
+    """What a logits processor returned: float32, n_vocab."""
+    try:
+        found = np.asarray(returned, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidArgumentError(
+            f"A logits processor returned {type(returned).__name__}.", remedy=f"Return an array of the shape it was given, {shape}."
+        ) from None
+    if found.shape != shape:
+        raise InvalidArgumentError(
+            f"A logits processor returned an array of shape {found.shape}.", remedy=f"Return one of the shape it was given, {shape}."
         )
-    return DecodeError("The model's logits are not numbers.", remedy="Its file may be damaged, or it overflows in f16.")
+    return found
+
+
+def _no_token(request: Request, logits: np.ndarray, changed: np.ndarray) -> LlamaCppError:
+    """Why there is no token to choose.
+
+    Args:
+        logits: float32, n_vocab, as the model gave them.
+        changed: as functions of the caller changed them.
+    """
+    if np.isnan(logits).any():
+        return DecodeError("The model's logits are not numbers.", remedy="Its file may be damaged, or it overflows in f16.")
+    broken = np.isnan(changed).any()
+    if changed is not logits and (broken or not (changed > -np.inf).any()):
+        what = "numbers that are none (NaN)" if broken else "logits that forbid every token"
+        return InvalidArgumentError(f"A logits processor returned {what}.", remedy="Leave one token at least a finite logit.")
+    if request.sampler.has_grammar:
+        return GrammarError("No token is possible here.", remedy="The grammar and logit_bias forbid all of them.")
+    if request.sampler.has_bias:
+        return InvalidArgumentError("logit_bias forbids every token.", remedy="Leave one at least.")
+    return DecodeError("The model's logits forbid every token.", remedy="Its file may be damaged, or it overflows in f16.")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import operator
 import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Hashable, Iterator, Sequence
 
 from ..capi import llama_common_c as native
-from ..capi.handle import refuse_fork
+from ..capi.handle import Uncopyable, refuse_fork
 from ..capi.loader import libraries
 from ..capi.status import call
-from ..errors import InvalidArgumentError
+from ..values import integer, refused
 from .functions import LogitsProcessor, StoppingCriteria
 from .sampler import Sampler
 
@@ -93,16 +92,9 @@ class Request:
         adapters: Adapters = (),
         speculate: bool = True,
     ) -> None:
-        if context_full not in CONTEXT_FULL:
-            raise InvalidArgumentError(
-                f"context_full={context_full!r} does not exist.", remedy=f"Choose one of {', '.join(CONTEXT_FULL)}."
-            )
-        try:
-            n_most = -1 if max_tokens is None else operator.index(max_tokens)
-        except TypeError:
-            raise InvalidArgumentError(
-                f"max_tokens={max_tokens!r} is not a number of tokens.", remedy="Give an int, or None for no limit."
-            ) from None
+        if not isinstance(context_full, str) or context_full not in CONTEXT_FULL:
+            raise refused("context_full", context_full, f"one of {', '.join(CONTEXT_FULL)}")
+        n_most = -1 if max_tokens is None else integer("max_tokens", max_tokens)
         self.tokens = list(prompt)
         self.sampler = sampler
         self.n_left = n_most if n_most > 0 else -1
@@ -156,7 +148,7 @@ def _put_function() -> Any:
     return function
 
 
-class Outbox:
+class Outbox(Uncopyable):
     """Carries tokens from the engine's thread to the one that waits for them; None is the end.
 
     Attributes:
@@ -186,11 +178,13 @@ class Outbox:
         if _put_function()(self.native, self._END if token is None else token, None):
             raise MemoryError("no room for a token on its way")
 
-    def get(self) -> int | None:
-        """The next token, waited for."""
+    def get(self, meanwhile: Callable[[], None] | None = None) -> int | None:
+        """The next token, waited for; ``meanwhile`` is called ten times a second."""
         while not self._taken:
             n = native.llama_common_outbox_take(self.native, self._buffer, self._N, self._MILLISECONDS)
             self._taken = self._buffer[:n][::-1]
+            if meanwhile is not None:
+                meanwhile()
         token = self._taken.pop()
         return None if token == self._END else token
 
@@ -202,30 +196,36 @@ class Outbox:
         """Tells it, in the loop's own thread."""
 
 
-class Handle:
+class Handle(Uncopyable):
     """A running request: iterate over it, once, for its tokens as they come.
 
     Leaving it before the end cancels the request: its sequence is free from the next batch on.
 
+    Args:
+        abort: asked ten times a second, while somebody waits, whether to end it.
+
     Attributes:
         generation: what it has come to so far.
+        aborted: whether ``abort`` said so.
 
     Raises:
         While iterating: what the request failed with (DecodeError, GrammarError, ContextLengthError, ModelClosedError,
         or what one of its processors or stopping criteria raised).
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, abort: Callable[[], bool] | None = None) -> None:
         self._request = request
+        self._abort = abort
         self._ended = False
         self._pid = os.getpid()
         self.generation = request.generation
+        self.aborted = False
 
     def __iter__(self) -> Iterator[int]:
         try:
             while True:
-                refuse_fork(self._pid)  # nobody would ever answer
-                token = self._request.outbox.get()
+                self.refuse_fork()
+                token = self._request.outbox.get(self._ask if self._abort else None)
                 if token is None:
                     break
                 yield token
@@ -245,6 +245,15 @@ class Handle:
             pass
         return self.generation
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has asked for its end."""
+        return self._request.cancelled
+
+    def refuse_fork(self) -> None:
+        """Raises ForkedProcessError in any other process than the one that made it: nobody would ever answer."""
+        refuse_fork(self._pid)
+
     def cancel(self) -> None:
         """Stops the request with the next batch. A request that has ended is left as it is."""
         if not self._ended and not self._request.cancelled:
@@ -255,6 +264,13 @@ class Handle:
     def __del__(self) -> None:
         # nobody can read it any more
         self.cancel()
+
+    def _ask(self) -> None:
+        """Ends the request if its caller does not want it any more."""
+        assert self._abort is not None
+        if not self.aborted and self._abort():
+            self.aborted = True
+            self.cancel()
 
     def _raise(self) -> None:
         if self._request.error is not None:

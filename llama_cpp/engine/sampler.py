@@ -10,37 +10,42 @@ from ..capi import llama
 from ..capi import llama_common_c as native
 from ..capi.interrupts import DeferredInterrupts
 from ..capi.status import call
+from ..capi.handle import Uncopyable
 from ..errors import InvalidArgumentError
+from ..limits import Limits
 from ..models.model import Model
 from .params import SamplingParams
 
 _SEED_MASK = 0xFFFFFFFF
 
 
-class Sampler:
+class Sampler(Uncopyable):
     """Owns a ``llama_common_sampler``: what changes logits, a grammar, and what truncates and chooses.
 
     Attributes:
         pointer: the native object.
+        has_grammar, has_bias: what can leave no token to choose from.
     """
 
-    def __init__(self, model: Model, params: SamplingParams, n_ctx: int) -> None:
+    def __init__(self, model: Model, params: SamplingParams, n_ctx: int, limits: Limits = Limits()) -> None:
         params.validate(model.n_vocab)
         self._model = model
         self._n_ctx = n_ctx
+        self.has_grammar, self.has_bias = bool(params.grammar), bool(params.logit_bias)
         self.pointer = native.llama_common_sampler_p_ctypes()
-        with model.in_use(), DeferredInterrupts():
+        with model.in_use(), DeferredInterrupts() as interrupts:
             before, after = _Chain(), _Chain()
             self._penalty_window = 0
             self._change(before, params)
             self._truncate_and_choose(after, params)
-            grammar = self._grammar(params.grammar) if params.grammar else None
+            grammar = self._grammar(params.grammar, limits.native(interrupts)) if params.grammar else None
             call(
                 native.llama_common_sampler_init,
                 before.release() if before else None,
                 grammar,
                 after.release(),
                 _n_needed(params),
+                limits.grammar_stacks,
                 ctypes.byref(self.pointer),
             )
 
@@ -76,12 +81,12 @@ class Sampler:
             window = self._window(p.dry_penalty_last_n)
             breakers = [text.encode() for text in p.dry_sequence_breakers]
             array = (ctypes.c_char_p * len(breakers))(*breakers)
-            chain.add(
-                llama.llama_sampler_init_dry(
-                    self._model.vocab_pointer, p.dry_multiplier, p.dry_base, p.dry_allowed_length, window, array,
-                    len(breakers),
-                )
+            sampler = ctypes.POINTER(llama.llama_sampler)()
+            call(
+                native.llama_common_dry_init, self._model.vocab_pointer, p.dry_multiplier, p.dry_base, p.dry_allowed_length,
+                window, array, len(breakers), ctypes.byref(sampler),
             )  # fmt: skip
+            chain.add(sampler)
 
     def _window(self, last_n: int) -> int:
         window = self._n_ctx if last_n < 0 else min(last_n, self._n_ctx)
@@ -123,7 +128,7 @@ class Sampler:
             else:
                 chain.add(llama.llama_sampler_init_dist(seed))
 
-    def _grammar(self, grammar: Mapping[str, Any]) -> Any:
+    def _grammar(self, grammar: Mapping[str, Any], limits: native.llama_common_limits) -> Any:
         if "\0" in grammar["grammar"]:
             raise InvalidArgumentError("The grammar contains a NUL character.", remedy="GBNF has no use for one.")
         sampler = ctypes.POINTER(llama.llama_sampler)()
@@ -131,12 +136,13 @@ class Sampler:
             native.llama_common_grammar_init,
             self._model.vocab_pointer,
             json.dumps(grammar).encode(),
+            ctypes.byref(limits),
             ctypes.byref(sampler),
         )
         return sampler
 
 
-class _Chain:
+class _Chain(Uncopyable):
     """Owns a ``llama_sampler`` chain until it is handed over; created with the first sampler in it."""
 
     def __init__(self) -> None:

@@ -16,6 +16,7 @@ import time
 from typing import Any, Callable, Mapping, Sequence
 
 from ..capi import llama
+from ..capi.handle import Uncopyable
 from ..errors import (
     ContextFullError,
     ContextLengthError,
@@ -41,11 +42,11 @@ from .threads import stop_at_exit
 
 logger = logging.getLogger("llama_cpp")
 
-_CELLS = 256
-_NO_ROOM, _INVALID = 1, -1  # what llama_decode() returns when the cache has none; when it refuses a batch and computes nothing
+# what llama_decode() returns when the cache has none; when it was stopped; when it refuses a batch and computes nothing
+_NO_ROOM, _STOPPED, _INVALID = 1, 2, -1
 
 
-class BatchingEngine:
+class BatchingEngine(Uncopyable):
     """Generates for any number of requests at once. Any thread may call it.
 
     Args:
@@ -107,8 +108,8 @@ class BatchingEngine:
             except BaseException:
                 self._decoder.close()
                 raise
-        # the engine rounds up to what its cache is made of
-        self.n_ctx = min(self._decoder.n_ctx, -(-n_ctx // _CELLS) * _CELLS or self._decoder.n_ctx)
+        # exactly so many: the engine's cache has room for more, as it rounds up
+        self.n_ctx = min(self._decoder.n_ctx, n_ctx or self._decoder.n_ctx)
         self.statistics = Statistics()
         self._is_end = _EndTokens(model)
         self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
@@ -116,6 +117,8 @@ class BatchingEngine:
         self._guesses = Guesses(speculator, self.statistics, self._pick, self._forget_ahead)
         self._suspects: list[Running] = []
         self._cancelled_meanwhile = False
+        self._computing: list[Request] = []  # whose tokens are in the batch that the engine's thread waits for
+        self._stopping = threading.RLock()  # of who waits for that; the garbage collector may cancel in any thread
         self._blocked = False  # who waits does so for room, until somebody ends
         self._waiting: collections.deque[Request] = collections.deque()
         self._running: list[Running] = []
@@ -165,7 +168,7 @@ class BatchingEngine:
         n_waiting = len(self._waiting) + self._inbox.qsize()
         if n_waiting >= self._max_waiting:
             raise ModelBusyError(f"{n_waiting} requests are waiting already.", remedy="Try again when some have ended.")
-        request.wake = self._wake
+        request.wake = self._cancelled
         self._post(lambda: self._waiting.append(request))
 
     def reset(self) -> None:
@@ -213,9 +216,12 @@ class BatchingEngine:
             self._thread.join()
         self._picker.close(self._exiting)
 
-    def _wake(self) -> None:
+    def _cancelled(self) -> None:
         self._inbox.put(self._note_cancelled)
         self._going_on.hold_back()
+        with self._stopping:
+            if self._computing and all(request.cancelled for request in self._computing):
+                self._decoder.stop(True)  # nobody wants what is computed
 
     def _post(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
@@ -323,6 +329,9 @@ class BatchingEngine:
         self.statistics.n_steps += 1
         self.statistics.n_tokens += n_tokens
         self._hand_out()
+        if status == _STOPPED:
+            self._end_stopped(parts)
+            return True
         if status == _NO_ROOM:
             if not self._guesses.make_room(parts):
                 self._make_room()
@@ -363,10 +372,16 @@ class BatchingEngine:
         if not self._decoder.on_device:
             self._hand_out()  # as late as that: who wakes up before this thread is in the library has to wait for it
         decoding = time.perf_counter()
+        with self._stopping:
+            self._computing = [part.running.request for part in parts if part.running]
         try:
             status = self._decoder.decode(n_tokens)
         except (NativeError, MemoryError) as error:  # for what a batch of another shape needs
             return parts, error
+        finally:
+            with self._stopping:
+                self._computing = []
+                self._decoder.stop(False)
         self.statistics.native_seconds += time.perf_counter() - decoding
         return parts, status
 
@@ -443,7 +458,11 @@ class BatchingEngine:
             self._end(one, ContextFullError(self.n_ctx, can_shift=False))
         elif request.context_full == "shift":
             n_kept = 1  # the first token takes up much of the attention (Xiao et al. 2023, "attention sinks")
-            n = (one.n_held - n_kept) // 2
+            n = max(one.n_held - n_kept, 0) // 2
+            if not n:  # a context of two or three tokens
+                request.generation.finish_reason = "length"
+                self._end(one)
+                return
             del request.tokens[n_kept : n_kept + n]
             if self._n_cells is None or not self._sequences.is_copied(one.sequence):
                 self._decoder.shift(one.sequence, n_kept, n)
@@ -481,6 +500,12 @@ class BatchingEngine:
         self._sequences.give_back(last.sequence, [], None)
         self._waiting.appendleft(last.request)
         self._blocked = True
+
+    def _end_stopped(self, parts: Sequence[Part]) -> None:
+        """Ends the requests of a batch that was stopped in its middle, because none of them is wanted any more."""
+        for one in [part.running for part in parts if part.running]:
+            one.n_held = one.n_ahead = 0  # nobody knows how far it came
+            self._end(one)
 
     def _fail(self, parts: Sequence[Part], why: int | Exception) -> None:
         """The engine failed: the requests in the batch end, the others go on."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..capi import llama
 from ..capi import llama_common_c as native
-from ..capi.handle import Handle
+from ..capi.handle import Handle, Uncopyable
 from ..capi.status import call
 from ..errors import ContextCreationError, InvalidArgumentError, NativeError
 from ..models.model import Model, set_fields
@@ -28,7 +28,7 @@ _TYPES = {PROMPT_LOOKUP: "ngram-simple", OWN_HEADS: "draft-mtp"}
 _INT32 = ctypes.POINTER(ctypes.c_int32)
 
 
-class Speculator:
+class Speculator(Uncopyable):
     """Guesses for the sequences of a decoder, as many tokens as pay.
 
     Args:

@@ -30,11 +30,17 @@ class TextStream:
         self.stopped_by: str | None = None
         self.has_stop = bool(self._stop)
 
+    def bytes_of(self, token: int) -> bytes:
+        """What a token adds to the text."""
+        special = token in self._preserved
+        piece = None if special else self._model.pieces.get(token)
+        return self._model.token_to_piece(token, special=special) if piece is None else piece
+
     def push(self, token: int) -> str:
         """The text that is certain after this token; empty when it completes nothing."""
         special = token in self._preserved
         piece = None if special else self._model.pieces.get(token)
-        if piece is None:
+        if piece is None:  # as in bytes_of(), whose call costs as much as the rest
             piece = self._model.token_to_piece(token, special=special)
         if self._between and piece.isascii():
             text = piece.decode("ascii")

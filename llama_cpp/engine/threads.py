@@ -8,8 +8,10 @@ import threading
 import weakref
 from typing import Any, Callable, Protocol
 
+from ..capi.handle import Uncopyable
 
-class Threads:
+
+class Threads(Uncopyable):
     """Up to ``n`` threads, started as they are needed, that call functions in the order in which they were submitted.
 
     They are daemons: an interpreter that ends does not wait for them, and until it does they take on work. (Those of

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -155,8 +158,8 @@ def _keep_a_sampler(monkeypatch):
     kept = []
     original = Sampler.__init__
 
-    def again(self, model, params, n_ctx):
-        original(self, model, params, n_ctx)
+    def again(self, *arguments):
+        original(self, *arguments)
         if kept:
             self.pointer, kept[0].pointer = kept[0].pointer, self.pointer
         kept[:] = [self]
@@ -416,7 +419,8 @@ def test_log_probabilities_are_the_same_beside_others(small):
     for choice in alone:
         if found := choice["logprobs"]:
             assert len(found["token_logprobs"]) == 12 and max(found["token_logprobs"]) <= 0
-            assert all(len(top) == 3 or len(top) > 100 for top in found["top_logprobs"])
+            # the chosen one is among them, or beside them
+            assert all(len(top) in (3, 4) or len(top) > 100 for top in found["top_logprobs"])
 
 
 def check_what_is_left_behind(llm):
@@ -558,7 +562,7 @@ def test_logprobs_have_openai_s_shape(llm):
     answer = llm.create_completion("The capital of France is", max_tokens=3, temperature=0, logprobs=2)
     found = answer["choices"][0]["logprobs"]
     assert "".join(found["tokens"]) == answer["choices"][0]["text"]
-    assert found["text_offset"] == [0, 6, 7]
+    assert found["text_offset"] == [24, 30, 31]  # behind the prompt, as OpenAI counts
     assert all(len(top) == 2 and max(top.values()) == value for top, value in zip(found["top_logprobs"], found["token_logprobs"]))
     messages = [{"role": "user", "content": "Hi"}]
     whole = llm.create_chat_completion(messages, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3)
@@ -575,7 +579,28 @@ def test_logprobs_have_openai_s_shape(llm):
 
 def test_an_idle_engine_uses_no_processor(llm):
     idle(llm)
-    time.sleep(1.0)  # the threads that compute look out for more for a moment
-    before = time.process_time()
-    time.sleep(1.0)
-    assert time.process_time() - before < 0.2
+    for patience in (1.0, 5.0):  # the threads that compute look out for more for a moment; a slow machine ends other things
+        time.sleep(patience)
+        before, began = thread_times(), time.process_time()
+        time.sleep(1.0)
+        used, after = time.process_time() - began, thread_times()
+        if used < 0.2:
+            return
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    stacks = {thread.native_id: sys._current_frames().get(thread.ident) for thread in threading.enumerate()}
+    busy = [
+        f"{names.get(tid, tid)}: {after[tid] - before.get(tid, 0):.2f} s\n{''.join(traceback.format_stack(stacks.get(tid)))}"
+        for tid in after
+        if after[tid] - before.get(tid, 0) > 0.05
+    ]
+    pytest.fail(f"{used:.2f} s of processor in a second\n" + "\n".join(busy))
+
+
+def thread_times():
+    """Seconds of processor of each thread of this process, by its id."""
+    found = {}
+    for tid in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{tid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+            found[int(tid)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found

@@ -1,0 +1,51 @@
+"""What chat templates and grammars may cost. They come with model files and with requests, so from anywhere."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass
+
+from .capi import llama_common_c as native
+from .capi.interrupts import DeferredInterrupts
+from .values import integer, number, refused
+
+_Stopped = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a chat template or a grammar may cost; what costs more ends with a LimitReachedError.
+
+    Attributes:
+        seconds: for a template to be read and rendered, or a grammar to be read.
+        template_bytes: of all text that a template makes on its way to the prompt.
+        template_values: values (texts, numbers, lists, …) that a template has at once; each takes about 250 bytes.
+        grammar_stacks: ways to go on that are looked at when a grammar is read, and for each token.
+
+    Raises:
+        InvalidArgumentError: not a positive number.
+    """
+
+    seconds: float = 10.0
+    template_bytes: int = 1 << 30
+    template_values: int = 2_000_000
+    grammar_stacks: int = 5_000_000
+
+    def __post_init__(self) -> None:
+        seconds = number("seconds", self.seconds)
+        if not (seconds > 0 and math.isfinite(seconds)):
+            raise refused("seconds", self.seconds, "a positive number")
+        object.__setattr__(self, "seconds", seconds)
+        for name in ("template_bytes", "template_values", "grammar_stacks"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), 1, (1 << 62)))
+
+    def native(self, interrupts: DeferredInterrupts) -> native.llama_common_limits:
+        """The same for the C library, which stops when a signal handler has raised something."""
+        stopped = _Stopped(lambda _data: interrupts.pending is not None)
+        found = native.llama_common_limits(
+            seconds=self.seconds, n_bytes=self.template_bytes, n_values=self.template_values, n_stacks=self.grammar_stacks
+        )
+        found.stopped = ctypes.cast(stopped, type(found.stopped))
+        found.keep_alive = stopped
+        return found

@@ -1,0 +1,226 @@
+"""What answers say of their tokens, and how a request is ended from anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from llama_cpp import AsyncLlama, Llama
+from llama_cpp.errors import DecodeError, GrammarError, InvalidArgumentError
+
+PROMPT = "Once upon a time"
+LONG = "word " * 1500
+
+
+def streamed(chunks):
+    """Log-probabilities and text of all chunks."""
+    found = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    text = ""
+    for chunk in chunks:
+        choice = chunk["choices"][0]
+        text += choice["text"]
+        for name, values in (choice["logprobs"] or {}).items():
+            found[name] += values
+    return found, text
+
+
+def bytes_of(token: str) -> bytes:
+    if not token.startswith("bytes:"):
+        return token.encode()
+    return bytes(int(part, 16) for part in token.removeprefix("bytes:").split("\\x")[1:])
+
+
+# --- log-probabilities ---
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_offsets_are_places_in_the_text(llm, echo):
+    """Also where a character has several tokens; they begin behind the prompt, as OpenAI's and llama-cpp-python's do."""
+    wanted = "A😀é中!"
+    how = dict(max_tokens=40, temperature=0, grammar=f'root ::= "{wanted}"', logprobs=2, echo=echo)
+    choice = llm.create_completion(PROMPT, **how)["choices"][0]
+    found = choice["logprobs"]
+    whole = PROMPT + wanted
+    assert choice["text"] == (whole if echo else wanted)
+    assert b"".join(map(bytes_of, found["tokens"])).decode() == wanted
+    assert any(token.startswith("bytes:\\x") for token in found["tokens"])
+    before = b""
+    for token, offset in zip(found["tokens"], found["text_offset"]):
+        assert offset == len(PROMPT) + len(before.decode("utf-8", "ignore"))
+        before += bytes_of(token)
+    again, text = streamed(llm.create_completion(PROMPT, stream=True, **how))
+    assert again == found and text == choice["text"]
+
+
+def test_the_chosen_token_is_among_the_most_probable(llm):
+    found = llm.create_completion(PROMPT, max_tokens=20, temperature=3, top_k=0, top_p=1, min_p=0, seed=1, logprobs=1)["choices"][0]["logprobs"]
+    assert any(len(top) == 2 for top in found["top_logprobs"]) and all(1 <= len(top) <= 2 for top in found["top_logprobs"])
+    for token, value, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"]):
+        assert top[token] >= value
+    none = llm.create_completion(PROMPT, max_tokens=3, temperature=0, logprobs=0)["choices"][0]["logprobs"]
+    assert none["top_logprobs"] == [{token: value} for token, value in zip(none["tokens"], none["token_logprobs"])]
+
+
+def test_tokens_that_are_parts_of_a_character_are_told_apart(llm):
+    """Each of a hundred most probable tokens has a text of its own; none is U+FFFD."""
+    found = llm.create_completion("😀" * 20, max_tokens=4, temperature=0, logprobs=100)["choices"][0]["logprobs"]
+    assert all(99 <= len(top) <= 101 and not any("\ufffd" in token for token in top) for top in found["top_logprobs"])
+
+
+@pytest.mark.parametrize("stop", [" there", "re", "zzz", "there lived"])
+def test_what_a_stop_string_cuts_off_is_not_listed(llm, stop):
+    how = dict(max_tokens=12, temperature=0, grammar='root ::= " in a house there lived a man and so on and on"', logprobs=0, stop=stop)
+    choice = llm.create_completion(PROMPT, **how)["choices"][0]
+    found, text = streamed(llm.create_completion(PROMPT, stream=True, **how))
+    assert found == choice["logprobs"] and text == choice["text"]
+    listed = "".join(found["tokens"])
+    assert listed.startswith(text) and all(offset - len(PROMPT) < len(text) for offset in found["text_offset"])
+    if stop == "zzz":
+        assert listed == text
+    messages = [{"role": "user", "content": "Hi"}]
+    chat = llm.create_chat_completion(messages, max_tokens=12, temperature=0, logprobs=True, grammar=how["grammar"], stop=stop)["choices"][0]
+    assert "".join(entry["token"] for entry in chat["logprobs"]["content"]).startswith(chat["message"]["content"])
+
+
+def test_no_tokens_are_empty_lists(llm):
+    choice = llm.create_completion(PROMPT, max_tokens=5, grammar='root ::= ""', logprobs=2)["choices"][0]
+    assert choice["text"] == "" and choice["logprobs"] == {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    chat = llm.create_chat_completion([{"role": "user", "content": "Hi"}], max_tokens=5, grammar='root ::= ""', logprobs=True)["choices"][0]
+    assert chat["logprobs"] == {"content": [], "refusal": None}
+    assert llm.create_completion(PROMPT, max_tokens=2)["choices"][0]["logprobs"] is None
+
+
+# --- ending a request ---
+
+
+@pytest.fixture
+def slow(smollm2):
+    """A model that takes its time with a prompt."""
+    with Llama(smollm2, n_ctx=2048, n_batch=2048, n_ubatch=2048, n_threads=1, n_threads_batch=1) as model:
+        yield model
+
+
+def test_a_stream_is_closed_by_another_thread_while_its_prompt_is_read(slow):
+    stream = slow.create_completion(LONG, stream=True, max_tokens=5)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(list(stream)))
+    reader.start()
+    time.sleep(0.2)
+    began = time.monotonic()
+    stream.close()
+    reader.join(60)
+    took = time.monotonic() - began
+    assert read == [[]] and not reader.is_alive()
+    began = time.monotonic()
+    assert slow.create_completion(LONG, max_tokens=1, temperature=0)["usage"]["completion_tokens"] == 1
+    assert took < max(time.monotonic() - began, 1.0)  # less than the prompt would have taken
+    assert list(stream) == [] and stream.close() is None
+
+
+def test_a_request_is_ended_by_a_callback(slow):
+    ended = threading.Event()
+    threading.Timer(0.2, ended.set).start()
+    answer = slow.create_completion(LONG, max_tokens=5, abort_callback=ended.is_set)
+    assert answer["choices"][0] == {"text": "", "index": 0, "logprobs": None, "finish_reason": "abort"}
+    calls = []
+
+    def third():
+        calls.append(1)
+        return len(calls) > 2
+
+    text = ""
+    for chunk in slow.create_completion("x", max_tokens=None, logit_bias={slow.token_eos(): -100}, stream=True, abort_callback=third):
+        text += chunk["choices"][0]["text"]
+        last = chunk["choices"][0]["finish_reason"]
+    assert last == "abort" and len(calls) == 3
+
+
+def test_what_a_callback_raises_ends_the_request(slow):
+    def failing():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        slow.create_chat_completion([{"role": "user", "content": LONG}], abort_callback=failing)
+    assert slow.create_completion("x", max_tokens=1)["usage"]["completion_tokens"] == 1
+
+
+def test_others_go_on_when_one_is_ended(smollm2):
+    with Llama(smollm2, n_ctx=1024, n_parallel=2) as llm:
+        alone = llm.create_completion("The capital of France is", max_tokens=30, temperature=0)["choices"][0]["text"]
+        stream = llm.create_completion("word " * 900, stream=True, max_tokens=5)
+        found = []
+        thread = threading.Thread(
+            target=lambda: found.append(llm.create_completion("The capital of France is", max_tokens=30, temperature=0))
+        )
+        thread.start()
+        threading.Thread(target=lambda: next(stream, None)).start()
+        time.sleep(0.1)
+        stream.close()
+        thread.join()
+        assert found[0]["choices"][0]["text"] == alone
+
+
+def test_an_asynchronous_stream_is_closed_by_another_task(smollm2):
+    async def run():
+        async with AsyncLlama(smollm2, n_ctx=2048) as llm:
+            stream = await llm.create_completion(LONG, stream=True, max_tokens=5)
+            reader = asyncio.ensure_future(read(stream))
+            await asyncio.sleep(0.2)
+            await stream.aclose()
+            assert await asyncio.wait_for(reader, 60) == []
+            with pytest.raises(InvalidArgumentError, match="abort_callback"):
+                await llm.create_completion("x", abort_callback=lambda: True)
+
+    async def read(stream):
+        return [chunk async for chunk in stream]
+
+    asyncio.run(run())
+
+
+# --- nothing to choose from ---
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize(
+    "returned, match",
+    [(lambda x: np.full_like(x, -np.inf), "forbid every token"), (lambda x: np.full_like(x, np.nan), "NaN"), (lambda x: None, "shape"),
+     (lambda x: x[:5], "shape"), (lambda x: [["a"]], "list")],
+)  # fmt: skip
+def test_a_processor_that_leaves_nothing(llm, returned, match, temperature):
+    with pytest.raises(InvalidArgumentError, match=match):
+        llm.create_completion("x", max_tokens=2, temperature=temperature, logits_processor=lambda _tokens, logits: returned(logits))
+
+
+def test_a_bias_that_leaves_nothing(llm):
+    with pytest.raises(InvalidArgumentError, match="logit_bias"):
+        llm.create_completion("x", max_tokens=2, logit_bias={token: -float("inf") for token in range(llm.n_vocab())})
+
+
+def test_a_grammar_that_leaves_nothing(llm):
+    letters = {token: -float("inf") for token in range(llm.n_vocab()) if b"a" in llm.detokenize([token])}
+    with pytest.raises(GrammarError, match="No token is possible"):
+        llm.create_completion("x", max_tokens=2, temperature=0, grammar='root ::= "a"', logit_bias=letters)
+
+
+@pytest.mark.parametrize("grammar", [None, 'root ::= "a"'])
+def test_logits_that_are_not_numbers(tmp_path, grammar):
+    """A model whose weights are NaN is told apart from a grammar that forbids."""
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parent / "models"))
+    from gguf_writer import T_F32, tiny_model
+
+    file = tiny_model()
+    shape, _ = file.tensors["output_norm.weight"]
+    file.tensors["output_norm.weight"] = (shape, T_F32)
+    file.weights["output_norm.weight"] = np.full(shape[0], np.nan, np.float32).tobytes()
+    (tmp_path / "nan.gguf").write_bytes(file.build())
+    with Llama(tmp_path / "nan.gguf", n_ctx=64) as llm:
+        for temperature in (0, 1):
+            with pytest.raises(DecodeError, match="not numbers"):
+                llm.create_completion([5], max_tokens=2, temperature=temperature, grammar=grammar)
