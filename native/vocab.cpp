@@ -26,7 +26,8 @@ enum llama_common_status llama_common_dry_init(
         const struct llama_vocab * vocab, float multiplier, float base, int32_t allowed_length, int32_t penalty_last_n,
         const char ** breakers, size_t n_breakers, struct llama_sampler ** sampler, char ** error) {
     return guarded(error, LLAMA_COMMON_VOCAB_ERROR, [&] {
-        *required(sampler, "sampler") = llama_sampler_init_dry(
+        required(sampler, "sampler");  // before there is something to put there
+        *sampler = llama_sampler_init_dry(
             required(vocab, "vocab"), multiplier, base, allowed_length, penalty_last_n, breakers, n_breakers);
     });
 }

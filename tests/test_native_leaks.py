@@ -50,7 +50,7 @@ static void templates_of(const struct llama_model * model, const char * source) 
     char * text = NULL;
     char request[4096];
 
-    EXPECT(OK, llama_common_chat_init(model, source, "<s>", "</s>", &chat, &error));
+    EXPECT(OK, llama_common_chat_init(model, source, "<s>", "</s>", NULL, &chat, &error));
     EXPECT(OK, llama_common_chat_describe(chat, &text, &error));
     llama_common_string_free(text);
     EXPECT(BAD, llama_common_chat_describe(NULL, &text, &error));
@@ -60,16 +60,16 @@ static void templates_of(const struct llama_model * model, const char * source) 
         "{\"messages\":[],\"tools\":5}", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"tool_choice\":\"maybe\"}",
         "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"now\":\"x\"}"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
-        EXPECT(BAD, llama_common_chat_apply(chat, wrong[i], &text, &error));
+        EXPECT(BAD, llama_common_chat_apply(chat, wrong[i], NULL, &text, &error));
     }
-    EXPECT(BAD, llama_common_chat_apply(chat, NULL, &text, &error));
-    EXPECT(BAD, llama_common_chat_apply(NULL, "{}", &text, &error));
-    EXPECT(BAD, llama_common_chat_apply(chat, "{}", NULL, &error));
-    llama_common_chat_apply(chat, "{}", NULL, NULL);  // an error nobody wants
+    EXPECT(BAD, llama_common_chat_apply(chat, NULL, NULL, &text, &error));
+    EXPECT(BAD, llama_common_chat_apply(NULL, "{}", NULL, &text, &error));
+    EXPECT(BAD, llama_common_chat_apply(chat, "{}", NULL, NULL, &error));
+    llama_common_chat_apply(chat, "{}", NULL, NULL, NULL);  // an error nobody wants
 
     snprintf(request, sizeof request, "{\"messages\":[{\"role\":\"user\",\"content\":\"Weather?\"}],%s}", TOOLS);
     char * format = NULL;
-    EXPECT(OK, llama_common_chat_apply(chat, request, &format, &error));
+    EXPECT(OK, llama_common_chat_apply(chat, request, NULL, &format, &error));
 
     struct llama_common_chat_parser * parser = NULL;
     EXPECT(OK, llama_common_chat_parser_init(format, &parser, &error));
@@ -89,7 +89,7 @@ static void templates_of(const struct llama_model * model, const char * source) 
     // a grammar that sleeps until its trigger
     if (model != NULL) {
         struct llama_sampler * sampler = NULL;
-        EXPECT(OK, llama_common_grammar_init(llama_model_get_vocab(model), format, &sampler, &error));
+        EXPECT(OK, llama_common_grammar_init(llama_model_get_vocab(model), format, NULL, &sampler, &error));
         llama_sampler_free(sampler);
     }
     llama_common_string_free(format);
@@ -101,21 +101,21 @@ static void broken_templates(void) {
     char * text = NULL;
     const char * messages = "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}";
 
-    EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_init(NULL, "{% broken", NULL, NULL, &chat, &error));
-    EXPECT(BAD, llama_common_chat_init(NULL, NULL, NULL, NULL, &chat, &error));
-    EXPECT(BAD, llama_common_chat_init(NULL, "chatml", NULL, NULL, NULL, &error));
+    EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_init(NULL, "{% broken", NULL, NULL, NULL, &chat, &error));
+    EXPECT(BAD, llama_common_chat_init(NULL, NULL, NULL, NULL, NULL, &chat, &error));
+    EXPECT(BAD, llama_common_chat_init(NULL, "chatml", NULL, NULL, NULL, NULL, &error));
 
     const size_t size = 300000;
     char * large = malloc(size + 1);
     memset(large, 'x', size);
     large[size] = 0;
-    EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_init(NULL, large, NULL, NULL, &chat, &error));
+    EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_init(NULL, large, NULL, NULL, NULL, &chat, &error));
     free(large);
 
     const char * refusing[] = {"{{ raise_exception('no') }}", "{{ nowhere() }}"};
     for (int i = 0; i < 2; i++) {
-        EXPECT(OK, llama_common_chat_init(NULL, refusing[i], NULL, NULL, &chat, &error));
-        EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_apply(chat, messages, &text, &error));
+        EXPECT(OK, llama_common_chat_init(NULL, refusing[i], NULL, NULL, NULL, &chat, &error));
+        EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_apply(chat, messages, NULL, &text, &error));
         llama_common_chat_free(chat);
     }
     llama_common_chat_free(NULL);
@@ -139,13 +139,65 @@ static void parsers(void) {
 
 static void schemas(void) {
     char * text = NULL;
-    EXPECT(OK, llama_common_json_schema_to_grammar("{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"}}}", &text, &error));
+    EXPECT(OK, llama_common_json_schema_to_grammar("{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"}}}", NULL, &text, &error));
     llama_common_string_free(text);
-    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_json_schema_to_grammar("{\"$ref\":\"#/nowhere\"}", &text, &error));
-    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_json_schema_to_grammar("{\"type\":\"nonsense\"}", &text, &error));
-    EXPECT(BAD, llama_common_json_schema_to_grammar("{", &text, &error));
-    EXPECT(BAD, llama_common_json_schema_to_grammar(NULL, &text, &error));
-    EXPECT(BAD, llama_common_json_schema_to_grammar("{}", NULL, &error));
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_json_schema_to_grammar("{\"$ref\":\"#/nowhere\"}", NULL, &text, &error));
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_json_schema_to_grammar("{\"type\":\"nonsense\"}", NULL, &text, &error));
+    EXPECT(BAD, llama_common_json_schema_to_grammar("{", NULL, &text, &error));
+    EXPECT(BAD, llama_common_json_schema_to_grammar(NULL, NULL, &text, &error));
+    EXPECT(BAD, llama_common_json_schema_to_grammar("{}", NULL, NULL, &error));
+}
+
+static bool stops(void * data) { return ++*(int *) data > 1; }
+
+// What costs too much ends, with its memory given back.
+static void limits_of(const struct llama_vocab * vocab) {
+    struct llama_common_chat * chat = NULL;
+    struct llama_sampler * sampler = NULL;
+    char * text = NULL;
+    const char * request = "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}";
+    const char * loop = "{% for a in range(3000) %}{% for b in range(3000) %}{% for c in range(3000) %}x{% endfor %}{% endfor %}{% endfor %}";
+    struct llama_common_limits bytes = {5, 1000, 0, 0, NULL, NULL};
+    struct llama_common_limits values = {5, 0, 100, 0, NULL, NULL};
+    struct llama_common_limits time = {0.05, 0, 0, 0, NULL, NULL};
+    int asked = 0;
+    struct llama_common_limits stop = {60, 0, 0, 0, stops, &asked};
+
+    EXPECT(OK, llama_common_chat_init(NULL, "{{ 'x' * 100000 }}", NULL, NULL, NULL, &chat, &error));
+    EXPECT(LLAMA_COMMON_LIMIT_REACHED, llama_common_chat_apply(chat, request, &bytes, &text, &error));
+    EXPECT(OK, llama_common_chat_apply(chat, request, NULL, &text, &error));
+    llama_common_string_free(text);
+    llama_common_chat_free(chat);
+    EXPECT(LLAMA_COMMON_LIMIT_REACHED, llama_common_chat_init(NULL, "{{ range(100000) | length }}", NULL, NULL, &values, &chat, &error));
+    EXPECT(LLAMA_COMMON_LIMIT_REACHED, llama_common_chat_init(NULL, loop, NULL, NULL, &time, &chat, &error));
+    EXPECT(LLAMA_COMMON_STOPPED, llama_common_chat_init(NULL, loop, NULL, NULL, &stop, &chat, &error));
+
+    struct llama_common_limits stacks = {5, 0, 0, 40, NULL, NULL};
+    const char * ambiguous =
+        "{\"grammar\":\"root ::= a a a a a a a a a a a a a a a a a a a a\\na ::= \\\"x\\\"? \\\"x\\\"? \\\"x\\\"?\"}";
+    EXPECT(LLAMA_COMMON_LIMIT_REACHED, llama_common_grammar_init(vocab, ambiguous, &stacks, &sampler, &error));
+    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]{5000,6000}\"}", &stacks, &sampler, &error));
+    llama_sampler_free(sampler);
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]{3,2}\"}", NULL, &sampler, &error));
+}
+
+static void vocabulary(const struct llama_vocab * vocab) {
+    llama_token tokens[16];
+    char piece[16];
+    int32_t n = 0;
+    struct llama_sampler * sampler = NULL;
+    const char * breakers[] = {"a"};
+    EXPECT(OK, llama_common_tokenize(vocab, "hello", 5, tokens, 16, true, false, &n, &error));
+    EXPECT(BAD, llama_common_tokenize(NULL, "hello", 5, tokens, 16, true, false, &n, &error));
+    EXPECT(BAD, llama_common_tokenize(vocab, NULL, 5, tokens, 16, true, false, &n, &error));
+    EXPECT(BAD, llama_common_tokenize(vocab, "hello", 5, tokens, 16, true, false, NULL, &error));
+    EXPECT(OK, llama_common_token_to_piece(vocab, tokens[0], piece, 16, true, &n, &error));
+    EXPECT(BAD, llama_common_token_to_piece(NULL, 0, piece, 16, true, &n, &error));
+    EXPECT(BAD, llama_common_token_to_piece(vocab, 0, piece, 16, true, NULL, &error));
+    EXPECT(OK, llama_common_dry_init(vocab, 1, 1.75f, 2, 64, breakers, 1, &sampler, &error));
+    llama_sampler_free(sampler);
+    EXPECT(BAD, llama_common_dry_init(NULL, 1, 1.75f, 2, 64, breakers, 1, &sampler, &error));
+    EXPECT(BAD, llama_common_dry_init(vocab, 1, 1.75f, 2, 64, breakers, 1, NULL, &error));
 }
 
 static struct llama_sampler * greedy(void) {
@@ -165,13 +217,15 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     struct llama_sampler * grammar = NULL;
     llama_token token = 0;
 
-    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= nowhere\"}", &grammar, &error));
-    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= root\"}", &grammar, &error));
-    EXPECT(BAD, llama_common_grammar_init(vocab, "{\"grammar\":5}", &grammar, &error));
-    EXPECT(BAD, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a]\",\"grammar_lazy\":true,\"grammar_triggers\":[{\"type\":99}]}", &grammar, &error));
-    EXPECT(BAD, llama_common_grammar_init(vocab, NULL, &grammar, &error));
-    EXPECT(BAD, llama_common_grammar_init(NULL, "{}", &grammar, &error));
-    EXPECT(BAD, llama_common_grammar_init(vocab, "{}", NULL, &error));
+    limits_of(vocab);
+    vocabulary(vocab);
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= nowhere\"}", NULL, &grammar, &error));
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= root\"}", NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(vocab, "{\"grammar\":5}", NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a]\",\"grammar_lazy\":true,\"grammar_triggers\":[{\"type\":99}]}", NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(vocab, NULL, NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(NULL, "{}", NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(vocab, "{}", NULL, NULL, &error));
 
     struct llama_common_top_k * top_k = NULL;
     EXPECT(OK, llama_common_top_k_init(2, &top_k, &error));
@@ -188,10 +242,10 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     EXPECT(BAD, llama_common_decoder_init(context, NULL, 1, NULL, &error));
 
     struct llama_common_sampler * sampler = NULL;
-    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]+\"}", &grammar, &error));
-    EXPECT(BAD, llama_common_sampler_init(NULL, grammar, NULL, 1, &sampler, &error));
-    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]+\"}", &grammar, &error));
-    EXPECT(OK, llama_common_sampler_init(penalties(vocab), grammar, greedy(), 1, &sampler, &error));
+    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]+\"}", NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_sampler_init(NULL, grammar, NULL, 1, 0, &sampler, &error));
+    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]+\"}", NULL, &grammar, &error));
+    EXPECT(OK, llama_common_sampler_init(penalties(vocab), grammar, greedy(), 1, 0, &sampler, &error));
 
     llama_token  prompt[]    = {1, 70, 80};
     llama_pos    positions[] = {0, 1, 2};
@@ -241,8 +295,8 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     llama_common_sampler_free(sampler);
 
     // a grammar that is at its end cannot go on: what the sampler throws comes back as an error
-    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= \\\"\\u2603\\u2603\\\"\"}", &grammar, &error));
-    EXPECT(OK, llama_common_sampler_init(NULL, grammar, greedy(), 1, &sampler, &error));
+    EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= \\\"\\u2603\\u2603\\\"\"}", NULL, &grammar, &error));
+    EXPECT(OK, llama_common_sampler_init(NULL, grammar, greedy(), 1, 0, &sampler, &error));
     int status = OK;
     for (int i = 0; i < 20 && status == OK; i++) {
         status = llama_common_pick_from(logits, n_vocab, sampler, &token, &error);

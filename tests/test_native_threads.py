@@ -35,13 +35,13 @@ static void check(int status, const char * what) {
 static llama_common_sampler * sampler_of(const llama_vocab * vocab, bool with_grammar, unsigned seed) {
     llama_sampler * grammar = nullptr;
     if (with_grammar) {
-        check(llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]+\"}", &grammar, nullptr), "grammar");
+        check(llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]+\"}", nullptr, &grammar, nullptr), "grammar");
     }
     auto * after = llama_sampler_chain_init(llama_sampler_chain_default_params());
     llama_sampler_chain_add(after, llama_sampler_init_top_k(20));
     llama_sampler_chain_add(after, llama_sampler_init_dist(seed));
     llama_common_sampler * sampler = nullptr;
-    check(llama_common_sampler_init(nullptr, grammar, after, 20, &sampler, nullptr), "sampler");
+    check(llama_common_sampler_init(nullptr, grammar, after, 20, 0, &sampler, nullptr), "sampler");
     return sampler;
 }
 
@@ -84,14 +84,14 @@ int main(int, char ** argv) {
         });
     }
     llama_common_chat * chat = nullptr;  // const after creation: any thread may use it
-    check(llama_common_chat_init(nullptr, "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", "", "", &chat, nullptr), "chat");
+    check(llama_common_chat_init(nullptr, "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", "", "", nullptr, &chat, nullptr), "chat");
     for (int id = 0; id < 2; id++) {
         others.emplace_back([&, id] {
             while (!done) {
                 char * text = nullptr;
-                check(llama_common_chat_apply(chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}", &text, nullptr), "apply");
+                check(llama_common_chat_apply(chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}", nullptr, &text, nullptr), "apply");
                 llama_common_string_free(text);
-                check(llama_common_json_schema_to_grammar("{\"type\":\"object\"}", &text, nullptr), "schema");
+                check(llama_common_json_schema_to_grammar("{\"type\":\"object\"}", nullptr, &text, nullptr), "schema");
                 llama_common_string_free(text);
                 sampler_of(vocab, true, id), llama_common_commit();
             }

@@ -126,6 +126,7 @@ def test_long_runs_of_one_kind_of_character(smollm2, pre):
 
 
 @pytest.mark.slow
+@pytest.mark.generator
 @pytest.mark.parametrize("pre", PRE)
 def test_long_runs_of_every_kind_of_character(smollm2, pre):
     long_runs(smollm2, pre, CHARACTERS)

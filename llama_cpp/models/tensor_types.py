@@ -11,7 +11,7 @@ F32, F16, BF16, I32 = 0, 1, 30, 26
 #: Vectors that are added or multiplied with, which a CPU does in half precision, too
 #: (vendor/llama.cpp/patches/0011-small-weights-in-half-precision.patch).
 _HALF = frozenset({F32, F16, BF16})
-_ADDED = re.compile(r"norm|\.bias$|\.scale$")
+_ADDED = re.compile(r"norm|lerp|\.bias$|\.scale$")
 
 #: Weights of operations that take single precision only: convolutions, states, sinks.
 _SINGLE = re.compile(
