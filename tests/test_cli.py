@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -349,3 +350,51 @@ def test_lines_are_kept_for_the_next_time(terminal, tmp_path):
     chat.type("/exit")
     assert chat.status() == 0
     assert "a line to remember" in (tmp_path / "llama-cpp" / "history").read_text()
+
+
+# --- odd input and output ---
+
+
+def run_raw(*args, **how):
+    return subprocess.run([*COMMAND, *args], capture_output=how.get("stdout") is None, text=True, timeout=300, check=False, **how)
+
+
+def test_it_is_run_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "llama_cpp.cli", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"llama-cpp-python \d+\.\d+\.\d+, llama\.cpp [0-9a-f]{12}\n", done.stdout)
+
+
+def test_what_is_piped_in_is_text(smollm2, tmp_path):
+    (tmp_path / "latin1").write_bytes("Grüße".encode("latin-1"))
+    with (tmp_path / "latin1").open("rb") as file:
+        done = run_raw("chat", "-m", str(smollm2), *GREEDY, stdin=file)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "error: What was piped in is not text in UTF-8: byte 2 is 0xfc. Convert it" in done.stderr
+
+
+def test_a_closed_stdin_is_nothing_piped_in(smollm2):
+    command = f"exec {shlex.join([*COMMAND, 'chat', '-m', str(smollm2), *GREEDY])} <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "nothing was piped in" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(["sh", "-c", command.replace(" <&-", " -p Hi --max-tokens 2 <&-")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_said(smollm2):
+    with open("/dev/full", "w") as full:
+        done = run_raw("chat", "-m", str(smollm2), "-p", "Hi", "--max-tokens", "2", *GREEDY, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and "error: the output could not be written: No space left on device." in done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_a_closed_pipe_is_no_error(smollm2):
+    command = f"{shlex.join([*COMMAND, 'chat', '-m', str(smollm2), '-p', 'Tell me a story.', '--max-tokens', '60', *GREEDY])} | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "error" not in done.stderr.lower()
+
+
+def test_advice_names_the_command_s_flags(run_cli, smollm2):
+    done = run_cli("chat", "-m", str(smollm2), "--n-ctx", "64", "-p", "word " * 500)
+    assert done.returncode == 1 and re.search(r"--n-ctx \d+ or more", done.stderr) and "n_ctx=" not in done.stderr

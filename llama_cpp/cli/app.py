@@ -13,8 +13,20 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        from ..capi import llama_common_c as native
+
+        print(f"llama-cpp-python {version('llama_cpp_python')}, llama.cpp {native.llama_common_commit().decode()[:12]}")
+        raise typer.Exit
+
+
 @app.callback()
-def _common() -> None:
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")] = False,
+) -> None:
     """Run GGUF models with llama.cpp."""
 
 

@@ -12,12 +12,13 @@ from typing import Any, Iterator
 
 from rich.console import Console
 
-from ..errors import ContextLengthError, LlamaCppError
+from ..errors import ContextLengthError, InvalidArgumentError, LlamaCppError
 from ..fit.devices import summary
 from ..llama import Llama
 from ..models.gguf import read_gguf
 from ..models.sample import NAME as SAMPLE
 from ..models.sample import sample_model
+from . import for_command_line
 
 _HELP = """\
 /reset   forget the conversation
@@ -47,9 +48,10 @@ def run(settings: ChatSettings, prompt: str | None) -> None:
     The answer goes to stdout and everything else to stderr, so that a pipe carries the answer alone.
     """
     notes = Console(stderr=True, highlight=False)
-    piped = "" if sys.stdin.isatty() else sys.stdin.read()
+    on_terminal = sys.stdin is not None and sys.stdin.isatty()
+    piped = "" if on_terminal else _piped()
     once = "\n\n".join(text for text in (prompt, piped.strip()) if text)
-    if not once and not sys.stdin.isatty():
+    if not once and not on_terminal:
         notes.print("error: nothing was piped in and there is no --prompt.")
         raise SystemExit(2)
     path = sample_model() if settings.model == SAMPLE else Path(settings.model)
@@ -73,6 +75,24 @@ def run(settings: ChatSettings, prompt: str | None) -> None:
         else:
             notes.print(f"{path.name} on {summary()}. /help lists the commands.", style="dim")
             _converse(conversation, settings, notes)
+
+
+def _piped() -> str:
+    """What was piped in; nothing where stdin is closed.
+
+    Raises:
+        InvalidArgumentError: it is not text in UTF-8.
+    """
+    if sys.stdin is None:
+        return ""
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(
+            f"What was piped in is not text in UTF-8: byte {error.start} is 0x{data[error.start]:02x}.",
+            remedy="Convert it first: iconv -f LATIN1 -t UTF-8.",
+        ) from None
 
 
 class Conversation:
@@ -162,10 +182,10 @@ def _answer_line(conversation: Conversation, line: str, settings: ChatSettings, 
         print()
         return
     except ContextLengthError as error:
-        notes.print(f"{error} /reset forgets the conversation.", style="yellow")
+        notes.print(f"{for_command_line(str(error))} /reset forgets the conversation.", style="yellow")
         return
     except LlamaCppError as error:
-        notes.print(f"error: {error}", style="red")
+        notes.print(f"error: {for_command_line(str(error))}", style="red")
         return
     if settings.stats:
         notes.print(conversation.figures(), style="dim", soft_wrap=True)

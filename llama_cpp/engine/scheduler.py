@@ -217,6 +217,8 @@ class BatchingEngine(Uncopyable):
         self._picker.close(self._exiting)
 
     def _cancelled(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child, which may have inherited the lock held
         self._inbox.put(self._note_cancelled)
         self._going_on.hold_back()
         with self._stopping:

@@ -1,0 +1,5 @@
+"""``python -m llama_cpp.cli``."""
+
+from . import main
+
+main()
