@@ -398,3 +398,10 @@ def test_a_closed_pipe_is_no_error(smollm2):
 def test_advice_names_the_command_s_flags(run_cli, smollm2):
     done = run_cli("chat", "-m", str(smollm2), "--n-ctx", "64", "-p", "word " * 500)
     assert done.returncode == 1 and re.search(r"--n-ctx \d+ or more", done.stderr) and "n_ctx=" not in done.stderr
+
+
+def test_an_answer_that_was_cut_is_said_to_be(run_cli, smollm2):
+    done = run_cli("chat", "-m", str(smollm2), "-p", "Count to a hundred.", "--max-tokens", "3", "--no-stats", *GREEDY)
+    assert "(cut: 3 tokens; --max-tokens" in done.stderr
+    done = run_cli("chat", "-m", str(smollm2), "-p", "Say yes.", "--no-stats", *GREEDY)
+    assert "(cut" not in done.stderr

@@ -70,6 +70,8 @@ def run(settings: ChatSettings, prompt: str | None) -> None:
         conversation = Conversation(llm, settings)
         if once:
             _print_answer(conversation.ask(once))
+            if conversation.was_cut:
+                notes.print(f"(cut: {conversation.n_tokens} tokens; --max-tokens and --n-ctx bound an answer)", style="dim")
             if settings.stats:
                 notes.print(conversation.figures(), style="dim", soft_wrap=True)
         else:
@@ -96,12 +98,17 @@ def _piped() -> str:
 
 
 class Conversation:
-    """The messages so far, and the model that answers them."""
+    """The messages so far, and the model that answers them.
+
+    Attributes:
+        was_cut: whether the last answer reached a limit.
+    """
 
     def __init__(self, llm: Llama, settings: ChatSettings) -> None:
         self._llm = llm
         self._settings = settings
         self._timings: dict[str, Any] = {}
+        self.was_cut = False
         self.reset()
 
     def reset(self) -> None:
@@ -127,6 +134,7 @@ class Conversation:
             )
             for chunk in chunks:
                 self._timings = chunk.get("timings", self._timings)
+                self.was_cut = chunk["choices"][0]["finish_reason"] == "length"
                 delta = chunk["choices"][0]["delta"]
                 piece = delta.get("reasoning_content") or delta.get("content") or ""
                 answer += delta.get("content") or ""
@@ -136,6 +144,11 @@ class Conversation:
                 self.messages.append({"role": "assistant", "content": answer})
             else:
                 self.messages.pop()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the last answer."""
+        return int(self._timings.get("predicted_n", 0))
 
     def figures(self) -> str:
         """Speed of the last answer."""
