@@ -93,16 +93,8 @@ struct llama_common_sampler {
         tokens.erase(std::remove_if(tokens.begin(), tokens.end(), forbidden), tokens.end());
     }
 
-    // To be called for each token.
-    void limit() const {
-        if (grammar) {
-            limit_grammar(n_stacks);
-        }
-    }
-
     // From the whole vocabulary, `from`, as it came out of the model.
     llama_token choose_from_all(std::vector<llama_token_data> & from) const {
-        limit();
         change(from);
         // nothing to look a second time for when all tokens are at hand
         if (grammar) {
@@ -199,7 +191,7 @@ struct llama_common_decoder {
     // Different rows and samplers in different threads.
     llama_token pick(int32_t row, const float * host, const llama_common_sampler & sampler, bool only_best) const {
         thread_local candidates found;
-        sampler.limit();
+        const grammar_limit     limited(sampler.n_stacks);
         const auto              take = [&](size_t n) {
             if (host == nullptr) {
                 device->take(row, (int64_t) n, found);
@@ -417,7 +409,8 @@ enum llama_common_status llama_common_pick_from(
     return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
         thread_local candidates all;
         all.take_all(required(logits, "logits"), (size_t) n_vocab);
-        *required(token, "token") = required(sampler, "sampler")->choose_from_all(all.tokens);
+        const grammar_limit limited(required(sampler, "sampler")->n_stacks);
+        *required(token, "token") = sampler->choose_from_all(all.tokens);
         sampler->accept(*token);
     });
 }

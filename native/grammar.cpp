@@ -157,8 +157,8 @@ enum llama_common_status llama_common_grammar_init(
         if (!result) {
             throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "the grammar does not parse: " + with_place(grammar, why));
         }
-        limit_grammar(limits == nullptr ? 0 : limits->n_stacks);
         if (!lazy) {
+            const grammar_limit limited(limits == nullptr ? 0 : limits->n_stacks);
             read_generation_prompt(result.get(), vocab, field<std::string>(json, "generation_prompt", ""));
         }
         *sampler = result.release();

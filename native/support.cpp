@@ -84,16 +84,15 @@ struct call {
             }
             own.stopped                  = &stopped;
             jinja::run_limits::current() = &own;
-            limit_grammar(limits->n_stacks);
         }
         try {
+            const grammar_limit limited(limits == nullptr ? 0 : limits->n_stacks);
             body();
         } catch (...) {
             thrown = std::current_exception();
         }
         jinja::run_limits::current() = nullptr;
         exceeded                     = own.exceeded;
-        limit_grammar(0);
         const std::lock_guard<std::mutex> lock(mutex);
         ended = true;
         end.notify_all();
@@ -146,7 +145,9 @@ void on_large_stack(const std::function<void()> & body, const llama_common_limit
     }
 }
 
-void limit_grammar(int64_t n_stacks) { llama_grammar_set_limit(n_stacks > 0 ? (uint64_t) n_stacks : UINT64_MAX); }
+grammar_limit::grammar_limit(int64_t n_stacks) { llama_grammar_set_limit(n_stacks > 0 ? (uint64_t) n_stacks : UINT64_MAX); }
+
+grammar_limit::~grammar_limit() { llama_grammar_set_limit(UINT64_MAX); }
 
 }  // namespace llama_common_c
 
