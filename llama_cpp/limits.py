@@ -20,7 +20,7 @@ class Limits:
     Attributes:
         seconds: for a template to be read and rendered, or a grammar to be read.
         template_bytes: of all text that a template makes on its way to the prompt.
-        template_values: values (texts, numbers, lists, …) that a template has at once; each takes about 250 bytes.
+        template_values: values (texts, numbers, lists, …) that a template has at once.
         grammar_stacks: ways to go on that are looked at when a grammar is read, and for each token.
 
     Raises:

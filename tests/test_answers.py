@@ -94,6 +94,25 @@ def test_no_tokens_are_empty_lists(llm):
     assert llm.create_completion(PROMPT, max_tokens=2)["choices"][0]["logprobs"] is None
 
 
+def test_logprobs_have_openai_s_shape(llm):
+    answer = llm.create_completion("The capital of France is", max_tokens=3, temperature=0, logprobs=2)
+    found = answer["choices"][0]["logprobs"]
+    assert "".join(found["tokens"]) == answer["choices"][0]["text"]
+    assert found["text_offset"] == [24, 30, 31]  # behind the prompt, as OpenAI counts
+    assert all(len(top) == 2 and max(top.values()) == value for top, value in zip(found["top_logprobs"], found["token_logprobs"]))
+    messages = [{"role": "user", "content": "Hi"}]
+    whole = llm.create_chat_completion(messages, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3)
+    content = whole["choices"][0]["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in content) == whole["choices"][0]["message"]["content"]
+    assert all(len(entry["top_logprobs"]) == 3 and bytes(entry["bytes"]).decode() == entry["token"] for entry in content)
+    chunks = llm.create_chat_completion(messages, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3, stream=True)
+    streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [entry for part in streamed if part for entry in part["content"]] == content
+    for wrong in (-1, True, 1.5, 10**9):
+        with pytest.raises(InvalidArgumentError, match="logprobs"):
+            llm.create_completion("x", logprobs=wrong)
+
+
 # --- ending a request ---
 
 

@@ -168,7 +168,8 @@ def test_a_request_has_exactly_so_many_tokens(llm, n_ctx, n_parallel):
         with pytest.raises(LlamaCppError, match=f"{n_ctx} tokens; the context holds {n_ctx}"):
             llm.create_completion([5] * n_ctx, **endless)
         shifted = llm.create_completion([5], **{**endless, "max_tokens": 2 * n_ctx}, context_full="shift")
-        assert shifted["usage"]["completion_tokens"] == (2 * n_ctx if n_ctx > 3 else shifted["usage"]["completion_tokens"])
+        if n_ctx > 3:  # else there is nothing to forget
+            assert shifted["usage"]["completion_tokens"] == 2 * n_ctx
 
 
 # --- copies ---

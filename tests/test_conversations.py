@@ -127,7 +127,10 @@ def test_a_schema_that_allows_anything_asks_for_json(llm, schema):
     answer = llm.create_chat_completion(
         [{"role": "user", "content": "Say the number five."}], temperature=0, max_tokens=200, response_format=given
     )
-    assert answer["choices"][0]["finish_reason"] == "length" or json.loads(answer["choices"][0]["message"]["content"]) is not ...
+    choice = answer["choices"][0]
+    assert choice["message"]["content"].lstrip()[0] in '{["-0123456789tfn'
+    if choice["finish_reason"] == "stop":
+        json.loads(choice["message"]["content"])
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def read_response_format(given: Any) -> Any:
     places = [name for name in ("schema", "json_schema") if given.get(name) is not None]
     if kind == "text":
         if places:
-            raise InvalidArgumentError(f'response_format has a schema, and type "text".', remedy='Its type is to be "json_schema".')
+            raise InvalidArgumentError('response_format has a schema, and type "text".', remedy='Its type is to be "json_schema".')
         return None
     if kind not in ("json_object", "json_schema"):
         raise InvalidArgumentError(

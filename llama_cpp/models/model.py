@@ -313,22 +313,22 @@ class Model(Uncopyable):
         return bool(tokens) and self._piece(tokens[0], special=False).startswith(b" ")
 
 
-def _load(path: Path, native: llama.llama_model_params, interrupts: DeferredInterrupts) -> int | None:
+def _load(path: Path, wanted: llama.llama_model_params, interrupts: DeferredInterrupts) -> int | None:
     """The ``llama_model *``; None when it failed, or stopped because of an interrupt."""
-    native.progress_callback = llama.llama_progress_callback(lambda _progress, _data: interrupts.pending is None)
-    return llama.llama_model_load_from_file(os.fsencode(path), native)
+    wanted.progress_callback = llama.llama_progress_callback(lambda _progress, _data: interrupts.pending is None)
+    return llama.llama_model_load_from_file(os.fsencode(path), wanted)
 
 
-def set_fields(native: ctypes.Structure, values: Mapping[str, Any]) -> None:
+def set_fields(wanted: ctypes.Structure, values: Mapping[str, Any]) -> None:
     """Sets fields of one of the engine's parameter structs.
 
     Raises:
         InvalidArgumentError: a value of another type than the field's.
     """
-    kinds = dict(native._fields_)
+    kinds = dict(wanted._fields_)
     for name, value in values.items():
         try:
-            setattr(native, name, value)
+            setattr(wanted, name, value)
         except (TypeError, ctypes.ArgumentError) as error:
             raise InvalidArgumentError(
                 f"{name}={value!r} is not of the type the engine wants ({kinds[name].__name__}).",
@@ -346,7 +346,7 @@ def _read_text(function: Any, pointer: int, index: int) -> str:
         size = n + 1
 
 
-def _set_tensor_split(native: Any, split: Sequence[float] | None) -> None:
+def _set_tensor_split(wanted: Any, split: Sequence[float] | None) -> None:
     if split is None:
         return
     n_max = llama.llama_max_devices()
@@ -356,4 +356,4 @@ def _set_tensor_split(native: Any, split: Sequence[float] | None) -> None:
         raise InvalidArgumentError(
             f"tensor_split={split!r} is not a list of numbers.", remedy=f"Give one for each GPU, at most {n_max}."
         ) from error
-    native.tensor_split = ctypes.cast(array, type(native.tensor_split))
+    wanted.tensor_split = ctypes.cast(array, type(wanted.tensor_split))
