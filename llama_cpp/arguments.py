@@ -143,8 +143,6 @@ def read_creation(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, choices in _CHOICES.items():
         if values[name] is not None or not name.startswith("type_"):
             values[name] = _choice(name, values[name], choices)
-    if values["batch_invariant"] and (values["flash_attn"] is False or values["kv_unified"]):
-        raise InvalidArgumentError("batch_invariant needs flash attention and kv_unified=False.")
     if values["draft_model"] is not None:
         values["draft_model"] = path("draft_model", values["draft_model"])
     if values["lora_path"] is not None:

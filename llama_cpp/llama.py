@@ -88,9 +88,8 @@ class Llama(Uncopyable):
         pooling_type: how the vectors of tokens become one of a text (``LLAMA_POOLING_TYPE_*``), instead of the model's own way.
         offload_kqv, op_offload, swa_full: as llama.cpp has them.
         flash_attn: None lets the engine decide.
-        batch_invariant: on a CPU, compute every token in one way, so that at temperature 0 an answer does not depend on
-            what else is asked; long prompts are read more slowly. It needs flash attention, gives each request its own
-            part of the KV cache, and holds for every model of the process from then on.
+        batch_invariant: on a CPU, compute every token in one way, so that at temperature 0 an answer depends neither on what else
+            is asked nor on what is cached. It needs flash attention. False has llama.cpp's own ways.
         last_n_tokens_size: how many tokens back the penalties look.
         spm_infill: whether create_completion(suffix=…) puts the suffix before the prompt, as some models learnt it.
         draft_model: what guesses tokens for the model to check several at once, which changes speed and no answer: the path
@@ -155,7 +154,7 @@ class Llama(Uncopyable):
         op_offload: bool | None = None,
         swa_full: bool | None = None,
         no_perf: bool = True,
-        batch_invariant: bool = False,
+        batch_invariant: bool = True,
         last_n_tokens_size: int = 64,
         spm_infill: bool = False,
         draft_model: str | os.PathLike[str] | None = None,

@@ -113,6 +113,7 @@ def _open_engine(
     return BatchingEngine(
         model, context_params, _n_parallel(model, options, 8), options["n_ctx"],
         guess_from=options["draft_model"], n_guesses=options["n_draft"], n_gpu_layers=options["n_gpu_layers"],
+        batch_invariant=options["batch_invariant"],
     )  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def _generation_params(model: Model, options: Mapping[str, Any]) -> dict[str, An
     """The fields of ``llama_context_params`` that are not left to the engine."""
     sizes = context_sizes(
         options["n_ctx"] or model.n_ctx_train, _n_parallel(model, options, 8), bool(options["n_parallel"]), options["n_kv"],
-        False if options["batch_invariant"] else options["kv_unified"],
+        options["kv_unified"],
     )  # fmt: skip
     return {**_context_params(options), "n_ubatch": min(options["n_ubatch"], options["n_batch"]), **sizes}
 
@@ -149,16 +150,10 @@ def _embedding_params(model: Model, options: Mapping[str, Any]) -> tuple[int, di
 
 def _context_params(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those that are the same for whatever is done with the model."""
-    from .engine.decoder import compute_batch_invariantly
-
-    flash_attn = options["flash_attn"]
-    if options["batch_invariant"]:
-        flash_attn = True
-        compute_batch_invariantly()
     params = {
         **{name: options[name] for name in _CONTEXT_FIELDS},
         "n_threads": options["n_threads"] or default_threads(),
         "n_threads_batch": options["n_threads_batch"] or default_batch_threads(),
-        "flash_attn_type": _FLASH_ATTENTION[flash_attn],
+        "flash_attn_type": _FLASH_ATTENTION[options["flash_attn"]],
     }
     return {name: value for name, value in params.items() if value is not None}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -127,59 +129,141 @@ def test_scores_of_any_size():
     assert np.abs(found - expected(q, k, v, mask, 0.125, 0, np.ones(N_HEAD), None)).max() < 2e-3
 
 
-def test_one_way_gives_the_same_bits_wherever_cells_lie():
-    """What a token sees decides, not what lies between."""
-    q, k, v, mask = inputs(64, 64, 64, 1, lambda cell: True)
-    apart = [5 * cell + 3 for cell in range(64)]
-    wide_k, wide_v = (np.zeros((N_HEAD_KV, 512, 64), np.float16) for _ in range(2))
-    wide_mask = np.full((1, 512), -np.inf, np.float16)
-    wide_k[:, apart], wide_v[:, apart], wide_mask[:, apart] = k, v, mask
-    ggml_cpu_set_batch_invariant(True)
-    assert np.array_equal(computed(q, k, v, mask, 0.125), computed(q, wide_k, wide_v, wide_mask, 0.125, n_threads=2))
+KINDS = {
+    "float16": (ggml.GGML_TYPE_F16, lambda x: x.astype(np.float16)),
+    "float32": (ggml.GGML_TYPE_F32, lambda x: x),
+    "bfloat16": (ggml.GGML_TYPE_BF16, lambda x: (x.view(np.uint32) >> 16).astype(np.uint16)),
+    "q8_0": (ggml.GGML_TYPE_Q8_0, None),
+    "q4_0": (ggml.GGML_TYPE_Q4_0, None),
+}
 
 
-_SWITCHED = """
-import os, sys, threading
-from llama_cpp.engine import batches
-from llama_cpp.engine.decoder import Decoder, ggml_cpu_set_batch_invariant
-from llama_cpp.models.model import Model
+class Attention:
+    """Queries and the cells that they see, of random numbers, computed by the engine in whatever company is asked for.
 
-os.sched_setaffinity(0, range(os.cpu_count()))
-model = Model(sys.argv[1], params={})
-both = {"n_threads": 2, "n_threads_batch": 2, "flash_attn_type": 1}
-decoder = Decoder(model, {"n_ctx": 1024, "n_batch": 64, "n_ubatch": 64, "n_seq_max": 1, **both}, 1)
+    Args:
+        heads: of queries, and of keys and values. sizes: of a key and of a value. n_cells: that there are.
+    """
 
-def read(start):
-    part = batches.Part(0, start, list(range(1000 + start, 1064 + start)), n_outputs=1)
-    assert decoder.decode(batches.write(decoder, [part])) == 0
-    return decoder.logits(0).tobytes()
+    def __init__(self, numbers, heads, sizes, n_cells, kind, softcap=0.0, max_bias=0.0, sinks=False):
+        self.numbers, self.heads, self.sizes, self.kind = numbers, heads, sizes, kind
+        self.scale, self.softcap, self.max_bias = sizes[0] ** -0.5, softcap, max_bias
+        self.keys, self.values = (numbers.standard_normal((n_cells, heads[1], size), np.float32) * 2 for size in sizes)
+        self.sinks = numbers.standard_normal(heads[0], np.float32) if sinks else None
+        self.asked = {}  # by name: a query [n_head, dk] and which cells it sees, in order
 
-def last():
-    decoder.cut(0, 576)
-    return read(576)
+    def ask(self, name, seen):
+        self.asked[name] = self.numbers.standard_normal((self.heads[0], self.sizes[0]), np.float32), np.asarray(seen)
 
-for start in range(0, 576, 64):
-    read(start)
-one_way, other_way = [(ggml_cpu_set_batch_invariant(way), last())[1] for way in (True, False)]
-assert one_way != other_way
-ended = False
+    def compute(self, names, n_threads, gaps=None):
+        """{name: bytes of its values}, of queries computed together.
 
-def switch():
-    way = True
-    while not ended:
-        ggml_cpu_set_batch_invariant(way)
-        way = not way
+        Args:
+            gaps: cells that are nobody's before each cell of the cache; None for none.
+        """
+        places = np.arange(len(self.keys)) + (0 if gaps is None else np.cumsum(gaps))
+        n_cells = int(places[-1]) + 1
+        masks = np.full((len(names), n_cells), -np.inf, np.float16)
+        for mask, name in zip(masks, names):
+            seen = self.asked[name][1]
+            mask[places[seen]] = -np.arange(len(seen), 0, -1) if self.max_bias else 0
+        queries = np.stack([self.asked[name][0] for name in names], axis=1)
+        context = ggml.ggml_init(ggml.ggml_init_params(mem_size=256 << 20, mem_buffer=None, no_alloc=False))
+        try:
+            cells = []
+            for array in (self.keys, self.values):
+                wide = np.full((n_cells, *array.shape[1:]), 7, np.float32)
+                wide[places] = array
+                cells.append(ggml.ggml_permute(context, self._tensor(context, self.kind, wide), 0, 2, 1, 3))
+            q, mask = self._tensor(context, "float32", queries), self._tensor(context, "float16", masks)
+            out = ggml.ggml_flash_attn_ext(context, q, *cells, mask, self.scale, self.max_bias, self.softcap)
+            if self.sinks is not None:
+                ggml.ggml_flash_attn_ext_add_sinks(out, self._tensor(context, "float32", self.sinks))
+            graph = ggml.ggml_new_graph(context)
+            ggml.ggml_build_forward_expand(graph, out)
+            assert ggml_backend.ggml_backend_graph_compute(backend(n_threads), graph) == ggml.GGML_STATUS_SUCCESS
+            shape = (len(names), self.heads[0], self.sizes[1])
+            found = np.ctypeslib.as_array(ctypes.cast(ggml.ggml_get_data(out), ctypes.POINTER(ctypes.c_float)), shape)
+            return {name: values.tobytes() for name, values in zip(names, found)}
+        finally:
+            ggml.ggml_free(context)
 
-thread = threading.Thread(target=switch)
-thread.start()
-found = {last() for _ in range(12)}
-ended = True
-thread.join()
-print(len(found - {one_way, other_way}))
-"""
+    @staticmethod
+    def _tensor(context, kind, array):
+        number, convert = KINDS[kind]
+        array = np.ascontiguousarray(array)
+        tensor = ggml.ggml_new_tensor_4d(context, number, *[*reversed(array.shape), 1, 1, 1][:4])
+        data = ggml.ggml_get_data(tensor)
+        if convert is None:
+            source = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            ggml.ggml_quantize_chunk(number, source, data, 0, array.size // array.shape[-1], array.shape[-1], None)
+        else:
+            converted = np.ascontiguousarray(convert(array))
+            ctypes.memmove(data, converted.ctypes.data, converted.nbytes)
+        return tensor
 
 
-def test_a_batch_is_computed_in_one_way_whenever_somebody_switches(run_python, smollm2):
-    """Threads that took different ways in the middle would leave out rows, or add them up twice."""
-    done = run_python(_SWITCHED, str(smollm2))
-    assert done.stdout == "0\n", done.stderr
+def check_company(seed):
+    """One random problem: each query has the same bits alone and in any company."""
+    numbers = np.random.default_rng(seed)
+    kind = str(numbers.choice(list(KINDS)))
+    n_kv = int(numbers.integers(1, 5))
+    heads = n_kv * int(numbers.choice([1, 2, 3, 4, 5, 8, 20])), n_kv
+    sizes = [int(numbers.choice([32, 64, 96, 128] if kind.startswith("q") else [20, 32, 36, 64, 80, 128])) for _ in range(2)]
+    n_cells = int(numbers.choice([3, 17, 130, 300, 700]))
+    extras = {"softcap": 2.0} if numbers.random() < 0.2 else {"max_bias": 8.0} if numbers.random() < 0.2 else {}
+    problem = Attention(numbers, heads, sizes, n_cells, kind, sinks=numbers.random() < 0.2, **extras)
+    for i in range(int(numbers.integers(2, 20))):
+        which = numbers.integers(4)
+        end = int(numbers.integers(1, n_cells + 1))
+        if which == 0:  # the next tokens of one text
+            for j in range(min(end, 6)):
+                problem.ask((i, j), np.arange(end - min(end, 6) + j + 1))
+        elif which == 1:  # a window
+            problem.ask((i, 0), np.arange(max(0, end - 40), end))
+        elif which == 2:  # of a text between those of others
+            problem.ask((i, 0), np.flatnonzero(numbers.random(n_cells) < 0.5) if n_cells > 3 else np.arange(n_cells))
+        else:
+            problem.ask((i, 0), np.arange(n_cells))
+    names = list(problem.asked)
+    alone = {}
+    for name in names:
+        alone.update(problem.compute([name], 1))
+    for n_threads in (1, 3):
+        gaps = numbers.integers(0, 30, n_cells) * (numbers.random(n_cells) < 0.1)
+        together = problem.compute(names, n_threads, gaps)
+        assert together == alone, (seed, n_threads, [name for name in names if together[name] != alone[name]])
+        some = [names[i] for i in numbers.permutation(len(names))[: 1 + len(names) // 2]]
+        found = problem.compute(some, n_threads)
+        assert all(found[name] == alone[name] for name in some), (seed, n_threads, "some of them")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_query_has_the_same_bits_in_any_company(seed):
+    """Whatever else is computed, wherever cells lie, whoever computes it: types, sizes and masks at random."""
+    check_company(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.generator
+def test_a_query_has_the_same_bits_in_any_company_at_length():
+    for seed in range(1000, 1000 + int(os.environ.get("N_INPUTS", "2000"))):
+        check_company(seed)
+
+
+def test_llama_cpp_s_own_ways_can_be_had_in_one_thread():
+    """A thread switches for the graphs that it computes, and no other thread is concerned."""
+    numbers = np.random.default_rng(0)
+    problem = Attention(numbers, (6, 2), (64, 64), 700, "float16")
+    problem.ask("one", np.arange(700))
+    usual = problem.compute(["one"], 2)
+    found = []
+
+    def switched():
+        ggml_cpu_set_batch_invariant(False)
+        found.append(problem.compute(["one"], 2))
+
+    thread = threading.Thread(target=switched)
+    thread.start()
+    thread.join()
+    assert found[0] != usual == problem.compute(["one"], 2)

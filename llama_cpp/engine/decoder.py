@@ -27,23 +27,11 @@ _STATE_FLAGS = {True: llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, False: llama.LLA
 
 @bind_plugin("CPU", None, ctypes.c_bool)
 def ggml_cpu_set_batch_invariant(value: bool, /) -> None:
-    """void ggml_cpu_set_batch_invariant(bool value), of vendor/llama.cpp/patches/0004-batch-invariant-cpu.patch"""
+    """void ggml_cpu_set_batch_invariant(bool value), of vendor/llama.cpp/patches/0004-batch-invariant-cpu.patch
+
+    For the graphs that the calling thread computes on the CPU; on unless switched off.
+    """
     ...
-
-
-_invariant = False
-
-
-def compute_batch_invariantly() -> None:
-    """Lets the CPU compute a token in one way, whatever else is in its batch, from the next batch of any context on."""
-    global _invariant
-    _invariant = True
-    ggml_cpu_set_batch_invariant(True)
-
-
-def is_batch_invariant() -> bool:
-    """Whether it does."""
-    return _invariant
 
 
 def can_be_cut(model: Model) -> bool:

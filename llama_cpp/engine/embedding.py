@@ -22,7 +22,7 @@ from ..capi.loader import libraries
 from ..capi.status import call
 from ..errors import ContextCreationError, DecodeError, InvalidArgumentError, ModelBusyError, ModelClosedError
 from ..models.model import Model, set_fields
-from .decoder import attach_threads, free_threads, set_adapters
+from .decoder import attach_threads, free_threads, ggml_cpu_set_batch_invariant, set_adapters
 from .requests import Adapters
 from .threads import stop_at_exit
 
@@ -91,7 +91,8 @@ class Embedder(Uncopyable):
         params: fields of ``llama_context_params`` by name. A batch has up to ``n_batch`` tokens of ``n_seq_max`` texts; the first
             must be a multiple of the second, and no more than n_ctx and n_ubatch.
         n_ctx: tokens of one text at most, no more than ``n_batch``.
-        batch_invariant: pool mean vectors here: the engine sums over the whole batch, whose size changes how it rounds.
+        batch_invariant: a CPU computes a text in one way, whatever else is in its batch. Mean vectors are pooled here then: the
+            engine sums over the whole batch, whose size changes how it rounds.
         adapters: LoRA adapters to compute with, each with its scale.
 
     Attributes:
@@ -106,13 +107,14 @@ class Embedder(Uncopyable):
     MAX_WAITING = 1 << 20
 
     def __init__(
-        self, model: Model, params: Mapping[str, Any], n_ctx: int, batch_invariant: bool = False, adapters: Adapters = ()
+        self, model: Model, params: Mapping[str, Any], n_ctx: int, batch_invariant: bool = True, adapters: Adapters = ()
     ) -> None:
         self.n_ctx = n_ctx
         self._n_batch: int = params["n_batch"]
         self._n_texts: int = params["n_seq_max"]
         self.pooling_type = _pooling_of(model, params)
-        self._means = batch_invariant and self.pooling_type == llama.LLAMA_POOLING_TYPE_MEAN
+        self._batch_invariant = batch_invariant
+        self._means = batch_invariant and not has_gpu() and self.pooling_type == llama.LLAMA_POOLING_TYPE_MEAN
         self._thread_pools: list[Any] = []
         self._jobs: collections.deque[Job] = collections.deque()
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -217,6 +219,7 @@ class Embedder(Uncopyable):
     # --- its thread ---
 
     def _run(self) -> None:
+        ggml_cpu_set_batch_invariant(self._batch_invariant)
         # the garbage collector may end a model in any thread, this one included
         with self._handle as pointer:
             while not self._closing:

@@ -29,7 +29,7 @@ from ..errors import (
 from ..models.model import Model
 from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
 from .caches import BaseLlamaCache
-from .decoder import Decoder, can_be_cut
+from .decoder import Decoder, can_be_cut, ggml_cpu_set_batch_invariant
 from .going_on import GoingOn
 from .guessing import Guesses
 from .memory import pays_per_sequence
@@ -57,6 +57,7 @@ class BatchingEngine(Uncopyable):
         max_waiting: how many requests may wait.
         guess_from: where guesses of following tokens come from, as :class:`~.speculation.Speculator` takes it.
         n_guesses: how many tokens are guessed at most.
+        batch_invariant: a CPU computes a token in one way, whatever else is in its batch or in the cache.
 
     Attributes:
         n_ctx: tokens of one request at most.
@@ -77,8 +78,10 @@ class BatchingEngine(Uncopyable):
         guess_from: str | os.PathLike[str] | None = None,
         n_guesses: int = 0,
         n_gpu_layers: int = -1,
+        batch_invariant: bool = True,
     ) -> None:
         self._model = model
+        self._batch_invariant = batch_invariant
         self._max_waiting = max_waiting
         unified = params["kv_unified"]
         n_kept = min(max(n_parallel, 8), llama.llama_max_parallel_sequences() - n_parallel) if n_kept is None else n_kept
@@ -187,7 +190,7 @@ class BatchingEngine(Uncopyable):
     def keep_in(self, cache: BaseLlamaCache | None) -> None:
         """Keeps in ``cache`` what has to make room, and finds there what was kept; None ends that."""
         self._decoder.pointer
-        saved = None if cache is None else SavedStates(cache, fingerprint_of(self._model, self._params))
+        saved = None if cache is None else SavedStates(cache, fingerprint_of(self._model, self._params, self._batch_invariant))
 
         def change() -> None:
             self._sequences.saved = saved
@@ -236,6 +239,7 @@ class BatchingEngine(Uncopyable):
     # --- the engine's thread ---
 
     def _run(self) -> None:
+        ggml_cpu_set_batch_invariant(self._batch_invariant)
         # the garbage collector may end a model in any thread, this one included
         with self._decoder.in_use():
             self._work()

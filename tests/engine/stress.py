@@ -27,7 +27,7 @@ class Case:
 
     def __init__(self, name: str, path: Path, n_prompts: int = 48, loras=({},), go_on: bool = False, **arguments) -> None:
         self.name = name
-        threads = {"n_threads": 1, "n_threads_batch": 1, "batch_invariant": True, "n_batch": 128, **arguments}
+        threads = {"n_threads": 1, "n_threads_batch": 1, "n_batch": 128, **arguments}
         self.llm = Llama(path, n_ctx=512, n_parallel=threads.pop("n_parallel", 8), **threads)
         self.llm.set_cache(LlamaRAMCache(64 << 20))
         engine = self.llm._open_engine

@@ -25,7 +25,7 @@ def files(tmp_path_factory):
 
 def load(files, name="model", **arguments):
     threads = {"n_threads": 1, "n_threads_batch": 1}
-    return Llama(files[name], **threads, **{"n_ctx": 256, "n_parallel": 4, "batch_invariant": True, **arguments})
+    return Llama(files[name], **threads, **{"n_ctx": 256, "n_parallel": 4, **arguments})
 
 
 def prompts(n):

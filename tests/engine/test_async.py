@@ -16,7 +16,7 @@ def run(smollm2):
 
     def run(work, **arguments):
         async def main():
-            async with AsyncLlama(smollm2, **{"n_ctx": 512, "n_parallel": 4, "batch_invariant": True, **arguments}) as llm:
+            async with AsyncLlama(smollm2, **{"n_ctx": 512, "n_parallel": 4, **arguments}) as llm:
                 return await asyncio.wait_for(work(llm), 240)
 
         return asyncio.run(main())

@@ -55,7 +55,7 @@ def odd(tmp_path_factory):
 
 def load(path, kind=Llama, **arguments):
     arguments = {"n_ctx": 256, "embedding": True, "n_threads": 1, "n_threads_batch": 1, **arguments}
-    return kind(path, **{"batch_invariant": True, **arguments})
+    return kind(path, **arguments)
 
 
 def texts_for(llm, seed=1, n=24):
@@ -244,7 +244,7 @@ def test_a_pooling_that_does_not_exist_in_the_file(tmp_path, real):
 
 def test_it_also_generates_when_asked_to(models):
     prompt = [5, 9, 11]
-    with Llama(models["dense"], n_ctx=256, batch_invariant=True) as llm:
+    with Llama(models["dense"], n_ctx=256) as llm:
         expected = llm.create_completion(prompt, max_tokens=8, temperature=0)["choices"]
     with load(models["dense"], pooling_type=MEAN) as llm, concurrent.futures.ThreadPoolExecutor(4) as pool:
         vector = llm.embed(prompt)

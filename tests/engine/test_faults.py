@@ -194,7 +194,7 @@ time.sleep(0.2)
 
 
 def test_who_waited_for_room_behind_one_that_was_cancelled_waits_no_longer(models):
-    with load(models, "dense", n_parallel=3, n_kv=512, kv_unified=True, batch_invariant=False) as llm:
+    with load(models, "dense", n_parallel=3, n_kv=512, kv_unified=True) as llm:
         bias = {llm.token_eos(): -1e9}
         first = llm.create_completion(PROMPT, max_tokens=None, context_full="shift", stream=True, logit_bias=bias)
         next(first)  # it ends when it is closed
@@ -479,7 +479,7 @@ def test_cancelling_wakes_the_engine(models):
 
 
 def test_as_many_sequences_as_the_engine_has(models):
-    with load(models, "dense", n_parallel=200, kv_unified=True, batch_invariant=False, n_kv=8192, n_batch=256) as llm:
+    with load(models, "dense", n_parallel=200, kv_unified=True, n_kv=8192, n_batch=256) as llm:
         assert len(answer(llm, PROMPT)) == 16
     with pytest.raises(InvalidArgumentError):
         Llama(models["dense"], n_parallel=257)

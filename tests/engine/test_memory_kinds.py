@@ -7,7 +7,6 @@ import pytest
 import tiny_models
 
 from llama_cpp import Llama
-from llama_cpp.capi.ggml import GGML_TYPE_Q8_0
 from llama_cpp.engine import memory
 from llama_cpp.errors import ContextCreationError, ContextFullError
 
@@ -23,11 +22,8 @@ def models(tmp_path_factory):
 
 def load(models, kind, **arguments):
     kind, short, _ = kind.partition(", short")
-    if short:
-        # in a ring of cells the order of sums changes, which shows where values of the cache are summed in half precision
-        arguments = {"type_k": GGML_TYPE_Q8_0, "type_v": GGML_TYPE_Q8_0, **arguments}
     arguments = {"n_ctx": 512, "n_batch": 64, "n_parallel": 3, "n_threads": 1, "n_threads_batch": 1, **arguments}
-    return Llama(models[kind], swa_full=not short, **{"batch_invariant": True, **arguments})
+    return Llama(models[kind], swa_full=not short, **arguments)
 
 
 def answer(llm, prompt, n=16, **arguments):
@@ -56,15 +52,17 @@ def prompts(seed, n=12):
     return [text[: numbers.randrange(0, 250)] + numbers.choices(range(3, 270), k=numbers.randrange(1, 60)) for _ in range(n)]
 
 
+@pytest.mark.parametrize("cache", [{"kv_unified": False}, {"kv_unified": True, "n_kv": 1536}, {"kv_unified": True, "n_kv": 768}], ids=str)
 @pytest.mark.parametrize("kind", [*GENERATIVE, "window, short"])
-def test_together_and_cached_is_as_alone(models, kind):
+def test_together_and_cached_is_as_alone(models, kind, cache):
+    """In a cache of each one's own, in a shared one, and in a shared one where room must be made all the time."""
     asked = prompts(seed=1)
     with load(models, kind, n_parallel=1) as llm:
         alone = [(llm.reset(), answer(llm, prompt))[1] for prompt in asked]
         turns = [(llm.reset(), answer(llm, [*p, *a, 5, 6, 7]))[1] for p, a in zip(asked, alone)]
     assert len({tuple(tokens) for tokens in alone}) > len(asked) // 2
 
-    with load(models, kind) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
+    with load(models, kind, **cache) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
         assert [answer(llm, prompt) for prompt in asked] == alone, "one after the other"
         assert list(pool.map(lambda p: answer(llm, p), asked)) == alone, "together"
         assert list(pool.map(lambda pa: answer(llm, [*pa[0], *pa[1], 5, 6, 7]), zip(asked, alone))) == turns, "second turns"
@@ -118,7 +116,7 @@ def test_a_stale_checkpoint_would_be_seen(models, monkeypatch):
     """The first test must fail when a sequence goes on from what another one left."""
     monkeypatch.setattr(memory.Checkpointed, "_drop_after", lambda self, sequence, n: None)
     with pytest.raises(AssertionError):
-        test_together_and_cached_is_as_alone(models, "state")
+        test_together_and_cached_is_as_alone(models, "state", {})
 
 
 def test_an_encoder_generates_nothing(models):

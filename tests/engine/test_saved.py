@@ -59,7 +59,7 @@ def test_it_is_as_large_as_it_may_be(models):
 @pytest.mark.parametrize("unified", [True, False])
 def test_a_restart_keeps_a_system_prompt(models, tmp_path, unified):
     prompt = texts(1)[0]
-    arguments = {"batch_invariant": False, "kv_unified": unified, "flash_attn": True}
+    arguments = {"kv_unified": unified, "flash_attn": True}
     with load(models, "dense", **arguments) as llm:
         llm.set_cache(LlamaDiskCache(tmp_path / "cache"))
         expected = answer(llm, prompt)
@@ -93,7 +93,7 @@ with Llama(sys.argv[1], n_ctx=512, n_parallel=1, flash_attn=True, kv_unified=Fal
 
 def test_what_comes_back_to_a_shared_cache_finds_room(models):
     first, second, third = texts(3, length=220)
-    with load(models, "dense", n_parallel=1, kv_unified=True, batch_invariant=False) as llm:
+    with load(models, "dense", n_parallel=1, kv_unified=True) as llm:
         llm.set_cache(LlamaRAMCache())
         expected = answer(llm, first)
         answer(llm, second)

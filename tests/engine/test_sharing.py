@@ -15,7 +15,7 @@ from llama_cpp.engine.decoder import Decoder
 from llama_cpp.engine.sequences import InPlace
 
 #: As a user has it who asks for nothing: the kinds that share a pool of cells, without the batch-invariant switch.
-POOL = {"kv_unified": True, "n_kv": 4096, "batch_invariant": False, "flash_attn": True}
+POOL = {"kv_unified": True, "n_kv": 4096, "flash_attn": True}
 
 
 @pytest.fixture(scope="module")

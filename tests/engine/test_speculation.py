@@ -149,7 +149,7 @@ def test_samplers_grammars_and_the_like_go_on(llm, smollm2, run_python):
         return model.create_completion(text, **{"max_tokens": 24, **arguments})["choices"][0]
 
     expected = [run(llm, arguments) for arguments in requests]
-    with Llama(smollm2, n_ctx=512, n_parallel=4, batch_invariant=True, draft_model=smollm2) as guessing:
+    with Llama(smollm2, n_ctx=512, n_parallel=4, draft_model=smollm2) as guessing:
         assert [run(guessing, arguments) for arguments in requests] == expected
         with concurrent.futures.ThreadPoolExecutor(7) as pool:
             assert list(pool.map(lambda arguments: run(guessing, arguments), requests)) == expected
