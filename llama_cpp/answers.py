@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import time
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from . import responses
 from .chat.session import ChatReader
@@ -114,21 +114,50 @@ class Answer:
 
 
 class TextAnswer(Answer):
-    """A text completion of ``prompt``; ``echo`` is whether that is to be its beginning."""
+    """A text completion.
 
-    def __init__(self, *args: Any, prompt: str, echo: bool = False, **more: Any) -> None:
+    Args:
+        prompt: its text. tokens: its tokens.
+        echo: whether it is to be the answer's beginning, with log-probabilities of its own where they are wanted.
+    """
+
+    def __init__(self, *args: Any, prompt: str, tokens: Sequence[int] = (), echo: bool = False, **more: Any) -> None:
         super().__init__(*args, **more)
         self._echo = prompt if echo else ""
+        self._prompt_tokens = tokens if echo and self._scored is not None else ()
         self._n_before = len(prompt)
 
     def begin(self) -> Iterator[dict[str, Any]]:
-        """The prompt, when it is to be echoed."""
+        """The prompt, when it is to be echoed; if it is scored, too, it comes with the first token."""
+        if not self._prompt_tokens:
+            yield from self._echoed()
+
+    def _echoed(self) -> Iterator[dict[str, Any]]:
         if self._echo:
-            yield responses.completion(*self._head, self._echo, None)
+            yield responses.completion(*self._head, self._echo, None, self._prompt_logprobs())
+        self._echo, self._prompt_tokens = "", ()
 
     def chunks(self, piece: str) -> Iterator[dict[str, Any]]:
         """As in :class:`Answer`."""
+        yield from self._echoed()
         yield responses.completion(*self._head, piece, None, self._logprobs(len(piece)))
+
+    def _prompt_logprobs(self) -> dict[str, Any] | None:
+        """Of the prompt's tokens, without what tokenization put before its text."""
+        if not self._prompt_tokens:
+            return None
+        tokens = self._prompt_tokens
+        if len(tokens) > 1 and tokens[0] == self._model.token_bos:
+            tokens = tokens[1:]
+        pieces = [self._piece(token) for token in tokens]
+        # some vocabularies begin every text with a space
+        end = -int(pieces[0].startswith(b" ") and not self._echo.startswith(" "))
+        starts, decoder = [], codecs.getincrementaldecoder("utf-8")("replace")
+        for piece in pieces:
+            starts.append(max(end, 0))
+            end += len(decoder.decode(piece))
+        entries = [None, *self._generation.prompt_logprobs[len(self._prompt_tokens) - len(tokens) :]]
+        return responses.text_logprobs(list(zip(entries, starts)), self._piece, 0, tokens[0])
 
     def _logprobs(self, n_released: int, last: bool = False) -> dict[str, Any] | None:
         if self._scored is None:
@@ -137,6 +166,7 @@ class TextAnswer(Answer):
         return responses.text_logprobs(entries, self._piece, self._n_before) if entries else None
 
     def _last(self, generation: Generation) -> Iterator[dict[str, Any]]:
+        yield from self._echoed()
         last = responses.completion(*self._head, "", generation.finish_reason, self._logprobs(0, last=True))
         yield {**last, "timings": responses.timings(generation)}
 
@@ -147,6 +177,8 @@ class TextAnswer(Answer):
         found = self._logprobs(len(text), last=True)
         if self._scored is not None and found is None:
             found = responses.text_logprobs([], self._piece, 0)
+        if before := self._prompt_logprobs():
+            found = {name: before[name] + values for name, values in found.items()}
         return responses.completion(*self._head, self._echo + text, generation.finish_reason, found)
 
 

@@ -404,7 +404,8 @@ class Llama(Uncopyable):
             prompt: text, or token ids.
             suffix: what comes after the text, for a model that was trained to fill in (the prompt is what comes before).
             max_tokens: None or less than 1 runs until the model ends or the context is full.
-            echo: begin the text with the prompt.
+            echo: begin the text with the prompt; with ``logprobs``, its tokens are scored, too. None of them is then taken from the
+                cache, and they are read more slowly.
             stop: strings before the earliest of which the text ends.
             grammar: GBNF that the text must follow.
             stream: yield chunks as they come. ``stream_options={"include_usage": True}`` adds the token counts to a
@@ -447,12 +448,12 @@ class Llama(Uncopyable):
             tokens, params, max_tokens, read_stop(stop), n_logprobs=read_logprobs(logprobs, self.n_vocab(), "logprobs"),
             processors=read_functions("logits_processor", logits_processor),
             criteria=read_functions("stopping_criteria", stopping_criteria), context_full=context_full, lora=lora,
-            speculate=flag("speculate", speculate),
+            speculate=flag("speculate", speculate), scores_prompt=echo and not suffix,
         )  # fmt: skip
         head = (responses.new_id("cmpl"), responses.now(), read_model_name(model, self.model_path))
         answer = TextAnswer(
             head, request.generation, stream_text, usage_wanted(stream_options), self._open_model, request.n_logprobs is not None,
-            prompt=text, echo=echo,
+            prompt=text, tokens=() if suffix else tokens, echo=echo,
         )  # fmt: skip
         return self._deliver(answer, request, stream, read_callback(abort_callback))
 

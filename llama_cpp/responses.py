@@ -54,19 +54,19 @@ def timings(generation: Generation) -> dict[str, Any]:
 
 
 def text_logprobs(
-    entries: Sequence[tuple[TokenLogprobs, int]], piece: Callable[[int], bytes], n_before: int
+    entries: Sequence[tuple[TokenLogprobs | None, int]], piece: Callable[[int], bytes], n_before: int, first: int | None = None
 ) -> dict[str, Any]:
     """Log-probabilities in the form of text completions.
 
     Args:
-        entries: tokens, each with where its text begins, in characters.
+        entries: tokens, each with where its text begins, in characters; None for the ``first`` one of a prompt, which follows nothing.
         piece: the bytes of a token.
         n_before: characters before the first one.
     """
     return {
-        "tokens": [_text(piece(entry.token)) for entry, _ in entries],
-        "token_logprobs": [entry.logprob for entry, _ in entries],
-        "top_logprobs": [_most_probable(entry, piece) for entry, _ in entries],
+        "tokens": [_text(piece(first if entry is None else entry.token)) for entry, _ in entries],
+        "token_logprobs": [None if entry is None else entry.logprob for entry, _ in entries],
+        "top_logprobs": [None if entry is None else _most_probable(entry, piece) for entry, _ in entries],
         "text_offset": [n_before + start for _, start in entries],
     }
 

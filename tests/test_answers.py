@@ -46,10 +46,12 @@ def test_offsets_are_places_in_the_text(llm, echo):
     found = choice["logprobs"]
     whole = PROMPT + wanted
     assert choice["text"] == (whole if echo else wanted)
-    assert b"".join(map(bytes_of, found["tokens"])).decode() == wanted
-    assert any(token.startswith("bytes:\\x") for token in found["tokens"])
+    n_prompt = len(llm.tokenize(PROMPT.encode())) if echo else 0
+    answered = found["tokens"][n_prompt:]
+    assert b"".join(map(bytes_of, answered)).decode() == wanted
+    assert any(token.startswith("bytes:\\x") for token in answered)
     before = b""
-    for token, offset in zip(found["tokens"], found["text_offset"]):
+    for token, offset in zip(answered, found["text_offset"][n_prompt:]):
         assert offset == len(PROMPT) + len(before.decode("utf-8", "ignore"))
         before += bytes_of(token)
     again, text = streamed(llm.create_completion(PROMPT, stream=True, **how))
@@ -243,3 +245,59 @@ def test_logits_that_are_not_numbers(tmp_path, grammar):
         for temperature in (0, 1):
             with pytest.raises(DecodeError, match="not numbers"):
                 llm.create_completion([5], max_tokens=2, temperature=temperature, grammar=grammar)
+
+
+# --- the prompt's own ---
+
+
+def scores_one_by_one(llm, tokens):
+    """The log-probability of each token but the first, from the logits that a logits processor sees behind those before it."""
+    found = []
+    for i in range(1, len(tokens)):
+        seen = []
+        note = lambda _, logits: (seen.append(logits.astype(np.float64)), logits)[1]  # noqa: E731
+        llm.create_completion(tokens[:i], max_tokens=1, logits_processor=note)
+        values = seen[0] - seen[0].max()
+        found.append(float(values[tokens[i]] - np.log(np.exp(values).sum())))
+    return found
+
+
+@pytest.mark.parametrize("arguments", [{}, {"n_parallel": 1, "n_batch": 16}, {"kv_unified": False, "n_parallel": 3}], ids=str)
+def test_an_echoed_prompt_is_scored(smollm2, arguments):
+    """In batches of any size, with others beside it: as if each token had been asked for alone."""
+    with Llama(smollm2, n_ctx=512, **arguments) as llm:
+        text = "The quick brown fox jumps over the lazy dog. Ünïcode 🦊 too."
+        tokens = llm.tokenize(text.encode())
+        expected = scores_one_by_one(llm, tokens)
+        how = dict(max_tokens=3, temperature=0, logprobs=2, echo=True)
+        beside = [threading.Thread(target=llm.create_completion, args=(f"{i} and",), kwargs={"max_tokens": 60}) for i in range(2)]
+        for thread in beside:
+            thread.start()
+        choice = llm.create_completion(text, **how)["choices"][0]
+        for thread in beside:
+            thread.join()
+        found = choice["logprobs"]
+        n = len(tokens)
+        assert choice["text"].startswith(text) and len(found["tokens"]) == n + 3 == len(found["top_logprobs"])
+        assert found["token_logprobs"][0] is None and found["top_logprobs"][0] is None
+        assert found["token_logprobs"][1:n] == pytest.approx(expected, abs=1e-4)
+        assert all(len(top) in (2, 3) and max(top.values()) >= value for top, value in zip(found["top_logprobs"][1:], found["token_logprobs"][1:]))
+        places = [text[offset:].startswith(token) for token, offset in zip(found["tokens"][:n], found["text_offset"]) if "bytes:" not in token]
+        assert all(places) and found["text_offset"][0] == 0 and found["text_offset"][n] == len(text)
+        # the same in a stream, from token ids, and with everything in the cache
+        for prompt in (text, tokens):
+            chunks = list(llm.create_completion(prompt, stream=True, **how))
+            joined = {name: [value for c in chunks if (part := c["choices"][0]["logprobs"]) for value in part[name]] for name in found}
+            assert joined == found and "".join(c["choices"][0]["text"] for c in chunks) == choice["text"]
+
+
+def test_a_prompt_longer_than_a_batch_is_scored(smollm2):
+    with Llama(smollm2, n_ctx=512, n_batch=32, n_parallel=2) as llm:
+        tokens = [1000 + 7 * i % 900 for i in range(200)]
+        whole = llm.create_completion(tokens, max_tokens=1, temperature=0, logprobs=1, echo=True)["choices"][0]["logprobs"]
+        assert len(whole["token_logprobs"]) == 201
+        assert whole["token_logprobs"][1:200] == pytest.approx(scores_one_by_one(llm, tokens), abs=1e-4)
+        usage = llm.create_completion(tokens, max_tokens=1, logprobs=1, echo=True)["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 0, "what is cached has no scores"
+        plain = llm.create_completion(tokens, max_tokens=1, echo=True)["choices"][0]
+        assert plain["logprobs"] is None

@@ -51,10 +51,18 @@ class Running:
         self.n_ahead -= 1
         return True
 
-    def n_next(self, n_most: int) -> int:
-        """How many tokens to compute next, of ``n_most`` at most."""
+    def n_next(self, n_most: int, n_outputs: int) -> int:
+        """How many tokens to compute next, of ``n_most`` at most, and with ``n_outputs`` at most."""
         end = self.stops[0] if self.stops else len(self.request.tokens)
-        return min(end - self.n_held, n_most)
+        n = min(end - self.n_held, n_most)
+        return min(n, n_outputs) if self.n_scored(n) else n
+
+    def n_scored(self, n: int) -> int:
+        """After how many of the next ``n`` tokens a token of the prompt follows that is to be scored; those are the first ones."""
+        request = self.request
+        if not request.scores_prompt or self.n_held < len(request.generation.prompt_logprobs):
+            return 0
+        return max(0, min(n, request.generation.n_prompt - 1 - self.n_held))
 
 
 @dataclass(slots=True)
@@ -65,6 +73,8 @@ class Part:
         running: whose tokens they are; None for what only fills a gap, and is forgotten again.
         n_outputs: how many of the last ones have an output.
         row: which of the batch's outputs is the first of theirs; -1 for none.
+        n_scored: how many of the first ones have an output to score the next token of the prompt by.
+        scored_row: as ``row``, for these.
     """
 
     sequence: int
@@ -73,13 +83,15 @@ class Part:
     running: Running | None = None
     n_outputs: int = 0
     row: int = -1
+    n_scored: int = 0
+    scored_row: int = -1
 
     @classmethod
     def of(cls, running: Running, n: int) -> Part:
         """The next n tokens of a request."""
         start = running.n_held
         tokens = running.request.tokens[start : start + n]
-        return cls(running.sequence, start, tokens, running, n_outputs=int(running.n_pending == n))
+        return cls(running.sequence, start, tokens, running, int(running.n_pending == n), n_scored=running.n_scored(n))
 
     @classmethod
     def next_of(cls, running: Running, n: int = 0) -> Part:
@@ -164,12 +176,14 @@ class MixedBatches:
         if not reading:
             return parts
         room = self._decoder.n_batch - sum(len(part.tokens) for part in parts)
+        n_outputs = self._decoder.n_outputs_for_one - sum(part.n_outputs for part in parts) - len(reading) + 1
         if parts:
             room = min(room, CHUNK)
         for one in reading:
             if room > 0:
-                parts.append(Part.of(one, one.n_next(room)))
+                parts.append(Part.of(one, one.n_next(room, n_outputs)))
                 room -= len(parts[-1].tokens)
+                n_outputs -= max(parts[-1].n_scored - 1, 0)
         return parts
 
 
@@ -259,9 +273,11 @@ class EqualBatches:
 
     def _read(self, reading: Sequence[Running], n_most: int) -> list[Part]:
         first, room = reading[0], self._decoder.n_batch
-        n = first.n_next(n_most)
-        by_sequence = {one.sequence: one for one in reading if one.n_next(n) == n}
+        n = first.n_next(n_most, self._decoder.n_outputs_for_one)
+        by_sequence = {one.sequence: one for one in reading if one.n_next(n, 0) == n}  # none of those that score
         parts = [Part.of(first, n)]
+        if parts[0].n_scored:
+            return parts
         while (len(parts) + 1) * n <= room and (follower := by_sequence.get(parts[-1].sequence + 1)):
             parts.append(Part.of(follower, n))
         return parts
@@ -280,6 +296,8 @@ def write(decoder: Decoder, parts: Sequence[Part]) -> int:
     """Fills the decoder's batch and gives outputs their rows; returns how many tokens it has."""
     n_rows = 0
     for part in parts:
+        if part.n_scored:
+            part.scored_row, n_rows = n_rows, n_rows + part.n_scored
         if part.n_outputs:
             part.row, n_rows = n_rows, n_rows + part.n_outputs
     n = len(parts)
@@ -287,7 +305,7 @@ def write(decoder: Decoder, parts: Sequence[Part]) -> int:
         decoder.tokens[:n] = [part.tokens[0] for part in parts]
         decoder.positions[:n] = [part.start for part in parts]
         decoder.sequences[:n] = [part.sequence for part in parts]
-        decoder.outputs[:n] = [part.n_outputs for part in parts]
+        decoder.outputs[:n] = [part.n_outputs or part.n_scored for part in parts]
         return n
     at = 0
     for part in parts:
@@ -296,6 +314,6 @@ def write(decoder: Decoder, parts: Sequence[Part]) -> int:
         decoder.tokens[at:end] = part.tokens
         decoder.positions[at:end] = range(part.start, part.start + n)
         decoder.sequences[at:end] = [part.sequence] * n
-        decoder.outputs[at:end] = [0] * (n - part.n_outputs) + [1] * part.n_outputs
+        decoder.outputs[at:end] = [1] * part.n_scored + [0] * (n - part.n_scored - part.n_outputs) + [1] * part.n_outputs
         at = end
     return at

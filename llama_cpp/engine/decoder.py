@@ -109,6 +109,7 @@ class Decoder(Uncopyable):
     Attributes:
         n_ctx: tokens that one sequence can hold.
         n_batch: tokens of a batch at most; it is computed at once. n_outputs: outputs of a batch at most.
+        n_outputs_for_one: how many of them one sequence may have that is not guessed for.
         tokens, positions, sequences, outputs: a batch, to be written before :meth:`decode`. ctypes arrays of n_batch.
         samplers: ``llama_common_sampler *``, one for each output to be picked from; a ctypes array of n_active.
         rows: which output each of them looks at. picked, results: what :meth:`pick` found.
@@ -171,6 +172,8 @@ class Decoder(Uncopyable):
                 "(llama_cpp.native) has more.",
             )
         self.on_device: bool = native.llama_common_decoder_on_device(self._native)
+        # who finds the best tokens there takes no more of a sequence
+        self.n_outputs_for_one = 1 if self.on_device else self.n_outputs
         self._make_buffers(n_active)
         if has_gpu():
             self._warm_up()

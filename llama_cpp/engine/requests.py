@@ -51,6 +51,7 @@ class Generation:
         n_prompt: tokens in the prompt; ``n_cached`` of them were in the cache already.
         tokens: tokens generated so far, without the one that ended it.
         logprobs: one entry for each token, when the request asked for them.
+        prompt_logprobs: one entry for each token of the prompt but the first, when the request scores its prompt.
         prompt_seconds, predicted_seconds: from the moment the request was begun until its first token, and from there
             until its last. first_at: when that was, by ``time.perf_counter()``.
         finish_reason: None while it runs; "stop" (the model ended) or "length" (max_tokens, or the context is full).
@@ -60,6 +61,7 @@ class Generation:
     n_cached: int = 0
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_seconds: float = 0.0
     predicted_seconds: float = 0.0
     first_at: float = 0.0
@@ -75,6 +77,7 @@ class Request:
         adapters: LoRA adapters it is computed with, each with its scale.
         speculate: whether what follows may be guessed.
         key: only requests with an equal one can share what they have computed.
+        scores_prompt: whether the prompt's tokens get log-probabilities, too; each is computed then, and none taken from the cache.
         n_left: how many may still be generated; negative for as many as come.
         outbox: where tokens go.
     """
@@ -91,6 +94,7 @@ class Request:
         criteria: Sequence[StoppingCriteria] = (),
         adapters: Adapters = (),
         speculate: bool = True,
+        scores_prompt: bool = False,
     ) -> None:
         if not isinstance(context_full, str) or context_full not in CONTEXT_FULL:
             raise refused("context_full", context_full, f"one of {', '.join(CONTEXT_FULL)}")
@@ -106,7 +110,8 @@ class Request:
         # others do not wait for that, nor for so many log-probabilities
         self.sits_out = self.calls_python or (n_logprobs or 0) > 100
         self.adapters = adapters
-        self.key: Hashable = adapters
+        self.scores_prompt = scores_prompt and n_logprobs is not None
+        self.key: Hashable = object() if self.scores_prompt else adapters
         self.shares = True  # what it leaves behind may serve others
         self.speculate = speculate
         self.generation = Generation(n_prompt=len(prompt))

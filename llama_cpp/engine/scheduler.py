@@ -29,12 +29,12 @@ from ..errors import (
 from ..models.model import Model
 from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
 from .caches import BaseLlamaCache
-from .decoder import Decoder, can_be_cut, ggml_cpu_set_batch_invariant
+from .decoder import Decoder, can_be_cut, ggml_cpu_set_batch_invariant, logprobs_of
 from .going_on import GoingOn
 from .guessing import Guesses
 from .memory import pays_per_sequence
 from .picking import Picker, Statistics, in_helper
-from .requests import Request, put_all
+from .requests import Request, TokenLogprobs, put_all
 from .saved import SavedStates, fingerprint_of
 from .sequences import InPlace, Shelved
 from .speculation import Speculator
@@ -354,6 +354,8 @@ class BatchingEngine(Uncopyable):
             if part.running is None:
                 self._decoder.cut(part.sequence, part.start)
             else:
+                if part.n_scored:
+                    self._score(part)
                 part.running.n_ahead = max(part.n_outputs - 1, 0)
                 self._count(part.running, len(part.tokens) - part.running.n_ahead)
         outputs = [(part.running, part.row) for part in parts if part.running and part.row >= 0]
@@ -413,6 +415,18 @@ class BatchingEngine(Uncopyable):
         if one.n_ahead and not self._sequences.take_back(one.sequence, one.n_held):
             one.n_held = 0  # to be computed once more
         one.guess, one.n_ahead = [], 0
+
+    def _score(self, part: Part) -> None:
+        """Notes the log-probabilities of the prompt's tokens that follow those of a batch.
+
+        Raises:
+            NativeError, MemoryError: what was computed could not be read.
+        """
+        request = part.running.request
+        for i in range(part.n_scored):
+            token = request.tokens[part.start + i + 1]
+            found = logprobs_of(self._decoder.logits(part.scored_row + i), token, request.n_logprobs)
+            request.generation.prompt_logprobs.append(TokenLogprobs(token, *found))
 
     def _count(self, one: Running, n: int) -> None:
         """Notes that a request's sequence holds ``n`` tokens more."""
