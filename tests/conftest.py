@@ -55,8 +55,18 @@ def _temporary_folder() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test, which runs others, begins first, so that no worker is left alone with it at the end."""
+    """The longest test, which runs others, begins first, so that no worker is left alone with it at the end.
+
+    Tests for a CPU alone, or for a GPU, are skipped on the other one.
+    """
     items.sort(key=lambda item: "suite_passes" not in item.name)
+    if any(item.get_closest_marker("cpu") or item.get_closest_marker("gpu") for item in items):
+        from llama_cpp.capi.backends import has_gpu
+
+        other, why = ("cpu", "for a CPU alone") if has_gpu() else ("gpu", "needs a GPU")
+        for item in items:
+            if item.get_closest_marker(other):
+                item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 from test_memory_kinds import answer, cached
 
+from llama_cpp.capi.backends import has_gpu
 from llama_cpp import Llama
 from llama_cpp.errors import AdapterLoadError, InvalidArgumentError, InvalidGGUFError, ModelNotFoundError
 
@@ -44,8 +45,8 @@ def test_an_adapter_is_what_it_adds_to_the_weights(files):
     with load(files, "merged") as merged, load(files, "exact", lora_path=files["a"], lora_scale=0.5) as llm:
         for prompt in prompts(8):
             expected = logits(merged, prompt)
-            assert abs(logits(llm, prompt) - expected).max() < 0.01
-            assert abs(logits(llm, prompt, lora={"a": 0.5}) - expected).max() < 0.01
+            assert abs(logits(llm, prompt) - expected).max() < (0.05 if has_gpu() else 0.01)
+            assert abs(logits(llm, prompt, lora={"a": 0.5}) - expected).max() < (0.05 if has_gpu() else 0.01)
             assert abs(logits(llm, prompt, lora={}) - expected).max() > 0.5
 
 

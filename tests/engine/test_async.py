@@ -24,6 +24,7 @@ def run(smollm2):
     return run
 
 
+@pytest.mark.cpu
 def test_many_coroutines_get_their_own_answers(run, llm):
     questions = [f"Number {i} is" for i in range(12)]
     expected = [llm.create_completion(q, max_tokens=6, temperature=0)["choices"][0]["text"] for q in questions]
@@ -35,6 +36,7 @@ def test_many_coroutines_get_their_own_answers(run, llm):
     assert run(work) == expected
 
 
+@pytest.mark.cpu
 def test_streams_interleave(run, llm):
     messages = [{"role": "user", "content": "Hi"}]
     whole = llm.create_chat_completion(messages, max_tokens=8, temperature=0)["choices"][0]["message"]["content"]

@@ -106,6 +106,7 @@ def check_alone_and_together(llm, n=24):
     assert sorted(engine._sequences._free) == list(range(4))
 
 
+@pytest.mark.cpu
 def test_answers_are_those_of_the_request_alone(small):
     check_alone_and_together(small)
 
@@ -191,6 +192,7 @@ def check_seeds(llm):
     assert at_once(one, 12) == [alone[i % 3] for i in range(12)]
 
 
+@pytest.mark.cpu
 def test_random_answers_are_those_of_the_seed(small):
     check_seeds(small)
 
@@ -201,6 +203,7 @@ def test_a_sampler_s_state_left_over_would_be_seen(small, monkeypatch):
         check_seeds(small)
 
 
+@pytest.mark.cpu
 def test_attention_can_be_told_to_compute_a_token_in_one_way(smollm2):
     """At once, in chunks and one by one, with enough tokens for each of the engine's three ways."""
     model = Model(smollm2, params={})
@@ -219,6 +222,7 @@ def test_attention_can_be_told_to_compute_a_token_in_one_way(smollm2):
     assert np.array_equal(logits[0], logits[1]) and np.array_equal(logits[0], logits[2])
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "without flash attention"])
 def test_cells_move_where_room_is_only_before_them(smollm2, kind):
     """A sequence's cells stay in the order of its positions; what is shared moves with everybody who has it."""
@@ -309,6 +313,7 @@ def test_many_requests_share_too_small_a_cache(tiny, caplog):
 # --- ends ---
 
 
+@pytest.mark.cpu
 def test_sixty_four_threads_of_all_kinds(llm):
     """Lengths, samplers, streams left early, stop strings, grammars and failing callbacks, mixed."""
     asked = prompts(64, seed=1)
@@ -432,6 +437,7 @@ def test_it_goes_on_by_itself(going_on):
     assert len(counted) == 3, "the prompt, the first token, and the one after 32 more"
 
 
+@pytest.mark.cpu
 def test_log_probabilities_are_the_same_beside_others(small):
     asked = prompts(6, seed=4)
 
@@ -482,6 +488,7 @@ def check_what_is_left_behind(llm):
     assert at_once(lambda i: (leave(i), text(llm, asked[i], max_tokens=24))[1], len(asked)) == alone
 
 
+@pytest.mark.cpu
 def test_what_was_computed_of_a_stream_that_ended_is_forgotten(going_on, monkeypatch):
     monkeypatch.setattr("llama_cpp.engine.going_on.N_MOST", 0)  # then each batch is begun while the last one is handed out
     check_what_is_left_behind(going_on[0])

@@ -13,10 +13,12 @@ import minilm
 import numpy as np
 import pytest
 import tiny_models
+from closeness import are_vectors
 from tiny_models import gguf_writer
 
 from llama_cpp import AsyncLlama, Llama
 from llama_cpp.capi import llama as capi
+from llama_cpp.capi.backends import has_gpu
 from llama_cpp.engine.embedding import Embedder, Job
 from llama_cpp.errors import (
     ContextCreationError,
@@ -97,9 +99,10 @@ def test_together_is_as_alone(models, kind, pooling):
         texts = texts_for(llm)
         alone = [llm.embed(text) for text in texts]
         assert len({str(vector) for vector in alone}) == len(texts)
-        assert llm.embed(texts) == alone
-        assert list(pool.map(llm.embed, texts)) == alone
-        assert list(pool.map(llm.embed, [texts[i::3] for i in range(3)])) == [alone[i::3] for i in range(3)]
+        assert are_vectors(llm.embed(texts), alone)
+        assert are_vectors(list(pool.map(llm.embed, texts)), alone)
+        for i, found in enumerate(pool.map(llm.embed, [texts[i::3] for i in range(3)])):
+            assert are_vectors(found, alone[i::3])
 
 
 @pytest.mark.parametrize("kind", ["dense", "encoder", "state"])
@@ -110,11 +113,11 @@ def test_poolings_are_of_the_tokens_vectors(models, kind):
 
     tokens = of(NONE)
     for first, own in zip(of(CLS), tokens):
-        np.testing.assert_array_equal(first, own[0])
+        assert are_vectors([first.tolist()], [own[0].tolist()])
     for last, own in zip(of(LAST), tokens):
-        np.testing.assert_array_equal(last, own[-1])
+        assert are_vectors([last.tolist()], [own[-1].tolist()])
     for mean, own in zip(of(MEAN), tokens):
-        np.testing.assert_allclose(mean, own.mean(axis=0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(mean, own.mean(axis=0), rtol=1e-4, atol=0.02 if has_gpu() else 1e-4)
 
 
 def test_a_classifier_gives_scores(models):
@@ -141,9 +144,9 @@ def test_a_classifier_gives_scores(models):
     with load(path, pooling_type=RANK) as llm:
         found = np.array(llm.embed(texts))
         assert found.shape == (len(texts), 1)
-        np.testing.assert_allclose(found, expected, atol=0.04)  # what is multiplied with weights of 8 bits has 8 bits, too
+        np.testing.assert_allclose(found, expected, atol=0.1 if has_gpu() else 0.04)  # what is multiplied with weights of 8 bits has 8 bits, too
         assert np.corrcoef(found[:, 0], expected[:, 0])[0, 1] > 0.95
-        assert llm.embed(texts, normalize=True) == found.tolist()
+        assert are_vectors(llm.embed(texts, normalize=True), found.tolist())
     with pytest.raises(InvalidArgumentError, match="RANK needs a model that classifies"):
         load(models["state"], pooling_type=RANK)
 
@@ -384,7 +387,7 @@ def test_memory_stays_flat(real):
 def check(path, pooling):
     with load(path, pooling_type=pooling) as llm:
         texts = texts_for(llm)
-        assert llm.embed(texts) == [llm.embed(text) for text in texts]
+        assert are_vectors(llm.embed(texts), [llm.embed(text) for text in texts])
 
 
 @pytest.mark.parametrize("pooling", [NONE, MEAN])
@@ -467,6 +470,7 @@ def test_kv_overrides_can_replace_the_pooling(real):
 # --- ends in the middle ---
 
 
+@pytest.mark.cpu
 def test_closing_while_texts_are_tried_one_by_one(models, monkeypatch):
     compute, begun = Embedder._compute, threading.Event()
 

@@ -91,6 +91,7 @@ def test_a_wrong_beginning_would_be_seen(models, monkeypatch):
         check_pool(models, "dense")
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["dense", "window"])
 def test_a_shift_does_nothing_to_what_others_hold(models, kind):
     first = [11 + i % 200 for i in range(300)]
@@ -145,6 +146,7 @@ def test_a_checkpoint_survives_the_copy_to_another_stream(models):
         stream.close()
 
 
+@pytest.mark.cpu
 def test_what_is_restored_does_not_reach_a_copy(models):
     """Copies between streams are made with the next batch: until then nothing may be restored where they come from."""
     numbers = random.Random(8)

@@ -51,6 +51,7 @@ CASES = [
 ]
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("kind, source", CASES)
 def test_the_answers_are_the_same(models, kind, source, tmp_path):
     check(models, kind, source, tmp_path)
@@ -79,6 +80,7 @@ def check(models, kind, source, tmp_path):
         assert found.n_right <= found.n_guessed
 
 
+@pytest.mark.cpu
 def test_a_model_guesses_itself(models):
     with load(models, "dense", draft_model=models["dense"]) as llm:
         for prompt in prompts(seed=4):
@@ -130,6 +132,7 @@ def test_what_was_guessed_wrong_and_stays_would_be_seen(models, monkeypatch, tmp
         check(models, "dense", "another", tmp_path)
 
 
+@pytest.mark.cpu
 def test_samplers_grammars_and_the_like_go_on(llm, smollm2, run_python):
     """The same requests to the same model, without and with guesses by itself."""
     from llama_cpp import Llama
