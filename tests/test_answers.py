@@ -14,7 +14,7 @@ from llama_cpp.capi.backends import has_gpu
 from llama_cpp.errors import DecodeError, GrammarError, InvalidArgumentError
 
 PROMPT = "Once upon a time"
-ROUNDING = 0.3 if has_gpu() else 1e-4  # of log-probabilities
+ROUNDING = 1.0 if has_gpu() else 1e-4  # of log-probabilities
 LONG = "word " * 1500
 
 

@@ -176,13 +176,15 @@ class MixedBatches:
         if not reading:
             return parts
         room = self._decoder.n_batch - sum(len(part.tokens) for part in parts)
-        n_outputs = self._decoder.n_outputs_for_one - sum(part.n_outputs for part in parts) - len(reading) + 1
+        # each of those that read may need one
+        n_outputs = self._decoder.n_outputs - sum(part.n_outputs for part in parts) - len(reading) + 1
         if parts:
             room = min(room, CHUNK)
         for one in reading:
-            if room > 0:
-                parts.append(Part.of(one, one.n_next(room, n_outputs)))
-                room -= len(parts[-1].tokens)
+            n = one.n_next(room, min(n_outputs, self._decoder.n_outputs_for_one))
+            if n > 0:
+                parts.append(Part.of(one, n))
+                room -= n
                 n_outputs -= max(parts[-1].n_scored - 1, 0)
         return parts
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from llama_cpp.capi.backends import has_gpu
 
-#: What the logits of the small models may differ by on a GPU, in half precision; they range over about 10.
-LOGITS = 0.25
+#: What logits may differ by on a GPU, where products are of 8 bits; they range over 10 to 40.
+LOGITS = 1.0
 
 
 def gap(llm, before, token, logit_bias):
@@ -44,10 +44,10 @@ def are_answers(llm, prompts, found, expected, logit_bias=None):
 
 
 def are_vectors(found, expected):
-    """Whether vectors are those of the same texts: on a CPU to the last bit, on a GPU to a hundredth of their length."""
+    """Whether vectors are those of the same texts: on a CPU to the last bit, on a GPU to a tenth of their length."""
     if not has_gpu():
         return found == expected
     pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(found, expected)]
     return len(found) == len(expected) and all(
-        a.shape == b.shape and np.linalg.norm(a - b, axis=-1).max() <= 0.02 * np.linalg.norm(b, axis=-1).max() for a, b in pairs
+        a.shape == b.shape and np.linalg.norm(a - b, axis=-1).max() <= 0.1 * np.linalg.norm(b, axis=-1).max() for a, b in pairs
     )

@@ -47,5 +47,5 @@ def test_memory_comes_back(smollm2):
             answer(llm, PROMPTS[0])
             during = free_memory()
         left.append(free_memory())
-        assert left[-1] - during > 100 << 20, "the weights and the cache"
+        assert left[-1] - during > 50 << 20, "the weights and the cache"
     assert max(left) - min(left) < 64 << 20, left
