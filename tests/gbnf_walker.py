@@ -154,6 +154,9 @@ class _Reader:
             if not ranges:
                 raise ValueError("a class of nothing")
             node = ("class", negated, ranges)
+        elif char == ".":
+            self.at += 1
+            node = ("class", True, [(0x110000, 0x110000)])
         else:
             start = self.at
             while self.at < len(self.text) and (self.text[self.at].isalnum() or self.text[self.at] == "-"):

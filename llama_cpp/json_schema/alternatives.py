@@ -71,6 +71,7 @@ class Expander:
 
     def __init__(self, document: Document, budget: Budget, unsupported: Report, strict: bool) -> None:
         self._document, self._budget, self._unsupported, self._strict = document, budget, unsupported, strict
+        self._left_out: tuple[str, str] | None = None
 
     def expand(self, nodes: Sequence[Node]) -> list[Alternative]:
         """The alternatives of schemas that hold together.
@@ -78,6 +79,7 @@ class Expander:
         Raises:
             GrammarError: what cannot be taken apart, with its place.
         """
+        self._left_out = None
         first = tuple(_Step(node, None, 0, True) for node in nodes)
         stack, found = [_Partial(first, (), frozenset(), ALL_TYPES)], []
         while stack:
@@ -97,6 +99,10 @@ class Expander:
                     f"{nodes[0].place}: its anyOf, oneOf, if and not can be combined in more than {ALTERNATIVES} ways.",
                     remedy="Nest fewer of them into each other.",
                 )
+        if not found and self._left_out is not None:
+            # there may be values, and none that could be found
+            place, word = self._left_out
+            self._unsupported(place, word, f"the opposite of {word} cannot be expressed by a grammar")
         return found
 
     def _take(self, partial: _Partial) -> list[_Partial]:
@@ -209,6 +215,8 @@ class Expander:
         if opposite.left_out and not any(way is not False for way in opposite.ways):
             self._unsupported(place, opposite.left_out[0], f"the opposite of {opposite.left_out[0]} cannot be expressed by a grammar")
             return [self._document.made(node, ("opposite", "any"), True)]
+        if opposite.left_out:
+            self._left_out = place, opposite.left_out[0]
         if opposite.left_out and not self._strict:
             return [self._document.made(node, ("opposite", "any"), True)]
         return [way if isinstance(way, Node) else self._document.made(node, ("opposite", n), way) for n, way in enumerate(opposite.ways)]

@@ -46,6 +46,7 @@ class _Array:
         never = self.compiler.never
         if self.most is not None and self.most < self.least:
             return never(self.place, f"maxItems {self.most} is less than minItems {self.least}.")
+        self.grammar.budget.spend(40 * self.n_first)
         first = [self._schemas(at) for at in range(self.n_first)]
         rest = self._schemas(self.n_first)
         # where nothing can follow, it ends

@@ -153,6 +153,65 @@ class LengthModulo:
         return bool(state == self.rest)
 
 
+class Until:
+    """Texts behind which ``end`` comes for the first time, when it is written there."""
+
+    def __init__(self, end: str) -> None:
+        self._end = end
+        self.sets = {characters.of(char) for char in end}
+
+    def start(self) -> Hashable:
+        return 0
+
+    def step(self, state: Any, code: int) -> Hashable | None:
+        text = self._end[:state] + chr(code)
+        while not self._end.startswith(text):
+            text = text[1:]
+        return len(text) if text != self._end else None
+
+    def accepts(self, state: Any) -> bool:
+        for char in self._end[:-1]:
+            state = self.step(state, ord(char))
+            if state is None:
+                return False
+        return True
+
+
+class Absent:
+    """Texts in which another one is not."""
+
+    def __init__(self, text: str) -> None:
+        self._until = Until(text)
+        self.sets = self._until.sets
+
+    def start(self) -> Hashable:
+        return 0
+
+    def step(self, state: Any, code: int) -> Hashable | None:
+        return self._until.step(state, code)
+
+    def accepts(self, state: Any) -> bool:
+        return True
+
+
+class NotJson:
+    """Texts that no reader takes for JSON: they begin with no number, text, list or object, and are no word of it."""
+
+    def __init__(self) -> None:
+        self._words = Excluded(("true", "false", "null"))
+        self._first = characters.of("{[\"-0123456789 \t\n\r")
+        self.sets = {*self._words.sets, self._first}
+
+    def start(self) -> Hashable:
+        return ""
+
+    def step(self, state: Any, code: int) -> Hashable | None:
+        return None if state == "" and characters.holds(self._first, code) else self._words.step(state, code)
+
+    def accepts(self, state: Any) -> bool:
+        return self._words.accepts(state)
+
+
 class Excluded:
     """All texts but some."""
 
@@ -337,7 +396,6 @@ class Table:
         while todo:
             state = todo.pop()
             grammar.rules[names[state]] = of(state, 0, own=True)
-            grammar.budget.spend(40)
         return expression
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import GrammarError
 from . import arrays, literals, numbers, objects, patterns, strings
 from .alternatives import ALL_TYPES, Alternative, Expander, Member, is_free
-from .automata import Automaton, Listed, TooLarge
+from .automata import Absent, Automaton, Listed, NotJson, TooLarge, Until, accepts
 from .budget import DEPTH, Budget
 from .document import Document, Node, exact
 from .formats import FORMATS
@@ -52,6 +52,41 @@ class Compiler:
         self.grammar.rules[name] = NEVER
         self._states[frozenset((node,))] = name
         self._waiting.append((name, (node,)))
+        return self._finish(name)
+
+    def compile_raw(self, node: Node, name: str, end: str, *, with_end: bool, mixed: bool, absent: str = "") -> str:
+        """The same for a string that is written as it is, until ``end``, which is written, too, ``with_end``.
+
+        Args:
+            mixed: whether what reads as JSON is taken for that; other values are written so then. absent: what must not be in it.
+        """
+        self._current = name
+        self.grammar.rules[name] = NEVER
+        parts = []
+        for one in self.expander.expand([node]):
+            others = one.types - {"string"}
+            if mixed and others:
+                parts.append(self.alternative(Alternative(one.members, others), node.place))
+            if "string" in one.types:
+                parts.append(self._raw(one, node.place, [Until(end), *([Absent(absent)] if absent else []), *([NotJson()] if mixed else [])]))
+        self.grammar.rules[name] = seq(any_of(parts), literal(end) if with_end else seq())
+        return self._finish(name)
+
+    def _raw(self, one: Alternative, place: str, automata: list[Automaton]) -> Expression:
+        listed = self.listed(one)
+        try:
+            if listed is not None:
+                texts = [value for value in listed if isinstance(value, str) and all(accepts(automaton, value) for automaton in automata)]
+                found = literals.one_of(texts, self.grammar) if texts else NEVER
+            else:
+                found = strings.raw(self.string_rules(one.members), self.grammar, "text", *automata)
+        except TooLarge:
+            self.unsupported(place, "pattern", "pattern, format and lengths together are too much for a grammar")
+            found = strings.raw(StringRules(), self.grammar, "text", *automata)
+        return found if found != NEVER else self.never(place, "no text satisfies it that this chat template can write.")
+
+    def _finish(self, name: str) -> str:
+        """Makes the rules that wait, and writes all of them."""
         while self._waiting:
             self._current, nodes = self._waiting.pop()
             self.grammar.budget.tick()
@@ -86,7 +121,7 @@ class Compiler:
                     seen.add(other)
                     todo.append(other)
         places = [node.place for nodes, state in self._states.items() if state == name for node in nodes]
-        return places[0], "every value that satisfies it would hold another one, without end."
+        return (places or ["#"])[0], "every value that satisfies it would hold another one, without end."
 
     # --- values ---
 

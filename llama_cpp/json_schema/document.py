@@ -80,6 +80,32 @@ class Document:
             self._made[key] = Node(schema, origin.place, origin.resource, made=True)
         return self._made[key]
 
+    def locate(self, place: str) -> Node:
+        """The schema at a JSON pointer that begins with #, as llama.cpp gives it.
+
+        Raises:
+            GrammarError: there is none.
+        """
+        node, value, words = self.root, self.root.schema, []
+        for word in place.split("/")[1:]:
+            if isinstance(value, list) and word.isdigit() and int(word) < len(value) and words[-1:] == ["type"]:
+                # one of several types, each of which it takes for a schema of its own
+                holder = self._below(node, words[:-1])
+                node, words = self.made(holder, ("type", word), {**holder.schema, "type": value[int(word)]}), []
+                value = node.schema
+                continue
+            key: str | int = word
+            if isinstance(value, list) and word.isdigit():
+                key = int(word)
+            elif isinstance(value, Mapping) and word not in value:
+                key = word.replace("~1", "/").replace("~0", "~")
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError):
+                raise GrammarError(f"{place}: there is no such schema.") from None
+            words.append(key)
+        return self._below(node, words)
+
     # --- references ---
 
     def follow(self, node: Node, keyword: str = "$ref") -> Node:

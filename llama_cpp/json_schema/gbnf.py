@@ -83,6 +83,7 @@ class Grammar:
             self._counts[base] = self._counts.get(base, 1) + 1
             name = f"{base}-{self._counts[base]}"
         self.rules[name] = NEVER
+        self.budget.spend(40)
         return name
 
     def shared(self, key: Any, hint: str, make: Callable[[], Expression]) -> Expression:
@@ -91,7 +92,6 @@ class Grammar:
         if name is None:
             name = self._named[key] = self.name(hint)
             self.rules[name] = make()
-            self.budget.spend(20)
         return rule(name)
 
     def productive(self) -> set[str]:

@@ -20,6 +20,18 @@ def text_of(value: Any) -> str:
     return text
 
 
+def _alike(one: str, other: str, start: int) -> int:
+    """How far two texts are alike, which are up to ``start``."""
+    least, most = start, min(len(one), len(other))
+    while least < most:
+        middle = (least + most + 1) // 2
+        if one.startswith(other[start:middle], start):
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
 def one_of(texts: Iterable[str], grammar: Grammar, end: Expression = EMPTY) -> Expression:
     """One of some texts: whoever follows it never has more ways to go on than there are next characters."""
     listed = sorted(set(texts))
@@ -31,6 +43,7 @@ def one_of(texts: Iterable[str], grammar: Grammar, end: Expression = EMPTY) -> E
             name = grammar.name("one-of")
             waiting.append((name, first, last, start))
             return ("rule", name)
+        grammar.budget.tick()
         parts = []
         at = first
         if len(listed[at]) == start:  # the shortest comes first
@@ -42,10 +55,8 @@ def one_of(texts: Iterable[str], grammar: Grammar, end: Expression = EMPTY) -> E
                 following += 1
             one, other = listed[at], listed[following - 1]
             stop = start + 1
-            if following - at == 1:
-                stop = len(one)
-            while stop < len(one) and stop < len(other) and one[stop] == other[stop]:
-                stop += 1
+            stop = len(one) if following - at == 1 else _alike(one, other, stop)
+            grammar.budget.spend(stop - start)
             parts.append(seq(literal(one[start:stop]), rest(at, following, stop, depth + 1) if following - at > 1 else end))
             at = following
         return any_of(parts)

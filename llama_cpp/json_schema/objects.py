@@ -57,6 +57,8 @@ class _Object:
             return self.compiler.never(self.place, f"maxProperties {self.most} is less than {what}.")
         pairs: list[tuple[Expression, bool]] = []
         for name in self.names:
+            self.grammar.budget.tick()
+            self.grammar.budget.spend(40 + len(name))
             needed = name in self.required
             value = self._named(name, needed)
             if value == NEVER:

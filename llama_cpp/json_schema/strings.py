@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from . import characters, patterns
 from .automata import Automaton, Excluded, Length, Matches, Table, TooLarge
-from .budget import Budget
 from .characters import Characters
 from .gbnf import EMPTY, NEVER, Expression, Grammar, any_of, literal, seq, times
 from .patterns import Tree
@@ -50,38 +49,16 @@ class StringRules:
             found.append(Excluded(self.excluded))
         return found
 
-    def table(self, budget: Budget, *more: Automaton) -> Table:
-        return Table([*self.automata(), *more], budget)
 
 
-@dataclass(frozen=True)
-class Writing:
-    """How a string is written: between quotation marks, or raw until ``ends``, none of which it may hold."""
-
-    ends: tuple[str, ...] = ()
-
-    @property
-    def raw(self) -> bool:
-        return bool(self.ends)
-
-    def characters(self, found: Characters) -> Expression:
-        return characters.raw(found) if self.raw else characters.in_json(found)
-
-
-JSON = Writing()
-
-
-def expression(rules: StringRules, grammar: Grammar, hint: str, writing: Writing = JSON) -> Expression:
-    """The strings that satisfy the rules.
+def expression(rules: StringRules, grammar: Grammar, hint: str) -> Expression:
+    """The strings that satisfy the rules, as JSON.
 
     Raises:
         TooLarge: together they take more states than there may be.
     """
     if rules.most is not None and rules.most < rules.least:
         return NEVER
-    if writing.raw:
-        absent = [Matches(("seq", tuple(("set", characters.of(char)) for char in end)), negated=True) for end in writing.ends]
-        return rules.table(grammar.budget, *absent).expression(grammar, hint, writing.characters, EMPTY)
     if not rules.matches and not rules.formats and not rules.mismatches and not rules.excluded:
         if rules.anything():
             return string(grammar)
@@ -89,10 +66,21 @@ def expression(rules: StringRules, grammar: Grammar, hint: str, writing: Writing
     simple = _simple(rules, grammar)
     if simple is not None:
         return seq(_QUOTE, simple, _QUOTE)
-    table = rules.table(grammar.budget)
+    table = Table(rules.automata(), grammar.budget)
     if table.empty:
         return NEVER
     return seq(_QUOTE, table.expression(grammar, hint, lambda found: _one(found, grammar), _QUOTE))
+
+
+def raw(rules: StringRules, grammar: Grammar, hint: str, *more: Automaton) -> Expression:
+    """The strings that satisfy the rules and automata, as they are.
+
+    Raises:
+        TooLarge: together they take more states than there may be.
+    """
+    if rules.most is not None and rules.most < rules.least:
+        return NEVER
+    return Table([*rules.automata(), *more], grammar.budget).expression(grammar, hint, characters.raw, EMPTY)
 
 
 def char(grammar: Grammar) -> Expression:
@@ -133,10 +121,9 @@ def _simple(rules: StringRules, grammar: Grammar) -> Expression | None:
     if start and end:
         if rules.least <= low and (rules.most is None or (high is not None and high <= rules.most)):
             return _written(tree, grammar)
-        if tree[0] == "set" or (tree[0] == "times" and tree[1][0] == "set"):
-            one, least, most = (tree, 1, 1) if tree[0] == "set" else tree[1:]
-            ends = [most for most in (most, rules.most) if most is not None]
-            return times(_one(one[1], grammar), max(least, rules.least), min(ends) if ends else None)
+        limited = _limited(tree, rules)
+        if limited is not None:
+            return _written(limited, grammar)
         return None
     if bounded:
         return None
@@ -147,6 +134,28 @@ def _simple(rules: StringRules, grammar: Grammar) -> Expression | None:
         anything = times(_one(characters.ALL, grammar))
         return seq(EMPTY if start else anything, _written(tree, grammar), EMPTY if end else anything)
     return table.expression(grammar, "text", lambda found: _one(found, grammar), EMPTY)
+
+
+def _limited(tree: Tree, rules: StringRules) -> Tree | None:
+    """A pattern with the lengths in it, where one repetition alone says how long a text is."""
+    parts = tree[1] if tree[0] == "seq" else (tree,)
+    sizes = [patterns.lengths(part) for part in parts]
+    varying = [at for at, (low, high) in enumerate(sizes) if low != high]
+    if len(varying) != 1 or parts[varying[0]][0] != "times":
+        return None
+    at = varying[0]
+    _, part, least, most = parts[at]
+    size, largest = patterns.lengths(part)
+    if size != largest or size == 0:
+        return None
+    others = sum(low for low, _ in sizes) - sizes[at][0]
+    least = max(least, -(-(rules.least - others) // size))
+    limit = None if rules.most is None else (rules.most - others) // size
+    ends = [end for end in (most, limit) if end is not None]
+    most = min(ends) if ends else None
+    if most is not None and most < least:
+        return ("any", ())
+    return ("seq", (*parts[:at], ("times", part, least, most), *parts[at + 1 :]))
 
 
 def _written(tree: Tree, grammar: Grammar) -> Expression:

@@ -1,0 +1,127 @@
+"""Schemas of every kind → texts that their grammars admit → the package jsonschema accepts them.
+
+Texts are drawn from the grammar itself, which reaches all of it, and from a random model, as answers are.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import random
+import re
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+
+import jsonschema
+import pytest
+from gbnf_walker import Walker
+from gguf_writer import tiny_model
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schema_strategies import documents
+
+from llama_cpp import Llama
+from llama_cpp.chat.templates import json_schema_to_grammar
+from llama_cpp.errors import GrammarError, LimitReachedError
+
+#: How many schemas the long runs take.
+MANY = int(os.environ.get("LLAMA_CPP_TEST_SCHEMAS", "20000"))
+MANY_BY_MODEL = int(os.environ.get("LLAMA_CPP_TEST_SCHEMAS_BY_MODEL", "3000"))
+
+long_run = [pytest.mark.slow, pytest.mark.generator]
+
+
+def exactly(text: str):
+    """JSON, with numbers as they are written."""
+    return json.loads(text, parse_float=Decimal)
+
+
+def validator(schema):
+    """A validator of the schema; None where Python's regular expressions cannot read its patterns."""
+    for pattern in re.findall(r'"(?:pattern"|patternProperties": {)[^}]*', json.dumps(schema)):
+        if "p{" in pattern or "(?<" in pattern:
+            return None
+    kind = jsonschema.Draft202012Validator
+    return kind(exactly(json.dumps(schema)), format_checker=kind.FORMAT_CHECKER)
+
+
+def broken(checker, text: str) -> str:
+    """Why a text breaks its schema; empty when it does not."""
+    try:
+        found = next(checker.iter_errors(exactly(text)), None)
+    except RecursionError:  # a value nested deeper than Python's own reader goes
+        return ""
+    except ValueError as error:
+        return f"not JSON: {error}"
+    return found.message if found else ""
+
+
+def walk(n: int, start: int, examine) -> collections.Counter:
+    """Hands ``n`` schemas to ``examine``, each with its grammar, and counts what came of them."""
+    counts: collections.Counter = collections.Counter()
+
+    @seed(start)
+    @settings(max_examples=n, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(documents())
+    def each(schema):
+        counts["schemas"] += 1
+        try:
+            grammar = json_schema_to_grammar(schema)
+        except (GrammarError, LimitReachedError) as error:
+            assert "#" in str(error) or isinstance(error, LimitReachedError)
+            counts["refused"] += 1
+            return
+        checker = validator(schema)
+        if checker is not None:
+            counts["texts"] += examine(schema, grammar, checker)
+
+    each()
+    return counts
+
+
+@pytest.mark.parametrize("n", [700, pytest.param(MANY, marks=long_run)])
+def test_what_a_grammar_admits_its_schema_accepts(n):
+    rng = random.Random(n)
+
+    def examine(schema, grammar, checker) -> int:
+        walker = Walker(grammar)
+        for _ in range(5):
+            text = walker.draw(rng)
+            why = broken(checker, text)
+            assert not why, f"{json.dumps(schema)}\n{text[:500]}\n{why}"
+        return 5
+
+    counts = walk(n, n, examine)
+    print(dict(counts))
+    assert counts["texts"] > 2.5 * counts["schemas"], "most schemas are refused: there is little to be seen"
+
+
+@pytest.fixture(scope="module")
+def babbling(tmp_path_factory):
+    """A model of random weights, which says anything."""
+    path = tmp_path_factory.mktemp("babbling") / "model.gguf"
+    path.write_bytes(tiny_model().build())
+    with Llama(path, n_ctx=1024) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("n", [300, pytest.param(MANY_BY_MODEL, marks=long_run)])
+def test_what_a_model_answers_its_schema_accepts(babbling, n):
+    ended = 0
+
+    def examine(schema, grammar, checker) -> int:
+        nonlocal ended
+        choice = babbling.create_completion("x", grammar=grammar, temperature=1, top_k=0, top_p=1, min_p=0, seed=n, max_tokens=120)["choices"][0]
+        if choice["finish_reason"] != "stop":
+            return 0
+        ended += 1
+        why = broken(checker, choice["text"])
+        assert not why, f"{json.dumps(schema)}\n{choice['text'][:500]}\n{why}"
+        return 1
+
+    counts = walk(n, n + 1, examine)
+    print(dict(counts), "ended:", ended)
+    assert ended > n / 4
