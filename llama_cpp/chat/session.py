@@ -21,8 +21,8 @@ class Conversation:
         text: the prompt, without a BOS that tokenization adds.
         stop, preserved: as in :class:`~.templates.ChatPrompt`.
         grammar: what the answer has to follow, as ``llama_common_grammar_init()`` reads it; None for nothing.
-        format: what a parser of the answer is made from. how: ``"format"`` reads it by that, ``"plain"`` takes it as it is, and
-            ``"tools"`` reads :mod:`.generic_tools`' JSON. checks: what the finished answer is compared with; None for nothing.
+        format: what a parser of the answer is made from. how: ``"format"`` reads it by that, ``"parsed"`` does so even where
+            nothing but content can be in it (JSON may have a frame around it), ``"plain"`` takes it as it is, and ``"tools"`` reads :mod:`.generic_tools`' JSON. checks: what the finished answer is compared with; None for nothing.
     """
 
     text: str
@@ -90,12 +90,12 @@ class ChatRequest:
             grammar = json_schema_to_grammar(answers, templates.limits, strict=not loose)
             return self._conversation(prompt, {"grammar": grammar}, "tools", _checks(None, called, loose))
         checks = _checks(None if strict else schema, called, loose.union(prompt.unheld if called else ()))
-        return self._conversation(prompt, found if found["grammar"] else None, "format", checks)
+        return self._conversation(prompt, found if found["grammar"] else None, "format" if schema is None else "parsed", checks)
 
     def _conversation(
         self, prompt: ChatPrompt, grammar: Mapping[str, Any] | None, how: str, checks: AnswerChecks | None = None
     ) -> Conversation:
-        text = prompt.text if how == "format" else _without_thoughts(prompt)
+        text = prompt.text if how in ("format", "parsed") else _without_thoughts(prompt)
         return Conversation(text, prompt.stop, prompt.preserved, grammar, prompt.format, how, checks)
 
     def _options(self) -> dict[str, Any]:
