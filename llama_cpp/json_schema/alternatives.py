@@ -213,13 +213,18 @@ class Expander:
         """Schemas, one of which accepts what ``node`` refuses."""
         opposite = Opposite(self._document, node)
         if opposite.left_out and not any(way is not False for way in opposite.ways):
-            self._unsupported(place, opposite.left_out[0], f"the opposite of {opposite.left_out[0]} cannot be expressed by a grammar")
+            self._unsupported(
+                place, opposite.left_out[0], f"the opposite of {opposite.left_out[0]} cannot be expressed by a grammar"
+            )
             return [self._document.made(node, ("opposite", "any"), True)]
         if opposite.left_out:
             self._left_out = place, opposite.left_out[0]
         if opposite.left_out and not self._strict:
             return [self._document.made(node, ("opposite", "any"), True)]
-        return [way if isinstance(way, Node) else self._document.made(node, ("opposite", n), way) for n, way in enumerate(opposite.ways)]
+        return [
+            way if isinstance(way, Node) else self._document.made(node, ("opposite", n), way)
+            for n, way in enumerate(opposite.ways)
+        ]
 
 
 def _ancestors(step: _Step) -> frozenset[Node]:

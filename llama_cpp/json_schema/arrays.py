@@ -77,7 +77,7 @@ class _Array:
         """All that is said about the item at a place; the place behind the last that is said to be one is all of the rest."""
         child, found = self.compiler.document.child, []
         for member in self.members:
-            node, schema = member.node, member.node.schema
+            node = member.node
             prefix = _prefix(node)
             if at < len(prefix):
                 found.append(child(node, *prefix[at]))
@@ -143,7 +143,11 @@ class _Array:
         if len(values) < self.least:
             return compiler.never(self.place, f"there are {len(values)} different values, and minItems is {self.least}.")
         if (len(values) + 1) ** 2 > STEPS and (self.least or self.most is not None):
-            compiler.unsupported(self.place, "uniqueItems", f"uniqueItems with {len(values)} values and a number of items is too much for a grammar")
+            compiler.unsupported(
+                self.place,
+                "uniqueItems",
+                f"uniqueItems with {len(values)} values and a number of items is too much for a grammar",
+            )
         return seq(_BEGIN, self._subsets(list(map(literals.text_of, values))), _END)
 
     def _subsets(self, texts: list[str]) -> Expression:
@@ -182,7 +186,9 @@ class _Array:
         from .negation import disjoint
 
         return all(
-            any(disjoint(self.compiler.document, one, other) for one in first[n] for other in first[m]) for n in range(len(first)) for m in range(n)
+            any(disjoint(self.compiler.document, one, other) for one in first[n] for other in first[m])
+            for n in range(len(first))
+            for m in range(n)
         )
 
     # --- contains ---
@@ -195,7 +201,9 @@ class _Array:
         compiler, document = self.compiler, self.compiler.document
         owner = contained[0].node
         if len(contained) > 1:
-            compiler.unsupported(contained[1].node.at("contains"), "contains", "several contains for one array cannot be expressed by a grammar")
+            compiler.unsupported(
+                contained[1].node.at("contains"), "contains", "several contains for one array cannot be expressed by a grammar"
+            )
         schema = owner.schema
         fewest, most_of = int(schema.get("minContains", 1)), schema.get("maxContains")
         most_of = None if most_of is None else int(most_of)

@@ -21,9 +21,17 @@ class Automaton(Protocol):
 
     sets: Iterable[Characters]
 
-    def start(self) -> Hashable: ...
-    def step(self, state: Any, code: int) -> Hashable | None: ...
-    def accepts(self, state: Any) -> bool: ...
+    def start(self) -> Hashable:
+        """The first state; None where no text is accepted."""
+        ...
+
+    def step(self, state: Any, code: int) -> Hashable | None:
+        """The state after a further character, given by its code point."""
+        ...
+
+    def accepts(self, state: Any) -> bool:
+        """Whether a text may end in the state."""
+        ...
 
 
 class Matches:
@@ -42,9 +50,11 @@ class Matches:
         self._first = self._closed({self._start}, True)
 
     def start(self) -> Hashable:
+        """As in :class:`Automaton`."""
         return self._first
 
     def step(self, state: Any, code: int) -> Hashable | None:
+        """As in :class:`Automaton`."""
         key = state, code
         if key not in self._known:
             self._known[key] = self._step(*key)
@@ -57,6 +67,7 @@ class Matches:
         return self._closed(found | {self._start}, False)
 
     def accepts(self, state: Any) -> bool:
+        """As in :class:`Automaton`."""
         return (self._end in state or self._end in self._closed(set(state), False, True)) != self.negated
 
     def _closed(self, states: set[int], at_start: bool, at_end: bool = False) -> frozenset[int]:
@@ -124,14 +135,17 @@ class Length:
             raise TooLarge
 
     def start(self) -> Hashable:
+        """As in :class:`Automaton`."""
         return 0
 
     def step(self, state: Any, code: int) -> Hashable | None:
+        """As in :class:`Automaton`."""
         if self.most is None:
             return min(state + 1, self.least)
         return state + 1 if state < self.most else None
 
     def accepts(self, state: Any) -> bool:
+        """As in :class:`Automaton`."""
         return bool(state >= self.least)
 
 
@@ -144,12 +158,15 @@ class LengthModulo:
         self.modulus, self.rest = modulus, rest
 
     def start(self) -> Hashable:
+        """As in :class:`Automaton`."""
         return 0
 
     def step(self, state: Any, code: int) -> Hashable | None:
+        """As in :class:`Automaton`."""
         return (state + 1) % self.modulus
 
     def accepts(self, state: Any) -> bool:
+        """As in :class:`Automaton`."""
         return bool(state == self.rest)
 
 
@@ -161,15 +178,18 @@ class Until:
         self.sets = {characters.of(char) for char in end}
 
     def start(self) -> Hashable:
+        """As in :class:`Automaton`."""
         return 0
 
     def step(self, state: Any, code: int) -> Hashable | None:
+        """As in :class:`Automaton`."""
         text = self._end[:state] + chr(code)
         while not self._end.startswith(text):
             text = text[1:]
         return len(text) if text != self._end else None
 
     def accepts(self, state: Any) -> bool:
+        """As in :class:`Automaton`."""
         for char in self._end[:-1]:
             state = self.step(state, ord(char))
             if state is None:
@@ -185,12 +205,15 @@ class Absent:
         self.sets = self._until.sets
 
     def start(self) -> Hashable:
+        """As in :class:`Automaton`."""
         return 0
 
     def step(self, state: Any, code: int) -> Hashable | None:
+        """As in :class:`Automaton`."""
         return self._until.step(state, code)
 
     def accepts(self, state: Any) -> bool:
+        """As in :class:`Automaton`."""
         return True
 
 
@@ -199,16 +222,19 @@ class NotJson:
 
     def __init__(self) -> None:
         self._words = Excluded(("true", "false", "null"))
-        self._first = characters.of("{[\"-0123456789 \t\n\r")
+        self._first = characters.of('{["-0123456789 \t\n\r')
         self.sets = {*self._words.sets, self._first}
 
     def start(self) -> Hashable:
+        """As in :class:`Automaton`."""
         return ""
 
     def step(self, state: Any, code: int) -> Hashable | None:
+        """As in :class:`Automaton`."""
         return None if state == "" and characters.holds(self._first, code) else self._words.step(state, code)
 
     def accepts(self, state: Any) -> bool:
+        """As in :class:`Automaton`."""
         return self._words.accepts(state)
 
 
@@ -223,15 +249,18 @@ class Excluded:
         self.sets = {characters.of(char) for text in self._texts for char in text}
 
     def start(self) -> Hashable:
+        """As in :class:`Automaton`."""
         return "" if self._texts else False
 
     def step(self, state: Any, code: int) -> Hashable | None:
+        """As in :class:`Automaton`."""
         if state is False:
             return False
         longer = state + chr(code)
         return longer if longer in self._beginnings else False
 
     def accepts(self, state: Any) -> bool:
+        """As in :class:`Automaton`."""
         return state not in self._texts
 
 
@@ -243,13 +272,16 @@ class Listed:
         self.sets = self._excluded.sets
 
     def start(self) -> Hashable:
+        """As in :class:`Automaton`."""
         return self._excluded.start() or ""
 
     def step(self, state: Any, code: int) -> Hashable | None:
+        """As in :class:`Automaton`."""
         found = self._excluded.step(state, code)
         return None if found is False else found
 
     def accepts(self, state: Any) -> bool:
+        """As in :class:`Automaton`."""
         return not self._excluded.accepts(state)
 
 
@@ -308,19 +340,23 @@ class Table:
         self._keep(moves, ends, budget, small=not counting)
 
     def start(self) -> Hashable:
+        """As in :class:`Automaton`."""
         return 0 if not self.empty else None
 
     def step(self, state: Any, code: int) -> Hashable | None:
+        """As in :class:`Automaton`."""
         for target, found in self.moves[state].items():
             if characters.holds(found, code):
                 return target
         return None
 
     def accepts(self, state: Any) -> bool:
+        """As in :class:`Automaton`."""
         return state in self.ends
 
     @property
     def sets(self) -> set[Characters]:
+        """As in :class:`Automaton`."""
         return {found for moves in self.moves for found in moves.values()}
 
     def _keep(self, moves: list[dict[int, Characters]], ends: set[int], budget: Budget, small: bool) -> None:
@@ -347,7 +383,10 @@ class Table:
                 for target, found in moves[state].items():
                     if target in alive:
                         joined.setdefault(block[target], []).append(found)
-                sign = block[state], frozenset((target, characters.union(*sets) if len(sets) > 1 else sets[0]) for target, sets in joined.items())
+                sign = (
+                    block[state],
+                    frozenset((target, characters.union(*sets) if len(sets) > 1 else sets[0]) for target, sets in joined.items()),
+                )
                 new[state] = signs.setdefault(sign, len(signs))
             block = new
             if len(signs) == count:
@@ -365,7 +404,9 @@ class Table:
             self.moves[block[state]] = {target: characters.union(*sets) for target, sets in joined.items()}
         self.ends = {block[state] for state in ends if state in alive}
 
-    def expression(self, grammar: Grammar, hint: str, written: Callable[[Characters], Expression], close: Expression) -> Expression:
+    def expression(
+        self, grammar: Grammar, hint: str, written: Callable[[Characters], Expression], close: Expression
+    ) -> Expression:
         """The texts it accepts, each character as ``written`` has it, with ``close`` at the end."""
         if self.empty:
             return NEVER
@@ -417,4 +458,3 @@ def _kinds(sets: set[Characters], budget: Budget) -> list[tuple[int, Characters]
         signs.setdefault(sign, []).append((first, after - 1))
     budget.tick()
     return [(found[0][0], characters.ranges(found)) for found in signs.values()]
-

@@ -33,14 +33,17 @@ def ranges(found: Iterable[tuple[int, int]]) -> Characters:
 
 
 def of(text: str) -> Characters:
+    """The characters of a text."""
     return ranges((ord(char), ord(char)) for char in text)
 
 
 def union(*sets: Characters) -> Characters:
+    """What is in any of the sets."""
     return ranges(item for one in sets for item in one)
 
 
 def without(one: Characters, other: Characters) -> Characters:
+    """What is in one set and not in the other."""
     result = []
     at = 0
     for first, last in one:
@@ -58,14 +61,17 @@ def without(one: Characters, other: Characters) -> Characters:
 
 
 def common(one: Characters, other: Characters) -> Characters:
+    """What is in both."""
     return without(one, without(ALL, other))
 
 
 def inverse(one: Characters) -> Characters:
+    """All other characters."""
     return without(ALL, one)
 
 
 def holds(one: Characters, code: int) -> bool:
+    """Whether a set has the character of that code point."""
     at = bisect.bisect_right(one, (code, LAST + 1)) - 1
     return at >= 0 and one[at][0] <= code <= one[at][1]
 
@@ -150,4 +156,5 @@ def text_in_json(text: str) -> str:
 
 
 def text_in_gbnf(text: str) -> Expression:
+    """A text as JSON writes it within a string, as a literal."""
     return ("text", quoted(text_in_json(text))) if text else seq()

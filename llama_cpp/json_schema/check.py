@@ -89,6 +89,10 @@ def _patterns(schema: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
             if isinstance(value.get("pattern"), str):
                 yield f"{place}/pattern", value["pattern"]
-            todo += [(f"{place}/{_word(name)}", item) for name, item in value.items() if name not in ("const", "enum", "default", "examples")]
+            todo += [
+                (f"{place}/{_word(name)}", item)
+                for name, item in value.items()
+                if name not in ("const", "enum", "default", "examples")
+            ]
         elif isinstance(value, list):
             todo += [(f"{place}/{n}", item) for n, item in enumerate(value)]

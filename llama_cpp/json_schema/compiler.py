@@ -11,7 +11,7 @@ from ..errors import GrammarError
 from . import arrays, literals, numbers, objects, patterns, strings
 from .alternatives import ALL_TYPES, Alternative, Expander, Member, is_free
 from .automata import Absent, Automaton, Listed, NotJson, TooLarge, Until, accepts
-from .budget import DEPTH, Budget
+from .budget import DEPTH
 from .document import Document, Node, exact
 from .formats import FORMATS
 from .gbnf import NEVER, Expression, Grammar, any_of, literal, names, rule, seq, times
@@ -68,7 +68,11 @@ class Compiler:
             if mixed and others:
                 parts.append(self.alternative(Alternative(one.members, others), node.place))
             if "string" in one.types:
-                parts.append(self._raw(one, node.place, [Until(end), *([Absent(absent)] if absent else []), *([NotJson()] if mixed else [])]))
+                parts.append(
+                    self._raw(
+                        one, node.place, [Until(end), *([Absent(absent)] if absent else []), *([NotJson()] if mixed else [])]
+                    )
+                )
         self.grammar.rules[name] = seq(any_of(parts), literal(end) if with_end else seq())
         return self._finish(name)
 
@@ -76,7 +80,11 @@ class Compiler:
         listed = self.listed(one)
         try:
             if listed is not None:
-                texts = [value for value in listed if isinstance(value, str) and all(accepts(automaton, value) for automaton in automata)]
+                texts = [
+                    value
+                    for value in listed
+                    if isinstance(value, str) and all(accepts(automaton, value) for automaton in automata)
+                ]
                 found = literals.one_of(texts, self.grammar) if texts else NEVER
             else:
                 found = strings.raw(self.string_rules(one.members), self.grammar, "text", *automata)
@@ -155,13 +163,21 @@ class Compiler:
         return node.schema
 
     def any_value(self) -> Expression:
+        """Any JSON."""
         if not self._any:
             self._any = self.grammar.name("value")
-            kinds = [self.any_object(), self.any_array(), strings.string(self.grammar), numbers.expression(NumberRules(), self.grammar)]
+            kinds = [
+                self.any_object(),
+                self.any_array(),
+                strings.string(self.grammar),
+                numbers.expression(NumberRules(), self.grammar),
+            ]
             self.grammar.rules[self._any] = any_of([*kinds, self.boolean(), literal("null")])
         return rule(self._any)
 
     def any_object(self) -> Expression:
+        """Any object."""
+
         def make() -> Expression:
             pair = seq(strings.string(self.grammar), literal(":"), SPACE, self.any_value())
             return seq(literal("{"), SPACE, times(seq(pair, times(seq(COMMA, pair)), SPACE), 0, 1), literal("}"))
@@ -169,6 +185,8 @@ class Compiler:
         return self.grammar.shared("object", "object", make)
 
     def any_array(self) -> Expression:
+        """Any array."""
+
         def make() -> Expression:
             items = seq(self.any_value(), times(seq(COMMA, self.any_value())), SPACE)
             return seq(literal("["), SPACE, times(items, 0, 1), literal("]"))
@@ -176,6 +194,7 @@ class Compiler:
         return self.grammar.shared("array", "array", make)
 
     def boolean(self) -> Expression:
+        """true or false."""
         return self.grammar.shared("boolean", "boolean", lambda: any_of([literal("true"), literal("false")]))
 
     def _state(self, nodes: tuple[Node, ...]) -> Expression:
@@ -187,7 +206,9 @@ class Compiler:
         parts = []
         for alternative in alternatives:
             place = alternative.members[-1].node.place if alternative.members else nodes[0].place
-            key = alternative if _unevaluated(alternative) else (frozenset(m.node for m in alternative.members), alternative.types)
+            key = (
+                alternative if _unevaluated(alternative) else (frozenset(m.node for m in alternative.members), alternative.types)
+            )
             parts.append(self.grammar.shared(key, _hint(place), lambda one=alternative, at=place: self.alternative(one, at)))
         return any_of(parts)
 
@@ -294,7 +315,9 @@ class Compiler:
             found = strings.expression(rules, self.grammar, _hint(place))
         except TooLarge:
             self.unsupported(
-                place, "pattern", "pattern, format and lengths together are too much for a grammar (shorter repetitions and lengths take less)"
+                place,
+                "pattern",
+                "pattern, format and lengths together are too much for a grammar (shorter repetitions and lengths take less)",
             )
             return strings.expression(StringRules(rules.least, rules.most), self.grammar, _hint(place))
         return found if found != NEVER else self.never(place, "no string satisfies its pattern, format and lengths together.")
@@ -308,7 +331,9 @@ class Compiler:
             if "string" not in one.types:
                 continue
             listed = self.listed(one)
-            found.append(self.string_rules(one.members).automata() if listed is None else [Listed(v for v in listed if isinstance(v, str))])
+            found.append(
+                self.string_rules(one.members).automata() if listed is None else [Listed(v for v in listed if isinstance(v, str))]
+            )
         return found
 
     # --- numbers ---

@@ -40,6 +40,7 @@ class Node:
         self.resource: Node = resource or self
 
     def at(self, *keywords: object) -> str:
+        """The JSON pointer of one of its keywords, or of what is below."""
         return "/".join([self.place, *(str(word).replace("~", "~0").replace("/", "~1") for word in keywords)])
 
 
@@ -143,7 +144,13 @@ class Document:
             if isinstance(value, Mapping) and word in value:
                 words.append(word)
                 value = value[word]
-            elif isinstance(value, (list, tuple)) and word.isascii() and word.isdigit() and len(word) < 9 and int(word) < len(value):
+            elif (
+                isinstance(value, (list, tuple))
+                and word.isascii()
+                and word.isdigit()
+                and len(word) < 9
+                and int(word) < len(value)
+            ):
                 words.append(int(word))
                 value = value[int(word)]
             else:
@@ -278,5 +285,3 @@ def _number(value: Any) -> bool:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 60 else text[:57] + "…"
-
-

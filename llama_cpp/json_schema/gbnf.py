@@ -28,14 +28,17 @@ def quoted(text: str) -> str:
 
 
 def literal(text: str) -> Expression:
+    """A text, as it is."""
     return ("text", quoted(text)) if text else EMPTY
 
 
 def rule(name: str) -> Expression:
+    """The rule of that name."""
     return ("rule", name)
 
 
 def seq(*parts: Expression) -> Expression:
+    """One after the other."""
     flat: list[Expression] = []
     for part in parts:
         if part == NEVER:
@@ -45,6 +48,7 @@ def seq(*parts: Expression) -> Expression:
 
 
 def any_of(parts: Iterable[Expression]) -> Expression:
+    """One of several."""
     flat: dict[Expression, None] = {}
     for part in parts:
         flat.update(dict.fromkeys(part[1] if part[0] == "any" else (part,)))
@@ -52,6 +56,7 @@ def any_of(parts: Iterable[Expression]) -> Expression:
 
 
 def times(part: Expression, least: int = 0, most: int | None = None) -> Expression:
+    """As often as that."""
     if most is not None and most < least:
         return NEVER
     if most == 0 or part == EMPTY:
@@ -202,7 +207,9 @@ def _written(expression: Expression, where: str, named: Callable[[str], str]) ->
         least, most = expression[2:]
         inner = _written(expression[1], "times", named)
         signs = {(0, None): "*", (1, None): "+", (0, 1): "?"}
-        return inner + (signs.get((least, most)) or ("{%d}" % least if least == most else "{%d,%s}" % (least, "" if most is None else most)))
+        return inner + (
+            signs.get((least, most)) or ("{%d}" % least if least == most else "{%d,%s}" % (least, "" if most is None else most))
+        )
     parts = expression[1]
     if kind == "seq":
         text = " ".join(_written(part, "seq", named) for part in parts) or '""'

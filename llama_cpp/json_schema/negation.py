@@ -62,14 +62,20 @@ class Opposite:
             if keyword == "oneOf":
                 for n in range(len(value)):
                     for m in range(n):
-                        yield {"allOf": [self._document.child(self._node, keyword, n), self._document.child(self._node, keyword, m)]}
+                        yield {
+                            "allOf": [self._document.child(self._node, keyword, n), self._document.child(self._node, keyword, m)]
+                        }
         elif keyword == "if":
             condition = self._document.child(self._node, "if")
             if "then" in schema:
                 yield {"allOf": [condition, self._not("then")]}
             if "else" in schema:
                 yield {"allOf": [self._not("if"), self._not("else")]}
-        elif keyword in _BOUNDS and not isinstance(value, bool) and not isinstance(schema.get(f"exclusive{keyword[0].upper()}{keyword[1:]}"), bool):
+        elif (
+            keyword in _BOUNDS
+            and not isinstance(value, bool)
+            and not isinstance(schema.get(f"exclusive{keyword[0].upper()}{keyword[1:]}"), bool)
+        ):
             yield {"type": "number", _BOUNDS[keyword]: value}
         elif keyword in ("minLength", "minItems", "minProperties"):
             yield {"type": _COUNTED[keyword[3:]], f"max{keyword[3:]}": value - 1} if value >= 1 else False
@@ -102,11 +108,21 @@ class Opposite:
         elif keyword == "dependentSchemas":
             for name in value:
                 yield {"allOf": [{"type": "object", "required": [name]}, self._not("dependentSchemas", name)]}
-        elif keyword in _WITHOUT_OPPOSITE or keyword in ("items", "contains") or keyword in _BOUNDS or (keyword == "format" and isinstance(value, str) and value in FORMATS):
+        elif (
+            keyword in _WITHOUT_OPPOSITE
+            or keyword in ("items", "contains")
+            or keyword in _BOUNDS
+            or (keyword == "format" and isinstance(value, str) and value in FORMATS)
+        ):
             self.left_out.append(keyword)
 
 
-_BOUNDS = {"minimum": "exclusiveMaximum", "maximum": "exclusiveMinimum", "exclusiveMinimum": "maximum", "exclusiveMaximum": "minimum"}
+_BOUNDS = {
+    "minimum": "exclusiveMaximum",
+    "maximum": "exclusiveMinimum",
+    "exclusiveMinimum": "maximum",
+    "exclusiveMaximum": "minimum",
+}
 _COUNTED = {"Length": "string", "Items": "array", "Properties": "object"}
 
 
@@ -130,7 +146,13 @@ def _glance(document: Document, node: Node, depth: int) -> list[list[Node]]:
         more.append(_glance(document, document.child(node, "allOf", n), depth - 1))
     for keyword in ("anyOf", "oneOf"):
         if keyword in schema:
-            more.append([way for n in range(len(schema[keyword])) for way in _glance(document, document.child(node, keyword, n), depth - 1)])
+            more.append(
+                [
+                    way
+                    for n in range(len(schema[keyword]))
+                    for way in _glance(document, document.child(node, keyword, n), depth - 1)
+                ]
+            )
     for ways in more:
         if len(found) * len(ways) > 64:
             continue  # what is not looked at is not told apart
@@ -156,8 +178,17 @@ def _apart(document: Document, one: list[Node], other: list[Node], depth: int) -
         for name in required[0] | required[1]:
             ways = []
             for nodes in (one, other):
-                members = [document.child(node, "properties", name) for node in nodes if isinstance(node.schema, Mapping) and name in node.schema.get("properties", ())]
-                ways.append([[inner for way in found for inner in way] for found in _products([_glance(document, member, 4) for member in members])])
+                members = [
+                    document.child(node, "properties", name)
+                    for node in nodes
+                    if isinstance(node.schema, Mapping) and name in node.schema.get("properties", ())
+                ]
+                ways.append(
+                    [
+                        [inner for way in found for inner in way]
+                        for found in _products([_glance(document, member, 4) for member in members])
+                    ]
+                )
             # where one requires it, it is there in what satisfies both
             if all(_apart(document, first, second, depth - 1) for first in ways[0] for second in ways[1]):
                 return True

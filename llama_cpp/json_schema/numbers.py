@@ -47,14 +47,17 @@ class NumberRules:
     excluded: set[Fraction] = field(default_factory=set)
 
     def at_least(self, bound: Fraction, is_open: bool) -> None:
+        """Adds a lower bound."""
         if self.least is None or bound > self.least or (bound == self.least and is_open):
             self.least, self.least_open = bound, is_open
 
     def at_most(self, bound: Fraction, is_open: bool) -> None:
+        """Adds an upper bound."""
         if self.most is None or bound < self.most or (bound == self.most and is_open):
             self.most, self.most_open = bound, is_open
 
     def multiple_of(self, divisor: Fraction) -> None:
+        """Adds a divisor."""
         one = self.multiple
         if one is None:
             self.multiple = divisor
@@ -74,7 +77,9 @@ def expression(rules: NumberRules, grammar: Grammar) -> Expression:
         return _any(rules.whole, grammar)
     divisor = rules.multiple
     if rules.whole:
-        divisor = Fraction(1) if divisor is None else Fraction(math.lcm(divisor.numerator, divisor.denominator), divisor.denominator)
+        divisor = (
+            Fraction(1) if divisor is None else Fraction(math.lcm(divisor.numerator, divisor.denominator), divisor.denominator)
+        )
     if divisor is not None and divisor.denominator == 1:
         if rules.whole is False:
             return NEVER
@@ -114,15 +119,26 @@ def _fraction_places(rules: NumberRules) -> int:
     """How many decimal places numbers between bounds have: what is written must not be rounded onto an open bound."""
     values = [*rules.excluded, *(bound for bound in (rules.least, rules.most) if bound is not None)]
     needed = max(map(_places, values), default=0)
-    strict = [*rules.excluded, *(b for b, is_open in ((rules.least, rules.least_open), (rules.most, rules.most_open)) if b is not None and is_open)]
+    strict = [
+        *rules.excluded,
+        *(b for b, is_open in ((rules.least, rules.least_open), (rules.most, rules.most_open)) if b is not None and is_open),
+    ]
     whole_digits = max((len(str(abs(int(value)))) for value in strict), default=1)
     return max(needed, _EXACT - whole_digits, 0)
 
 
 def _scaled(rules: NumberRules, grammar: Grammar, places: int, divisor: int) -> Expression:
     scale = 10**places
-    least = None if rules.least is None else math.floor(rules.least * scale) + 1 if rules.least_open else math.ceil(rules.least * scale)
-    most = None if rules.most is None else math.ceil(rules.most * scale) - 1 if rules.most_open else math.floor(rules.most * scale)
+    least = (
+        None
+        if rules.least is None
+        else math.floor(rules.least * scale) + 1
+        if rules.least_open
+        else math.ceil(rules.least * scale)
+    )
+    most = (
+        None if rules.most is None else math.ceil(rules.most * scale) - 1 if rules.most_open else math.floor(rules.most * scale)
+    )
     # what has no bound has fewer digits than that
     most = None if most is not None and most >= 10**MOST_DIGITS else most
     least = None if least is not None and least <= -(10**MOST_DIGITS) else least

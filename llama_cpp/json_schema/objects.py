@@ -48,12 +48,16 @@ class _Object:
         self.least = max((int(schema.get("minProperties", 0)) for schema in schemas), default=0)
         bounds = [int(schema["maxProperties"]) for schema in schemas if "maxProperties" in schema]
         self.most = min(bounds) if bounds else None
-        self.name_schemas = [compiler.document.child(m.node, "propertyNames") for m in members if "propertyNames" in m.node.schema]
+        self.name_schemas = [
+            compiler.document.child(m.node, "propertyNames") for m in members if "propertyNames" in m.node.schema
+        ]
         self.patterns = list(dict.fromkeys(pattern for schema in schemas for pattern in schema.get("patternProperties", ())))
 
     def expression(self) -> Expression:
         if self.most is not None and self.most < max(self.least, len(self.required)):
-            what = f"minProperties {self.least}" if self.least > self.most else f"the {len(self.required)} names that are required"
+            what = (
+                f"minProperties {self.least}" if self.least > self.most else f"the {len(self.required)} names that are required"
+            )
             return self.compiler.never(self.place, f"maxProperties {self.most} is less than {what}.")
         pairs: list[tuple[Expression, bool]] = []
         for name in self.names:
@@ -76,7 +80,11 @@ class _Object:
         compiler = self.compiler
         for node in self.name_schemas:
             if not compiler.validator.accepts(node, name):
-                return compiler.never(node.place, f"the name {name!r} is required, and propertyNames does not allow it.") if needed else NEVER
+                return (
+                    compiler.never(node.place, f"the name {name!r} is required, and propertyNames does not allow it.")
+                    if needed
+                    else NEVER
+                )
         sure, possible = set(), set()
         for pattern in self.patterns:
             place = self.place
@@ -156,7 +164,11 @@ class _Object:
         if not self.declared and not self.patterns:
             return True
         schemas = [member.node.schema for member in self.members]
-        return any(schema.get(word, False) is not False for schema in schemas for word in ("additionalProperties", "unevaluatedProperties"))
+        return any(
+            schema.get(word, False) is not False
+            for schema in schemas
+            for word in ("additionalProperties", "unevaluatedProperties")
+        )
 
     def _key(self, chosen: set[str], more: tuple[Automaton, ...]) -> Expression:
         compiler, grammar = self.compiler, self.grammar
@@ -176,7 +188,9 @@ class _Object:
                 table = Table([*automata, *keys, *more], grammar.budget)
                 found.append(table.expression(grammar, "key", self._character, literal('"')))
         except TooLarge:
-            compiler.unsupported(self.place, "propertyNames", "propertyNames, patternProperties and properties together are too much for a grammar")
+            compiler.unsupported(
+                self.place, "propertyNames", "propertyNames, patternProperties and properties together are too much for a grammar"
+            )
             from .strings import string
 
             return string(grammar)
@@ -230,7 +244,9 @@ class _Object:
         """
         cap = max(self.least, self.most or 0)
         if (len(pairs) + 1) * (min(cap, len(pairs)) + 1) > STEPS or self.least - n_needed > 64 + len(pairs):
-            self.compiler.unsupported(self.place, "minProperties", "minProperties and maxProperties that large cannot be expressed by a grammar")
+            self.compiler.unsupported(
+                self.place, "minProperties", "minProperties and maxProperties that large cannot be expressed by a grammar"
+            )
             return self._uncounted(pairs, others)
         ends = [self._rule(self._rest(others, count)) if count <= len(pairs) else NEVER for count in range(len(pairs) + 1)]
         for at in range(len(pairs) - 1, -1, -1):

@@ -55,11 +55,15 @@ def check(compiler: Compiler, node: Node, how: str) -> None:
                 continue
             if word == "maxProperties" and schema[word] >= len(schema.get("properties", ())):
                 continue
-            compiler.unsupported(node.at(word), word, f"this chat template writes arguments one by one, and {word} is about all of them")
+            compiler.unsupported(
+                node.at(word), word, f"this chat template writes arguments one by one, and {word} is about all of them"
+            )
     if how == "members":
         for name in schema.get("required", ()):
             if name not in schema.get("properties", ()):
-                compiler.unsupported(node.at("required"), "required", f"{name!r} is required and no property: this chat template cannot write it")
+                compiler.unsupported(
+                    node.at("required"), "required", f"{name!r} is required and no property: this chat template cannot write it"
+                )
     if "oneOf" in schema and how == "union":
         _check_alternatives(compiler, document, node)
 
@@ -70,5 +74,3 @@ def _check_alternatives(compiler: Compiler, document: Document, node: Node) -> N
         for m in range(n):
             if not disjoint(document, one, branches[m]):
                 compiler.unsupported(node.at("oneOf"), "oneOf", f"a value may satisfy both its alternatives {m} and {n}")
-
-

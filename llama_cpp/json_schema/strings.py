@@ -32,6 +32,7 @@ class StringRules:
     excluded: set[str] = field(default_factory=set)
 
     def anything(self) -> bool:
+        """Whether nothing is asked for."""
         return self == StringRules()
 
     def automata(self) -> list[Automaton]:
@@ -48,7 +49,6 @@ class StringRules:
         if self.excluded:
             found.append(Excluded(self.excluded))
         return found
-
 
 
 def expression(rules: StringRules, grammar: Grammar, hint: str) -> Expression:
@@ -91,6 +91,7 @@ def char(grammar: Grammar) -> Expression:
 
 
 def string(grammar: Grammar) -> Expression:
+    """Any string."""
     return grammar.shared("string", "string", lambda: seq(_QUOTE, times(char(grammar)), _QUOTE))
 
 
@@ -179,5 +180,3 @@ def _written(tree: Tree, grammar: Grammar) -> Expression:
         if part is not None:
             parts.append(_written(part, grammar))
     return seq(*parts)
-
-

@@ -68,7 +68,9 @@ class Validator:
             try:
                 self._matchers[key] = Matches(patterns.parse(pattern, wide))
             except (patterns.Unsupported, TooLarge) as error:
-                raise GrammarError(f"{place}: the pattern {pattern[:80]!r} cannot be looked for: {error or 'it is too large'}.") from None
+                raise GrammarError(
+                    f"{place}: the pattern {pattern[:80]!r} cannot be looked for: {error or 'it is too large'}."
+                ) from None
             except GrammarError as error:
                 raise GrammarError(f"{place}: {error}") from None
         return accepts(self._matchers[key], text)
@@ -171,7 +173,11 @@ class Validator:
             )  # fmt: skip
         if word == "additionalProperties":
             others = [name for name in value if name not in schema.get("properties", ())]
-            others = [name for name in others if not any(self.matches(p, name, place=node.at(word)) for p in schema.get("patternProperties", ()))]
+            others = [
+                name
+                for name in others
+                if not any(self.matches(p, name, place=node.at(word)) for p in schema.get("patternProperties", ()))
+            ]
             return all(self.accepts(child(node, word), value[name], depth) for name in others)
         if word == "propertyNames":
             return all(self.accepts(child(node, word), name, depth) for name in value)
