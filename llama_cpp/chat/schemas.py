@@ -44,6 +44,15 @@ def is_strict(tool: Mapping[str, Any]) -> bool:
     return tool["function"].get("strict") is not False
 
 
+def own_grammar(schema: Any, limits: Limits, strict: bool) -> str:
+    """The grammar of a schema alone; made of the same rules as the grammar of a chat format with it.
+
+    Raises:
+        GrammarError, LimitReachedError: as :func:`~llama_cpp.json_schema.rules`.
+    """
+    return json_schema.standing_alone(*json_schema.rules(text_of(schema), "#", Written(), limits, strict))
+
+
 def check_tools(tools: Sequence[Mapping[str, Any]], limits: Limits) -> None:
     """Tells what is wrong with the schemas of tools, before a template is asked.
 

@@ -73,7 +73,7 @@ class ChatRequest:
         enforced = {} if schema is None else {"json_schema": schema}
         # what is wrong with schemas is told first, and where
         if schema is not None:
-            own = schemas.told("response_format", lambda: json_schema_to_grammar(schema, templates.limits, strict=strict))
+            own = schemas.told("response_format", lambda: schemas.own_grammar(schema, templates.limits, strict))
         called = tools if choice != "none" else []
         schemas.check_tools(called, templates.limits)
         prompt = templates.apply({**request, **given, **enforced}, strict=strict)

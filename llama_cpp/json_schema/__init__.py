@@ -12,7 +12,7 @@ from ..errors import GrammarError, InvalidArgumentError
 from ..limits import Limits
 from . import parts
 from .budget import Budget
-from .compiler import Compiler
+from .compiler import SPACE_RULE, Compiler
 from .document import Document
 from .gbnf import Grammar
 
@@ -79,6 +79,11 @@ def rules(text: str, place: str, written: Written, limits: Limits = Limits(), st
     prefix = f"schema-{digest}-"
     lines = _compiled(text, place, written, f"{prefix}root", prefix, limits, strict).splitlines()
     return f"{prefix}root", "\n".join(line for line in lines if not line.startswith("space ::="))
+
+
+def standing_alone(name: str, lines: str) -> str:
+    """The grammar of what :func:`rules` gives, and nothing else."""
+    return f"root ::= {name}\n{SPACE_RULE}\n{lines}\n"
 
 
 def _compiled(text: str, place: str, written: Written, name: str, prefix: str, limits: Limits, strict: bool) -> str:

@@ -21,6 +21,8 @@ from .validation import Validator, key_of, type_of
 
 _log = logging.getLogger(__name__)
 
+#: White space where JSON allows it, as llama.cpp has it.
+SPACE_RULE = r'space ::= | " " | "\n"{1,2} [ \t]{0,20}'
 SPACE = rule("space")
 COMMA = seq(literal(","), SPACE)
 
@@ -41,7 +43,7 @@ class Compiler:
         self._current = self._any = ""
         #: why a rule leads to no text
         self._reasons: dict[str, tuple[str, str]] = {}
-        grammar.rules["space"] = ("text", r'| " " | "\n"{1,2} [ \t]{0,20}')
+        grammar.rules["space"] = ("text", SPACE_RULE.partition(" ::= ")[2])
 
     def compile(self, node: Node, name: str) -> str:
         """The grammar of the values that a schema accepts; ``name`` is its first rule's.
