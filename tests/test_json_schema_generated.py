@@ -21,7 +21,7 @@ import pytest
 from gbnf_walker import Walker
 from gguf_writer import tiny_model
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from schema_strategies import documents
+from schema_strategies import NAMES, documents
 
 from llama_cpp import Llama
 from llama_cpp.chat.templates import json_schema_to_grammar
@@ -97,6 +97,50 @@ def test_what_a_grammar_admits_its_schema_accepts(n):
     counts = walk(n, n, examine)
     print(dict(counts))
     assert counts["texts"] > 2.5 * counts["schemas"], "most schemas are refused: there is little to be seen"
+
+
+def some_value(rng: random.Random, depth: int = 0):
+    """JSON of the kind that the schemas speak of."""
+    kind = rng.randrange(7 if depth < 3 else 5)
+    if kind == 0:
+        return rng.choice([None, True, False])
+    if kind == 1:
+        return rng.choice([0, 1, 2, 3, 5, 7, 10, 20, 25, 50, 60, 100, -1, -5, 1000, 17, 10**18])
+    if kind == 2:
+        return rng.choice([0.5, -2.25, 12.5, 99.99, 1.5, 0.25, 12.345])
+    if kind in (3, 4):
+        return rng.choice(["", "a", "b", "ab", "abcd", 'x"y', "c", "cab", "A", "123-4567", "12", "\\", "\n", "é", "q", "/a/"])
+    if kind == 5:
+        return [some_value(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return {rng.choice(NAMES): some_value(rng, depth + 1) for _ in range(rng.randrange(4))}
+
+
+@pytest.mark.parametrize("n", [200, pytest.param(MANY // 4, marks=long_run)])
+def test_what_is_said_to_be_impossible_is(n):
+    """A schema that is refused because nothing satisfies it accepts none of many values."""
+    rng = random.Random(n)
+    pool = [exactly(json.dumps(some_value(rng))) for _ in range(1000)]
+    counts: collections.Counter = collections.Counter()
+
+    @seed(n)
+    @settings(max_examples=n, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(documents())
+    def each(schema):
+        if '"format"' in json.dumps(schema):
+            return  # of formats only a part is written
+        try:
+            json_schema_to_grammar(schema)
+        except GrammarError as error:
+            checker = validator(schema) if "Nothing can satisfy" in str(error) else None
+            if checker is not None:
+                counts["refused"] += 1
+                for value in pool:
+                    assert not checker.is_valid(value), f"{json.dumps(schema)}\n{value}\n{error}"
+        except LimitReachedError:
+            pass
+
+    each()
+    assert counts["refused"] >= n / 30
 
 
 @pytest.fixture(scope="module")
