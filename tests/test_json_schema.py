@@ -252,12 +252,12 @@ def test_annotations_are_no_constraints(schema):
     ids=lambda schema: json.dumps(schema)[:60],
 )  # fmt: skip
 def test_hostile_schemas_end(schema):
-    before = time.monotonic()
+    before = time.process_time()
     try:
         json_schema_to_grammar(schema, Limits(seconds=3))
     except LlamaCppError as error:
         assert isinstance(error, (GrammarError, LimitReachedError))
-    assert time.monotonic() - before < 8
+    assert time.process_time() - before < 8
 
 
 def test_the_size_of_a_grammar_is_limited():
@@ -278,9 +278,9 @@ def test_nesting_is_limited():
 
 def test_ten_thousand_values_are_read_quickly():
     schema = {"type": "string", "enum": [f"value number {i}" for i in range(10_000)]}
-    before = time.monotonic()
+    before = time.process_time()
     grammar = json_schema_to_grammar(schema)
-    assert time.monotonic() - before < 1
+    assert time.process_time() - before < 1
     assert len(grammar) < 200_000
 
 
@@ -366,3 +366,11 @@ def test_pydantic_s_decimal_is_refused_by_its_pattern_s_place():
 def test_one_repetition_and_lengths_of_any_size(pattern, least, most):
     for text in values({"type": "string", "pattern": pattern, "minLength": least, "maxLength": most}, 50):
         assert least <= len(text) <= most and re.search(pattern, text)
+
+
+def test_names_are_kept_apart_for_every_reader():
+    """For Python ``$`` matches before a last line end, too, and ``\\w`` holds every script's letters."""
+    schema = {"type": "object", "patternProperties": {r"^\w+$": {"type": "integer"}}, "additionalProperties": {"type": "null"}}
+    for text in texts(schema, 800):
+        for name, value in json.loads(text).items():
+            assert isinstance(value, int) == bool(re.search(r"^\w+$", name)), name

@@ -115,8 +115,10 @@ def _says_nothing(schema: Any) -> bool:
     """Whether any object satisfies it."""
     if schema is True or schema == {}:
         return True
-    return isinstance(schema, Mapping) and schema.get("type") == "object" and not schema.get("properties") and not schema.get("required") and (
-        set(schema) <= {"type", "properties", "required", "title", "description"})  # fmt: skip
+    if not isinstance(schema, Mapping) or schema.get("type") != "object":
+        return False
+    named = schema.get("properties") or schema.get("required")
+    return not named and set(schema) <= {"type", "properties", "required", "title", "description"}
 
 
 class AnswerChecks:

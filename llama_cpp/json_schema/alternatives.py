@@ -15,13 +15,18 @@ from .document import TYPES, Document, Node
 from .negation import Opposite, disjoint
 
 #: Keywords that are looked at here; a schema of no others says nothing more.
-_TAKEN_APART = {"$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentRequired",
-                "dependentSchemas", "dependencies"}  # fmt: skip
+_TAKEN_APART = {
+    "$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentRequired",
+    "dependentSchemas", "dependencies",
+}  # fmt: skip
 #: Keywords that say what a value must be, whatever else there may be.
 ASSERTIONS = {
-    "type", "const", "enum", "$excluded", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength",
-    "pattern", "$mismatch", "format", "minItems", "maxItems", "uniqueItems", "items", "prefixItems", "additionalItems", "contains",
-    "unevaluatedItems", "minProperties", "maxProperties", "required", "properties", "patternProperties", "additionalProperties", "propertyNames",
+    "type", "const", "enum", "$excluded", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+    "minLength", "maxLength",
+    "pattern", "$mismatch", "format", "minItems", "maxItems", "uniqueItems", "items", "prefixItems", "additionalItems",
+    "contains",
+    "unevaluatedItems", "minProperties", "maxProperties", "required", "properties", "patternProperties",
+    "additionalProperties", "propertyNames",
     "unevaluatedProperties",
 }  # fmt: skip
 ALL_TYPES = frozenset((*TYPES, "$fraction")) - {"number"}
@@ -190,9 +195,10 @@ class Expander:
                     try:
                         self._opposite(other, node.at("oneOf"))
                     except GrammarError as error:
+                        first, second = sorted((n, m))
                         raise GrammarError(
-                            f"{node.at('oneOf')}: a value may satisfy both the alternatives {min(n, m)} and {max(n, m)}, which oneOf forbids, and "
-                            f"a grammar cannot rule that out ({error}).",
+                            f"{node.at('oneOf')}: a value may satisfy both the alternatives {first} and {second}, which oneOf forbids, "
+                            f"and a grammar cannot rule that out ({error}).",
                             remedy='Use "anyOf", or give each a required member with a "const" of its own.',
                         ) from None
                     way.append(below(opposite, False))

@@ -137,7 +137,8 @@ class _Array:
                 return self._all(first, rest)
             compiler.unsupported(
                 next(m.node.at("uniqueItems") for m in self.members if m.node.schema.get("uniqueItems")), "uniqueItems",
-                "that no item comes twice can be expressed by a grammar where the items' values are listed (enum, boolean), not for others",
+                "that no item comes twice can be expressed by a grammar where the items' values are listed (enum, boolean), "
+                "not for others",
             )  # fmt: skip
             return self._all(first, rest)
         if len(values) < self.least:

@@ -6,7 +6,8 @@ import time
 
 from ..errors import LimitReachedError
 
-#: How deep a schema may apply others to the same value (``allOf`` in ``anyOf`` in ``$ref`` …), and how deep a value to compare is nested.
+#: How deep a schema may apply others to the same value (``allOf`` in ``anyOf`` in ``$ref`` …), and how deep a value that is
+#: compared may be nested.
 DEPTH = 200
 #: Ways in which the alternatives of one schema may be combined.
 ALTERNATIVES = 2000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -14,6 +15,7 @@ from .gbnf import Expression, any_of, quoted, seq
 Characters = tuple[tuple[int, int], ...]
 
 LAST = 0x10FFFF
+HALVES = re.compile("[\ud800-\udfff]")
 #: What a string can hold: halves of surrogate pairs are no characters.
 ALL: Characters = ((0, 0xD7FF), (0xE000, LAST))
 #: What JSON does not allow as it is.
@@ -151,8 +153,7 @@ def raw(characters: Characters) -> Expression:
 
 def text_in_json(text: str) -> str:
     """What JSON writes between quotation marks."""
-    # halves of surrogate pairs cannot be written as UTF-8
-    return json.dumps(text, ensure_ascii=any("\ud800" <= char <= "\udfff" for char in text))[1:-1]
+    return json.dumps(text, ensure_ascii=HALVES.search(text) is not None)[1:-1]
 
 
 def text_in_gbnf(text: str) -> Expression:

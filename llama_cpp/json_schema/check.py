@@ -29,7 +29,8 @@ class Check:
             from jsonschema.validators import extend, validator_for
         except ImportError:
             raise MissingPackageError(
-                "strict=False checks the finished answer with the package jsonschema, which is not installed: pip install jsonschema"
+                "strict=False checks the finished answer with the package jsonschema, which is not installed.",
+                remedy="pip install jsonschema",
             ) from None
         document = json.loads(schema, parse_float=_number)
         self._what = what

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import GrammarError
 from . import arrays, literals, numbers, objects, patterns, strings
-from .alternatives import ALL_TYPES, Alternative, Expander, Member, is_free
+from .alternatives import ALL_TYPES, ASSERTIONS, Alternative, Expander, Member, is_free
 from .automata import Absent, Automaton, Listed, NotJson, TooLarge, Until, accepts
 from .budget import DEPTH
 from .document import Document, Node, exact
@@ -270,7 +270,7 @@ class Compiler:
 
     def _satisfies(self, node: Node, word: str, value: Any) -> bool:
         try:
-            return self.validator._keyword(node, word, value, 0)
+            return self.validator.keyword(node, word, value, 0)
         except GrammarError as error:
             if self.strict:
                 raise
@@ -368,12 +368,7 @@ class Compiler:
 
 
 #: What listed values are compared with.
-_CHECKED = {
-    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern", "$mismatch", "format",
-    "minItems", "maxItems", "uniqueItems", "items", "prefixItems", "additionalItems", "contains", "unevaluatedItems", "minProperties",
-    "maxProperties", "required", "properties", "patternProperties", "additionalProperties", "propertyNames", "unevaluatedProperties", "$excluded",
-    "const", "enum",
-}  # fmt: skip
+_CHECKED = ASSERTIONS - {"type"}
 #: Keywords beside a reference that change nothing.
 _SAY_NOTHING = {"$ref", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
 _NUMBER_WORDS = ("multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")

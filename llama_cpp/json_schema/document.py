@@ -15,8 +15,10 @@ from ..errors import GrammarError
 Schema = Union[Mapping[str, Any], bool]
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-_SCHEMAS = ("additionalItems", "additionalProperties", "contains", "else", "if", "not", "propertyNames", "then", "unevaluatedItems",
-            "unevaluatedProperties")  # fmt: skip
+_SCHEMAS = (
+    "additionalItems", "additionalProperties", "contains", "else", "if", "not", "propertyNames", "then", "unevaluatedItems",
+    "unevaluatedProperties",
+)  # fmt: skip
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPPINGS = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
 _COUNTS = ("maxContains", "maxItems", "maxLength", "maxProperties", "minContains", "minItems", "minLength", "minProperties")

@@ -44,7 +44,8 @@ _MIDDLE_URI = r"https?://" + _SHORT_HOST + r"(/[a-zA-Z0-9._~-]{0,30}){0,4}(\?[a-
 _SHORT_URI = r"https?://" + _SHORT_HOST + r"(/[a-zA-Z0-9._~-]{0,20})?"
 _OF_DAY = r"(\d{1,3}H(\d{1,3}M(\d{1,3}S)?)?|\d{1,3}M(\d{1,3}S)?|\d{1,3}S)"
 _DAYS = r"(\d{1,3}Y(\d{1,3}M(\d{1,3}D)?)?|\d{1,3}M(\d{1,3}D)?|\d{1,4}D)"
-_UUID = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_X = "[0-9a-fA-F]"
+_UUID = rf"{_X}{{8}}(-{_X}{{4}}){{3}}-{_X}{{12}}"
 _POINTER = r'(/([^/~"\\\x00-\x1f]|~[01])*)*'
 
 _NAMED: dict[str, tuple[str, ...]] = {
@@ -62,9 +63,12 @@ _NAMED: dict[str, tuple[str, ...]] = {
     "json-pointer": (_POINTER,),
 }
 _NAMED |= {
-    "idn-email": _NAMED["email"], "idn-hostname": _NAMED["hostname"], "iri": _NAMED["uri"], "iri-reference": _NAMED["uri-reference"],
-    **{f"uuid{n}": (rf"[0-9a-fA-F]{{8}}-[0-9a-fA-F]{{4}}-{n}[0-9a-fA-F]{{3}}-[89abAB][0-9a-fA-F]{{3}}-[0-9a-fA-F]{{12}}",) for n in range(1, 9)},
-}  # fmt: skip
+    "idn-email": _NAMED["email"],
+    "idn-hostname": _NAMED["hostname"],
+    "iri": _NAMED["uri"],
+    "iri-reference": _NAMED["uri-reference"],
+    **{f"uuid{n}": (rf"{_X}{{8}}-{_X}{{4}}-{n}{_X}{{3}}-[89abAB]{_X}{{3}}-{_X}{{12}}",) for n in range(1, 9)},
+}
 
 #: Patterns by the name of the format; where there are several, each next one is shorter, for strings of a limited length.
 FORMATS = {name: tuple(f"^({pattern})$" for pattern in listed) for name, listed in _NAMED.items()}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from .characters import HALVES
 from .gbnf import EMPTY, Expression, Grammar, any_of, literal, seq
 
 #: How deep groups are nested before a rule of its own begins.
@@ -15,9 +16,8 @@ _DEPTH = 8
 def text_of(value: Any) -> str:
     """JSON as models write it in one line."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        text = json.dumps(value, separators=(",", ":"))
-    return text
+    # halves of surrogate pairs cannot be written as UTF-8
+    return text if text.isascii() or not HALVES.search(text) else json.dumps(value, separators=(",", ":"))
 
 
 def _alike(one: str, other: str, start: int) -> int:

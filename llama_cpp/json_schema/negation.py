@@ -10,7 +10,8 @@ from .formats import FORMATS
 
 #: Keywords whose opposite is left out, because no schema says it: what is refused for their sake alone is not found.
 _WITHOUT_OPPOSITE = {
-    "additionalItems", "additionalProperties", "dependencies", "multipleOf", "patternProperties", "propertyNames", "unevaluatedItems",
+    "additionalItems", "additionalProperties", "dependencies", "multipleOf", "patternProperties", "propertyNames",
+    "unevaluatedItems",
     "unevaluatedProperties", "uniqueItems", "maxContains", "$dynamicRef", "$recursiveRef",
 }  # fmt: skip
 
@@ -19,8 +20,8 @@ class Opposite:
     """A schema that accepts what another one refuses.
 
     Attributes:
-        ways: schemas, any of which is enough. left_out: keywords for whose sake alone a value may be refused, too, and that none of
-            ``ways`` speaks of: with them there is more that is refused.
+        ways: schemas, any of which is enough. left_out: keywords for whose sake alone a value may be refused, too, and that none
+            of ``ways`` speaks of: with them there is more that is refused.
     """
 
     def __init__(self, document: Document, node: Node) -> None:

@@ -1,7 +1,7 @@
 """Numbers: bounds, multiples, and what is left out, digit by digit.
 
-A number is looked at as a whole one of so many digits, the last ``places`` of which stand behind the point. Its digits are read from
-the left by an automaton that knows whether it is still at the lower or at the upper bound, and the rest of the division.
+A number is looked at as a whole one of so many digits, the last ``places`` of which stand behind the point. Its digits are read
+from the left by an automaton that knows whether it is still at the lower or at the upper bound, and the rest of the division.
 """
 
 from __future__ import annotations
@@ -289,7 +289,10 @@ class _Digits:
         return any_of(seq(("text", _digits(digits)), following) for following, digits in parts.items())
 
     def free(self, n: int, rest: int, whole: int, extra: int = 0) -> Expression:
-        """``n`` digits of any kind follow, ``whole`` of them before the point; and up to ``extra`` more of these (-1: any number)."""
+        """``n`` digits of any kind follow, ``whole`` of them before the point; and up to ``extra`` more of these.
+
+        -1 stands for any number of them.
+        """
         if self.divisor == 1:
             if whole < 0:
                 # zeros at the end can be left out

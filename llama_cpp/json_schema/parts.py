@@ -1,7 +1,7 @@
 """Objects and arrays that a chat template writes part by part: what their schemas say about the whole must be what it keeps to.
 
-Such a template writes the arguments that a schema names, those that are required and others, each held to its own schema. What else
-may be said about an object (how many members, which go together) nothing holds it to.
+Such a template writes the arguments that a schema names, those that are required and others, each held to its own schema. What
+else may be said about an object (how many members, which go together) nothing holds it to.
 """
 
 from __future__ import annotations
@@ -13,21 +13,26 @@ from .document import Document, Node
 from .negation import disjoint
 
 _APPLICATORS = {
-    "$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "dependentRequired", "dependentSchemas", "dependencies",
+    "$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "dependentRequired", "dependentSchemas",
+    "dependencies",
 }  # fmt: skip
 _KEPT = {
     "members": {"type", "properties", "required", "additionalProperties", "unevaluatedProperties"},
     "items": {"type", "items", "minItems", "maxItems"},
     "union": {"anyOf", "oneOf"},
 }
-_OF_OTHERS = {
-    "members": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern", "format",
-                "minItems", "maxItems", "uniqueItems", "items", "prefixItems", "additionalItems", "contains", "unevaluatedItems"},
-    "items": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern", "format",
-              "minProperties", "maxProperties", "required", "properties", "patternProperties", "additionalProperties", "propertyNames",
-              "unevaluatedProperties"},
-    "union": set(),
+_OF_SCALARS = {
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern", "format",
 }  # fmt: skip
+_OF_OBJECTS = {
+    "minProperties", "maxProperties", "required", "properties", "patternProperties", "additionalProperties", "propertyNames",
+    "unevaluatedProperties",
+}  # fmt: skip
+_OF_ARRAYS = {
+    "minItems", "maxItems", "uniqueItems", "items", "prefixItems", "additionalItems", "contains", "unevaluatedItems",
+}  # fmt: skip
+#: What says nothing about values of that kind.
+_OF_OTHERS: dict[str, set[str]] = {"members": _OF_SCALARS | _OF_ARRAYS, "items": _OF_SCALARS | _OF_OBJECTS, "union": set()}
 
 
 def check(compiler: Compiler, node: Node, how: str) -> None:

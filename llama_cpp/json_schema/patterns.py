@@ -4,8 +4,8 @@ Dialects disagree about some classes: ``\\d`` holds every script's digits for Py
 parsed as it is holds the characters that all agree on, so that no reader refuses the text; what is parsed to be excluded
 (``wide``) holds those of any of them.
 
-A tree is a tuple: ``("set", characters)``, ``("seq", parts)``, ``("any", parts)``, ``("times", part, least, most)``, ``("start",)``
-or ``("end",)``.
+A tree is a tuple: ``("set", characters)``, ``("seq", parts)``, ``("any", parts)``, ``("times", part, least, most)``,
+``("start",)`` or ``("end",)``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ _SPACE = characters.of("\t\n\v\f\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "
 _LINE_ENDS = characters.of("\n\r\u2028\u2029")
 _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 _GROUPS = {
-    "Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Titlecase_Letter": "Lt", "Modifier_Letter": "Lm", "Other_Letter": "Lo",
-    "Mark": "M", "Number": "N", "Decimal_Number": "Nd", "Letter_Number": "Nl", "Punctuation": "P", "Symbol": "S", "Separator": "Z",
+    "Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Titlecase_Letter": "Lt", "Modifier_Letter": "Lm",
+    "Other_Letter": "Lo",
+    "Mark": "M", "Number": "N", "Decimal_Number": "Nd", "Letter_Number": "Nl", "Punctuation": "P", "Symbol": "S",
+    "Separator": "Z",
     "Space_Separator": "Zs", "Other": "C", "Control": "Cc",
 }  # fmt: skip
 _CATEGORIES = {
-    "L", "Ll", "Lu", "Lt", "Lm", "Lo", "M", "Mn", "Mc", "Me", "N", "Nd", "Nl", "No", "P", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po",
+    "L", "Ll", "Lu", "Lt", "Lm", "Lo", "M", "Mn", "Mc", "Me", "N", "Nd", "Nl", "No", "P", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf",
+    "Po",
     "S", "Sm", "Sc", "Sk", "So", "Z", "Zs", "Zl", "Zp", "C", "Cc", "Cf", "Co", "Cn",
 }  # fmt: skip
 #: No text is longer.
@@ -98,7 +101,8 @@ class _Parser:
         if char == "^":
             return ("start",)
         if char == "$":
-            return ("end",)
+            # for Python the end is also before a line end that comes last
+            return ("end",) if not self.wide else ("any", (("end",), ("seq", (("set", characters.of("\n")), ("end",)))))
         if char == "(":
             return self.group(depth)
         if char == "[":

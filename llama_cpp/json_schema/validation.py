@@ -87,9 +87,10 @@ class Validator:
             return schema
         if depth > DEPTH:
             raise GrammarError(f"{node.place}: schemas refer to each other more than {DEPTH} deep.")
-        return all(self._keyword(node, word, value, depth + 1) for word in schema)
+        return all(self.keyword(node, word, value, depth + 1) for word in schema)
 
-    def _keyword(self, node: Node, word: str, value: Any, depth: int) -> bool:
+    def keyword(self, node: Node, word: str, value: Any, depth: int = 0) -> bool:
+        """Whether one keyword of the schema accepts the value; errors as in :meth:`accepts`."""
         schema, found, child = node.schema, node.schema[word], self._document.child
         if word == "type":
             listed = [found] if isinstance(found, str) else found
