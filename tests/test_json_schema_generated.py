@@ -26,6 +26,7 @@ from schema_strategies import NAMES, documents
 from llama_cpp import Llama
 from llama_cpp.chat.templates import json_schema_to_grammar
 from llama_cpp.errors import GrammarError, LimitReachedError
+from llama_cpp.json_schema import Written, rules, standing_alone
 
 #: How many schemas the long runs take.
 MANY = int(os.environ.get("LLAMA_CPP_TEST_SCHEMAS", "20000"))
@@ -97,6 +98,40 @@ def test_what_a_grammar_admits_its_schema_accepts(n):
     counts = walk(n, n, examine)
     print(dict(counts))
     assert counts["texts"] > 2.5 * counts["schemas"], "most schemas are refused: there is little to be seen"
+
+
+@pytest.mark.parametrize("n", [60, pytest.param(MANY // 4, marks=long_run)])
+def test_what_is_written_raw_its_schema_accepts(n):
+    """Strings as they are, until their end, which they must not hold; and other values as JSON, where a string is not taken for it."""
+    rng, end = random.Random(n), "</x>"
+    counts: collections.Counter = collections.Counter()
+
+    @seed(n)
+    @settings(max_examples=n, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(documents())
+    def each(schema):
+        for written in (Written("string", end, True), Written("mixed", end, False, "<!")):
+            try:
+                name, lines = rules(json.dumps(schema), "#", written)
+            except (GrammarError, LimitReachedError):
+                continue
+            checker, walker = validator(schema), Walker(standing_alone(name, lines))
+            for text in [walker.draw(rng) for _ in range(3)] if checker is not None else []:
+                raw = text.removesuffix(end)
+                assert end not in raw and text.endswith(end) == written.with_end
+                told = json.dumps(raw)
+                if written.raw == "mixed":
+                    assert "<!" not in raw or raw[0] in '{["'
+                    try:
+                        exactly(raw)
+                        told = raw
+                    except (ValueError, RecursionError):
+                        pass  # a string
+                assert not broken(checker, told), f"{json.dumps(schema)}\n{text}"
+                counts["texts"] += 1
+
+    each()
+    assert counts["texts"] > n
 
 
 def some_value(rng: random.Random, depth: int = 0):
