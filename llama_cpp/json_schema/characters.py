@@ -104,13 +104,10 @@ def category(name: str) -> Characters:
 
 
 def bracket(characters: Characters) -> str:
-    """A GBNF class of characters."""
-    if characters == ALL:
-        return r"[\x00-\uD7FF\uE000-\U0010FFFF]"
-    outside = inverse(characters)
-    # what is left out is shorter to say, where that is a little; a half of a surrogate pair never comes
-    if len(outside) < len(characters) and outside:
-        return "[^" + "".join(map(_range, outside)) + "]"
+    """A GBNF class of characters.
+
+    It says what is in it: what a class leaves out (``[^…]``) would also let bytes pass that are no character.
+    """
     return "[" + "".join(map(_range, characters)) + "]"
 
 
