@@ -13,6 +13,7 @@ from typing import Any, Iterator, Sequence
 from . import responses
 from .chat.session import ChatReader
 from .engine.requests import Generation, TokenLogprobs
+from .errors import SchemaViolationError
 from .engine.text import TextStream
 from .models.model import Model
 
@@ -212,6 +213,24 @@ class ChatAnswer(Answer):
         finish_reason = _finish_reason(generation, self._reader.called_tools)
         last = responses.chat_chunk(*self._head, {}, finish_reason, self._logprobs(last=True))
         yield {**last, "timings": responses.timings(generation)}
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """As in :class:`Answer`; then the answer is compared with its schema, where that was left for the end."""
+        yield from super().end()
+        if self.generation().finish_reason == "stop":
+            self._reader.check()
+
+    def whole(self, text: str) -> dict[str, Any]:
+        """As in :class:`Answer`; what breaks its schema comes with the exception."""
+        text += self._text.finish()
+        response = super().whole(text)
+        if self.generation().finish_reason == "stop":
+            try:
+                self._reader.check(text)
+            except SchemaViolationError as error:
+                error.response = response
+                raise
+        return response
 
     def _empty(self) -> dict[str, Any]:
         return responses.chat_chunk(*self._head, {})

@@ -194,7 +194,29 @@ class ChatParseError(LlamaCppError, ValueError):
 
 
 class GrammarError(LlamaCppError, ValueError):
-    """A JSON schema or a GBNF grammar is not valid."""
+    """A JSON schema or a GBNF grammar is not valid, or a schema is more than a grammar can hold an answer to."""
+
+
+class SchemaViolationError(LlamaCppError, ValueError):
+    """A finished answer breaks its JSON schema, which was given with ``strict=False``.
+
+    Attributes:
+        answer: the text that breaks it: the content, or a call's arguments.
+        place: where in the answer, as a JSON pointer. schema_place: the keyword, as one into the schema.
+        response: the whole response; None for a stream, which has given all of its chunks.
+    """
+
+    def __init__(self, what: str, answer: str, place: str, schema_place: str, why: str) -> None:
+        super().__init__(
+            f"{what} breaks its schema at {place or 'its root'}: {why} ({schema_place}).",
+            remedy="Ask again; the text is in the exception's attribute `answer`.",
+        )
+        self.answer, self.place, self.schema_place = answer, place, schema_place
+        self.response: Any = None
+
+
+class MissingPackageError(LlamaCppError, ImportError):
+    """A package is needed for what was asked, and is not installed."""
 
 
 class LimitReachedError(LlamaCppError, RuntimeError):

@@ -18,10 +18,11 @@ class Limits:
     """The most that a chat template or a grammar may cost; what costs more ends with a LimitReachedError.
 
     Attributes:
-        seconds: for a template to be read and rendered, or a grammar to be read.
+        seconds: for a template to be read and rendered, or a grammar or a schema to be read.
         template_bytes: of all text that a template makes on its way to the prompt.
         template_values: values (texts, numbers, lists, …) that a template has at once.
         grammar_stacks: ways to go on that are looked at when a grammar is read, and for each token.
+        grammar_bytes: of the grammar that a JSON schema is made into.
 
     Raises:
         InvalidArgumentError: not a positive number.
@@ -31,13 +32,14 @@ class Limits:
     template_bytes: int = 1 << 30
     template_values: int = 2_000_000
     grammar_stacks: int = 5_000_000
+    grammar_bytes: int = 1 << 24
 
     def __post_init__(self) -> None:
         seconds = number("seconds", self.seconds)
         if not (seconds > 0 and math.isfinite(seconds)):
             raise refused("seconds", self.seconds, "a positive number")
         object.__setattr__(self, "seconds", seconds)
-        for name in ("template_bytes", "template_values", "grammar_stacks"):
+        for name in ("template_bytes", "template_values", "grammar_stacks", "grammar_bytes"):
             object.__setattr__(self, name, integer(name, getattr(self, name), 1, (1 << 62)))
 
     def native(self, interrupts: DeferredInterrupts) -> native.llama_common_limits:

@@ -1,9 +1,11 @@
 #include "chat.h"
 
 #include "common.h"
+#include "json-schema.h"
 #include "support.h"
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <random>
 
@@ -77,6 +79,42 @@ common_json triggers_to_json(const std::vector<common_grammar_trigger> & trigger
             {"value", trigger.value          },
             {"token", (int32_t) trigger.token},
         }));
+    }
+    return array;
+}
+
+// Collects the schemas of this thread for as long as it lives.
+struct collecting {
+    explicit collecting(common_schema_collector * collector) { common_schema_collector::current() = collector; }
+    ~collecting() { common_schema_collector::current() = nullptr; }
+    collecting(const collecting &)             = delete;
+    collecting & operator=(const collecting &) = delete;
+};
+
+std::string random_nonce() {
+    std::random_device random;
+    return std::to_string(random()) + std::to_string(random());
+}
+
+common_json schemas_to_json(const common_schema_collector & collector) {
+    auto                           array = common_json::array();
+    std::map<const void *, size_t> known;  // a document is written down once
+    for (const auto & item : collector.items) {
+        auto       entry = common_json::object({
+            {"mark",     item.mark    },
+            {"place",    item.place   },
+            {"how",      item.how     },
+            {"end",      item.end     },
+            {"with_end", item.with_end},
+            {"absent",   item.absent  },
+        });
+        const auto first = known.emplace(item.document.get(), array.size());
+        if (first.second) {
+            entry["document"] = item.document->dump();
+        } else {
+            entry["same_as"] = first.first->second;
+        }
+        array.push_back(entry);
     }
     return array;
 }
@@ -213,9 +251,17 @@ enum llama_common_status llama_common_chat_apply(
         required(chat, "chat");
         required(result, "result");
         on_large_stack([&] {
-            const auto inputs = read_inputs(parse_object(request, "request"));
-            const auto params = common_chat_templates_apply(chat->templates.get(), inputs);
-            *result = copy_string(result_to_json(params, inputs).dump_safe());
+            const auto              json   = parse_object(request, "request");
+            const auto              inputs = read_inputs(json);
+            common_schema_collector collector{random_nonce(), {}};
+            const bool              collects = field<bool>(json, "collect_schemas", false);
+            const collecting        scope(collects ? &collector : nullptr);
+            const auto              params = common_chat_templates_apply(chat->templates.get(), inputs);
+            auto                    found  = result_to_json(params, inputs);
+            if (collects) {
+                found["schemas"] = schemas_to_json(collector);
+            }
+            *result = copy_string(found.dump_safe());
         }, limits);
     });
 }

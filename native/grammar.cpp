@@ -1,5 +1,4 @@
 #include "common.h"
-#include "json-schema-to-grammar.h"
 #include "support.h"
 
 #include <algorithm>
@@ -109,22 +108,6 @@ void read_generation_prompt(llama_sampler * sampler, const llama_vocab * vocab, 
 }  // namespace
 
 extern "C" {
-
-enum llama_common_status llama_common_json_schema_to_grammar(
-        const char * json_schema, const struct llama_common_limits * limits, char ** grammar, char ** error) {
-    return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
-        required(json_schema, "json_schema");
-        required(grammar, "grammar");
-        common_json schema;
-        try {
-            schema = common_json::parse(json_schema);
-        } catch (const common_json_error & e) {
-            throw failure(LLAMA_COMMON_INVALID_ARGUMENT, std::string("json_schema is not valid JSON: ") + e.what());
-        }
-        // GBNF always: the caller has a GBNF sampler, whatever else the engine was built with
-        on_large_stack([&] { *grammar = copy_string(json_schema_to_grammar(schema, /* force_gbnf = */ true)); }, limits);
-    });
-}
 
 enum llama_common_status llama_common_grammar_init(
         const struct llama_vocab * vocab, const char * format, const struct llama_common_limits * limits,

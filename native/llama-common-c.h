@@ -1,5 +1,5 @@
-// A C API over llama.cpp's C++ library `common`: chat templates, the parsers that go with them, JSON
-// schema to GBNF, and where its log goes; and decoding many sequences at once. Structured data crosses as JSON in UTF-8.
+// A C API over llama.cpp's C++ library `common`: chat templates, the parsers that go with them,
+// and where its log goes; and decoding many sequences at once. Structured data crosses as JSON in UTF-8.
 //
 // Rules that hold for every function here:
 //   - No C++ exception leaves. A function that can fail returns a llama_common_status; when that is not
@@ -33,7 +33,7 @@ enum llama_common_status {
     LLAMA_COMMON_INVALID_ARGUMENT = 1,  // malformed JSON, a missing or mistyped field
     LLAMA_COMMON_TEMPLATE_ERROR   = 2,  // the chat template does not parse, or refused the messages
     LLAMA_COMMON_PARSE_ERROR      = 3,  // the text does not follow the format announced
-    LLAMA_COMMON_GRAMMAR_ERROR    = 4,  // not a JSON schema, or not a grammar, or one that cannot go on
+    LLAMA_COMMON_GRAMMAR_ERROR    = 4,  // not a grammar, or one that cannot go on
     LLAMA_COMMON_OUT_OF_MEMORY    = 5,
     LLAMA_COMMON_INTERNAL_ERROR   = 6,
     LLAMA_COMMON_NEEDS_ALL        = 7,  // no error: the best tokens alone do not decide
@@ -110,11 +110,17 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_describe(
 
 // Renders a conversation. `request` is an object with "messages" (OpenAI's form) and optionally "tools",
 // "tool_choice", "parallel_tool_calls", "json_schema", "grammar", "add_generation_prompt",
-// "continue_final_message", "reasoning_format", "enable_thinking", "chat_template_kwargs", "now" (Unix seconds).
+// "continue_final_message", "reasoning_format", "enable_thinking", "chat_template_kwargs", "now" (Unix seconds), "collect_schemas".
 // `result`: {"prompt", "format", "format_name", "grammar", "grammar_lazy", "grammar_triggers", "preserved_tokens",
 // "additional_stops", "generation_prompt", "supports_thinking", "thinking_start_tag", "thinking_end_tags",
 // "parser", "reasoning_format", "parse_tool_calls", "is_continuation"}. A BOS that tokenization will add is
 // left out of the prompt.
+//
+// With "collect_schemas" JSON schemas are not converted: the grammar has a mark where a schema's rule goes, and the result
+// "schemas": [{"mark", "document" (JSON text) or "same_as" (the index of the one that has it), "place" (a JSON pointer that begins
+// with #), "how", "end", "with_end", "absent"}]. `how` is "json", or "string" or "mixed" for what is written raw until `end`
+// (which belongs to it `with_end`) and without `absent`; "mixed" is JSON where it reads as such. "members", "items" and "union"
+// have no mark: an object, an array or alternatives whose parts are written one by one.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_chat_apply(
         const struct llama_common_chat * chat,
         const char *                     request,
@@ -183,14 +189,6 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_dry_init(
         size_t                     n_breakers,
         struct llama_sampler **    sampler,
         char **                    error);
-
-// A GBNF grammar for the JSON documents the schema describes. What a grammar cannot express (a pattern that is not
-// anchored, say) it lets pass; the log then says so.
-LLAMA_COMMON_C_API enum llama_common_status llama_common_json_schema_to_grammar(
-        const char *                       json_schema,
-        const struct llama_common_limits * limits,
-        char **                            grammar,
-        char **                            error);
 
 // A sampler that holds the answer to a grammar, to be added to a chain (which then owns it). `format` is the result of
 // llama_common_chat_apply(), or {"grammar": "..."}: a lazy grammar wakes at its triggers, another one first reads the

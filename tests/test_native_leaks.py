@@ -138,14 +138,26 @@ static void parsers(void) {
 }
 
 static void schemas(void) {
+    struct llama_common_chat * chat = NULL;
     char * text = NULL;
-    EXPECT(OK, llama_common_json_schema_to_grammar("{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"}}}", NULL, &text, &error));
-    llama_common_string_free(text);
-    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_json_schema_to_grammar("{\"$ref\":\"#/nowhere\"}", NULL, &text, &error));
-    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_json_schema_to_grammar("{\"type\":\"nonsense\"}", NULL, &text, &error));
-    EXPECT(BAD, llama_common_json_schema_to_grammar("{", NULL, &text, &error));
-    EXPECT(BAD, llama_common_json_schema_to_grammar(NULL, NULL, &text, &error));
-    EXPECT(BAD, llama_common_json_schema_to_grammar("{}", NULL, NULL, &error));
+    EXPECT(OK, llama_common_chat_init(NULL, "{% for m in messages %}{{ m.content }}{% endfor %}", "", "", NULL, &chat, &error));
+    /* one that is read, and ones of which parts are not: a reference to nowhere in the middle, no type, nested deeply */
+    const char * schemas[] = {
+        "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"}}}",
+        "{\"properties\":{\"a\":{\"$ref\":\"#/nowhere\"},\"b\":{\"anyOf\":[{\"$ref\":\"#\"},{\"$ref\":\"#/properties/c\"}]},\"c\":{\"type\":5},\"d\":false}}",
+        "{\"$ref\":\"#\"}", "{\"allOf\":[{\"$ref\":\"#/$defs/a\"},{\"enum\":5}],\"$defs\":{\"a\":{\"allOf\":[{\"$ref\":\"#/$defs/a\"}]}}}",
+    };
+    for (size_t i = 0; i < sizeof(schemas) / sizeof(*schemas); i++) {
+        char request[1000];
+        snprintf(request, sizeof(request), "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"collect_schemas\":true,\"json_schema\":%s}", schemas[i]);
+        EXPECT(OK, llama_common_chat_apply(chat, request, NULL, &text, &error));
+        if (strstr(text, "\"schemas\"") == NULL) { printf("no schemas\n"); exit(1); }
+        llama_common_string_free(text);
+    }
+    /* without it llama.cpp's own conversion is as it was */
+    EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_apply(
+        chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"json_schema\":{\"type\":\"nonsense\"}}", NULL, &text, &error));
+    llama_common_chat_free(chat);
 }
 
 static bool stops(void * data) { return ++*(int *) data > 1; }

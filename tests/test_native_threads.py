@@ -91,7 +91,8 @@ int main(int, char ** argv) {
                 char * text = nullptr;
                 check(llama_common_chat_apply(chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}", nullptr, &text, nullptr), "apply");
                 llama_common_string_free(text);
-                check(llama_common_json_schema_to_grammar("{\"type\":\"object\"}", nullptr, &text, nullptr), "schema");
+                check(llama_common_chat_apply(chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"json_schema\":{\"type\":\"object\"},"
+                                                    "\"collect_schemas\":true}", nullptr, &text, nullptr), "schema");
                 llama_common_string_free(text);
                 sampler_of(vocab, true, id), llama_common_commit();
             }

@@ -392,22 +392,6 @@ def llama_common_dry_init(
 
 
 @bind(
-    "llama-common-c", llama_common_status, c_char_p, POINTER(llama_common_limits), POINTER(c_char_p), POINTER(c_char_p)
-)
-def llama_common_json_schema_to_grammar(
-    json_schema: bytes | None,
-    limits: PointerLike[llama_common_limits],
-    grammar: PointerLike[c_char_p],
-    error: PointerLike[c_char_p],
-    /,
-) -> int:
-    """enum llama_common_status llama_common_json_schema_to_grammar(
-        const char * json_schema, const struct llama_common_limits * limits, char ** grammar, char ** error
-    )"""
-    ...
-
-
-@bind(
     "llama-common-c",
     llama_common_status,
     llama_vocab_p_ctypes,
@@ -904,15 +888,15 @@ __all__ = [
     "llama_common_decoder_free", "llama_common_decoder_init", "llama_common_decoder_on_device",
     "llama_common_decoder_p", "llama_common_decoder_p_ctypes", "llama_common_dry_init", "llama_common_embed",
     "llama_common_get_logits", "llama_common_going_on", "llama_common_going_on_p", "llama_common_grammar_init",
-    "llama_common_headers_sha256", "llama_common_is_set", "llama_common_json_schema_to_grammar", "llama_common_limits",
-    "llama_common_limits_p", "llama_common_limits_stopped", "llama_common_log_discard", "llama_common_log_set",
-    "llama_common_measure", "llama_common_outbox_free", "llama_common_outbox_init", "llama_common_outbox_p",
-    "llama_common_outbox_p_ctypes", "llama_common_outbox_put", "llama_common_outbox_take", "llama_common_pick",
-    "llama_common_pick_from", "llama_common_sampler_accept", "llama_common_sampler_free", "llama_common_sampler_init",
-    "llama_common_sampler_p", "llama_common_sampler_p_ctypes", "llama_common_speculator_accept",
-    "llama_common_speculator_begin", "llama_common_speculator_draft", "llama_common_speculator_free",
-    "llama_common_speculator_init", "llama_common_speculator_p", "llama_common_speculator_p_ctypes",
-    "llama_common_speculator_process", "llama_common_status", "llama_common_string_free", "llama_common_token_to_piece",
-    "llama_common_tokenize", "llama_common_top_k_configs", "llama_common_top_k_free", "llama_common_top_k_init",
-    "llama_common_top_k_p", "llama_common_top_k_p_ctypes", "llama_common_top_logits",
+    "llama_common_headers_sha256", "llama_common_is_set", "llama_common_limits", "llama_common_limits_p",
+    "llama_common_limits_stopped", "llama_common_log_discard", "llama_common_log_set", "llama_common_measure",
+    "llama_common_outbox_free", "llama_common_outbox_init", "llama_common_outbox_p", "llama_common_outbox_p_ctypes",
+    "llama_common_outbox_put", "llama_common_outbox_take", "llama_common_pick", "llama_common_pick_from",
+    "llama_common_sampler_accept", "llama_common_sampler_free", "llama_common_sampler_init", "llama_common_sampler_p",
+    "llama_common_sampler_p_ctypes", "llama_common_speculator_accept", "llama_common_speculator_begin",
+    "llama_common_speculator_draft", "llama_common_speculator_free", "llama_common_speculator_init",
+    "llama_common_speculator_p", "llama_common_speculator_p_ctypes", "llama_common_speculator_process",
+    "llama_common_status", "llama_common_string_free", "llama_common_token_to_piece", "llama_common_tokenize",
+    "llama_common_top_k_configs", "llama_common_top_k_free", "llama_common_top_k_init", "llama_common_top_k_p",
+    "llama_common_top_k_p_ctypes", "llama_common_top_logits",
 ]  # fmt: skip

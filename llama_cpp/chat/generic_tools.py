@@ -32,13 +32,14 @@ def schema(tools: Sequence[Mapping[str, Any]], required: bool, parallel: bool) -
     Args:
         parallel: whether there can be several calls at once.
     """
-    place = "#/properties/tool_calls/items" if required else "#/anyOf/0/properties/tool_calls/items"
     calls = []
     for at, tool in enumerate(tools):
         function = tool["function"]
-        parameters = _moved(function["parameters"], f"{place}/anyOf/{at}/properties/arguments")
+        parameters = function["parameters"]
         if not isinstance(parameters, Mapping) or not parameters:
             parameters = {"type": "object"}
+        elif "$id" not in parameters:
+            parameters = {"$id": f"tool:{at}", **parameters}  # references in it are its own
         properties = {"name": {"const": function["name"]}, "arguments": parameters}
         calls.append({"type": "object", "properties": properties, "required": ["name", "arguments"]})
     several = {} if parallel else {"maxItems": 1}
@@ -99,15 +100,3 @@ def _parsed(arguments: str) -> Any:
         return json.loads(arguments)
     except ValueError:
         return arguments
-
-
-def _moved(value: Any, place: str) -> Any:
-    """A schema whose references into itself lead to where it lies now."""
-    if isinstance(value, Mapping):
-        return {
-            key: f"{place}{item[1:]}" if key == "$ref" and isinstance(item, str) and item.startswith("#") else _moved(item, place)
-            for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [_moved(item, place) for item in value]
-    return value

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidArgumentError
-from ..values import items, plain, refused
+from ..values import flag, items, plain, refused
 
 #: Of a function's definition or call, what has to be text.
 _TEXTS = ("role", "name", "tool_call_id", "reasoning_content")
@@ -112,6 +112,14 @@ def read_response_format(given: Any) -> Any:
     return read_schema(place, schema)
 
 
+def is_strict(given: Mapping[str, Any] | None) -> bool:
+    """Whether the answer is to be held to all of a response format's schema while it is written: what "strict" does not deny."""
+    around = (given or {}).get("json_schema")
+    if isinstance(around, Mapping) and around and around.keys() <= _AROUND_SCHEMA and around.get("strict") is not None:
+        return flag('response_format["json_schema"]["strict"]', around["strict"])
+    return True
+
+
 def read_schema(place: str, schema: Any) -> Any:
     """A JSON schema, which may be written as JSON text: a mapping or a truth value.
 
@@ -202,6 +210,8 @@ def _tool(place: str, given: Any) -> dict[str, Any]:
     if parameters is None:
         parameters = {"type": "object", "properties": {}}
     function["parameters"] = read_schema(f'{where}["parameters"]', parameters)
+    if "strict" in function:
+        function["strict"] = flag(f'{where}["strict"]', function["strict"])
     tool["function"] = function
     return tool
 

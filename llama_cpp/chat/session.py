@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import ChatParseError, InvalidArgumentError
 from ..values import flag, refused
-from . import generic_tools
-from .messages import choose_tools, read_messages, read_response_format, read_tools
+from . import generic_tools, schemas
+from .messages import choose_tools, is_strict, read_messages, read_response_format, read_tools
+from .schemas import AnswerChecks
 from .templates import ChatParser, ChatPrompt, ChatTemplates, json_schema_to_grammar
 
 
@@ -20,8 +21,9 @@ class Conversation:
         text: the prompt, without a BOS that tokenization adds.
         stop, preserved: as in :class:`~.templates.ChatPrompt`.
         grammar: what the answer has to follow, as ``llama_common_grammar_init()`` reads it; None for nothing.
-        format: what a parser of the answer is made from. how: ``"format"`` reads it by that, ``"plain"`` takes it as it is, and
-            ``"tools"`` reads :mod:`.generic_tools`' JSON.
+        format: what a parser of the answer is made from. how: ``"format"`` reads it by that, ``"parsed"`` does so even where
+            nothing but content can be in it (JSON may have a frame around it), ``"plain"`` takes it as it is, and ``"tools"``
+            reads :mod:`.generic_tools`' JSON. checks: what the finished answer is compared with; None for nothing.
     """
 
     text: str
@@ -30,10 +32,11 @@ class Conversation:
     grammar: Mapping[str, Any] | None
     format: Mapping[str, Any]
     how: str = "format"
+    checks: AnswerChecks | None = None
 
     def reader(self) -> ChatReader:
         """What reads the answer."""
-        return ChatReader(self.format, self.how)
+        return ChatReader(self.format, self.how, self.checks)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class ChatRequest:
         """
         messages, tools = read_messages(self.messages), read_tools(self.tools)
         tools, choice = choose_tools(tools, self.tool_choice)
-        schema = self._schema()
+        schema, strict = self._schema()
         if tools and choice == "required":
             schema = None  # it is for what is said, and a call is what is wanted
         if self.user_grammar and (schema is not None or (tools and choice != "none")):
@@ -68,25 +71,33 @@ class ChatRequest:
         request: dict[str, Any] = {"messages": messages, **self._options()}
         given = {"tools": tools, "tool_choice": choice} if tools else {}
         enforced = {} if schema is None else {"json_schema": schema}
+        # what is wrong with schemas is told first, and where
         if schema is not None:
-            own = json_schema_to_grammar(schema, templates.limits)  # tells what is wrong with it, and where
-        prompt = templates.apply({**request, **given, **enforced})
+            own = schemas.told("response_format", lambda: schemas.own_grammar(schema, templates.limits, strict))
+        called = tools if choice != "none" else []
+        schemas.check_tools(called, templates.limits)
+        prompt = templates.apply({**request, **given, **enforced}, strict=strict)
         found = prompt.format
+        loose = {at for at, tool in enumerate(called) if not schemas.is_strict(tool)}
         if self.user_grammar:
             thinks = bool(request.get("enable_thinking"))
             return self._conversation(prompt, {"grammar": self.user_grammar}, "format" if thinks else "plain")
         if schema is not None and (not found["grammar"] or found["grammar_lazy"]):
-            return self._conversation(prompt, {"grammar": own}, "plain")
+            return self._conversation(prompt, {"grammar": own}, "plain", _checks(None if strict else schema, called, loose))
         if tools and choice != "none" and not found["grammar"]:
             described = generic_tools.add_to_messages(messages, tools, choice == "required")
             answers = generic_tools.schema(tools, choice == "required", bool(request.get("parallel_tool_calls", False)))
             prompt = templates.apply({**request, "messages": described})
-            return self._conversation(prompt, {"grammar": json_schema_to_grammar(answers, templates.limits)}, "tools")
-        return self._conversation(prompt, found if found["grammar"] else None, "format")
+            grammar = json_schema_to_grammar(answers, templates.limits, strict=not loose)
+            return self._conversation(prompt, {"grammar": grammar}, "tools", _checks(None, called, loose))
+        checks = _checks(None if strict else schema, called, loose.union(prompt.unheld if called else ()))
+        return self._conversation(prompt, found if found["grammar"] else None, "format" if schema is None else "parsed", checks)
 
-    def _conversation(self, prompt: ChatPrompt, grammar: Mapping[str, Any] | None, how: str) -> Conversation:
-        text = prompt.text if how == "format" else _without_thoughts(prompt)
-        return Conversation(text, prompt.stop, prompt.preserved, grammar, prompt.format, how)
+    def _conversation(
+        self, prompt: ChatPrompt, grammar: Mapping[str, Any] | None, how: str, checks: AnswerChecks | None = None
+    ) -> Conversation:
+        text = prompt.text if how in ("format", "parsed") else _without_thoughts(prompt)
+        return Conversation(text, prompt.stop, prompt.preserved, grammar, prompt.format, how, checks)
 
     def _options(self) -> dict[str, Any]:
         """What else the template is told."""
@@ -108,13 +119,22 @@ class ChatRequest:
             options["chat_template_kwargs"] = kwargs
         return options
 
-    def _schema(self) -> Any:
+    def _schema(self) -> tuple[Any, bool]:
+        """The schema of the answer, and whether a grammar must hold it to all of it."""
         schema = read_response_format(self.response_format)
         if schema is False:
             raise InvalidArgumentError("response_format has the schema false, which no answer can follow.")
         if schema is True or schema == {}:
-            return {"type": ["object", "array", "string", "number", "boolean", "null"]}  # anything
-        return schema
+            schema = {"type": ["object", "array", "string", "number", "boolean", "null"]}  # anything
+        return schema, is_strict(self.response_format)
+
+
+def _checks(schema: Any, tools: Sequence[Mapping[str, Any]], unheld: Iterable[int]) -> AnswerChecks | None:
+    """What a grammar does not hold the answer to."""
+    arguments = {tools[at]["function"]["name"]: schemas.text_of(tools[at]["function"]["parameters"]) for at in unheld}
+    if schema is None and not arguments:
+        return None
+    return AnswerChecks(None if schema is None else schemas.text_of(schema), arguments)
 
 
 def _without_thoughts(prompt: ChatPrompt) -> str:
@@ -128,7 +148,8 @@ def _without_thoughts(prompt: ChatPrompt) -> str:
 class ChatReader:
     """Turns the text of an answer into a message, whole or piece by piece; ``how`` is :class:`Conversation`'s."""
 
-    def __init__(self, format: Mapping[str, Any], how: str = "format") -> None:
+    def __init__(self, format: Mapping[str, Any], how: str = "format", checks: AnswerChecks | None = None) -> None:
+        self._checks = checks
         self._parser = ChatParser(format)
         self._how = how
         # with neither tools nor reasoning the text is the content, and parsing it again for every token costs n² bytes
@@ -149,6 +170,15 @@ class ChatReader:
             return self._parser.parse(text, partial=truncated)
         except ChatParseError:
             return {"role": "assistant", "content": text}
+
+    def check(self, text: str | None = None) -> None:
+        """Compares the finished answer (None is what was pushed) with what no grammar held it to.
+
+        Raises:
+            SchemaViolationError: it breaks it.
+        """
+        if self._checks is not None:
+            self._checks(self.whole(self._text if text is None else text, truncated=False))
 
     def push(self, piece: str) -> Iterator[dict[str, Any]]:
         """Stream deltas that a further piece of text makes certain."""

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping
 
+from .. import json_schema
 from ..capi import llama_common_c as native
 from ..capi.handle import Handle, Uncopyable
 from ..capi.interrupts import DeferredInterrupts
@@ -15,6 +16,7 @@ from ..capi.status import call, take_string
 from ..errors import ChatParseError, InvalidArgumentError
 from ..limits import Limits
 from ..models.model import Model
+from . import schemas
 from .messages import to_json
 
 
@@ -27,12 +29,14 @@ class ChatPrompt:
         stop: strings that end the answer, besides the model's end tokens.
         preserved: texts of special tokens that the parser needs to see written out.
         format: everything the engine knows about it, as JSON; a parser is made from it.
+        unheld: indexes of the tools whose arguments the grammar does not hold to their schemas.
     """
 
     text: str
     stop: tuple[str, ...]
     preserved: tuple[str, ...]
     format: dict[str, Any]
+    unheld: tuple[int, ...] = ()
 
 
 class ChatTemplates(Uncopyable):
@@ -79,29 +83,32 @@ class ChatTemplates(Uncopyable):
             call(native.llama_common_chat_describe, pointer, ctypes.byref(result))
             return json.loads(take_string(result))
 
-    def apply(self, request: dict[str, Any]) -> ChatPrompt:
+    def apply(self, request: dict[str, Any], *, strict: bool = True) -> ChatPrompt:
         """Renders a conversation.
 
         Args:
             request: ``messages`` in OpenAI's form and, optionally, the fields listed at
                 ``llama_common_chat_apply()`` in ``native/llama-common-c.h``.
+            strict: whether what a grammar cannot express of ``json_schema`` is an error; of tools their "strict" says it.
 
         Raises:
-            InvalidArgumentError: the request is malformed.
+            InvalidArgumentError: the request is malformed. GrammarError: a schema that no grammar can be made of.
             ChatTemplateError: the template refused it. LimitReachedError: it costs too much.
             ModelClosedError: somebody closed it meanwhile. ForkedProcessError.
         """
-        text = to_json("the request", request)
+        text = to_json("the request", {**request, "collect_schemas": True})
         result = ctypes.c_char_p()
         with self._handle as pointer, DeferredInterrupts() as interrupts:
             allowed = self.limits.native(interrupts)
             call(native.llama_common_chat_apply, pointer, text.encode(), ctypes.byref(allowed), ctypes.byref(result))
             rendered = json.loads(take_string(result))
+        unheld = schemas.fill(rendered, request, self.limits, strict)
         return ChatPrompt(
             text=rendered["prompt"],
             stop=tuple(rendered["additional_stops"]),
             preserved=tuple(rendered["preserved_tokens"]),
             format=rendered,
+            unheld=unheld,
         )
 
 
@@ -149,23 +156,21 @@ def _check_arguments(tool_call: dict[str, Any]) -> None:
         raise ChatParseError(f"The call of {name!r} breaks off: its arguments are not JSON ({error}).") from error
 
 
-def json_schema_to_grammar(schema: dict[str, Any] | bool | str, limits: Limits = Limits()) -> str:
-    """A GBNF grammar for the JSON documents that a schema describes.
+def json_schema_to_grammar(schema: dict[str, Any] | bool | str, limits: Limits = Limits(), *, strict: bool = True) -> str:
+    """A GBNF grammar for the JSON documents that a schema describes: every text that it admits satisfies the schema.
 
-    What a grammar cannot express (a pattern that is not anchored, say) it lets pass, and the log says so.
+    Args:
+        strict: whether a keyword that a grammar cannot express is an error; else it is left out, and the log says so.
 
     Raises:
         InvalidArgumentError: not JSON.
-        GrammarError: not a schema, or one that contradicts itself. LimitReachedError: it costs too much.
+        GrammarError: not a schema, one that contradicts itself, or that a grammar cannot express; with the keyword and its place.
+        LimitReachedError: it costs too much.
     """
-    if schema is True:
-        schema = {}  # JSON Schema's "anything", which the converter does not know
-    text = schema if isinstance(schema, str) else to_json("schema", schema)
-    result = ctypes.c_char_p()
-    with DeferredInterrupts() as interrupts:
-        allowed = limits.native(interrupts)
-        call(native.llama_common_json_schema_to_grammar, _text(text, "schema"), ctypes.byref(allowed), ctypes.byref(result))
-        return take_string(result)
+    text = schemas.text_of(schema)
+    if "\0" in text:
+        raise InvalidArgumentError("schema contains a NUL character.")
+    return json_schema.grammar(text, limits, strict)
 
 
 def _text(value: str, name: str) -> bytes:

@@ -1,0 +1,46 @@
+"""What a schema may cost: time, and the size of what is made of it."""
+
+from __future__ import annotations
+
+import time
+
+from ..errors import LimitReachedError
+
+#: How deep a schema may apply others to the same value (``allOf`` in ``anyOf`` in ``$ref`` …), and how deep a value that is
+#: compared may be nested.
+DEPTH = 200
+#: Ways in which the alternatives of one schema may be combined.
+ALTERNATIVES = 2000
+#: States of an automaton for strings.
+STATES = 6000
+#: Rules that bounds of numbers or of counts may take.
+STEPS = 40_000
+
+
+class Budget:
+    """Counts what is used of ``seconds`` and of ``n_bytes`` of grammar.
+
+    Raises:
+        LimitReachedError: in its methods, when nothing is left.
+    """
+
+    def __init__(self, seconds: float, n_bytes: int) -> None:
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+        self._bytes = self._n_bytes = n_bytes
+
+    def tick(self) -> None:
+        """Checks the time."""
+        if time.monotonic() > self._end:
+            raise LimitReachedError(
+                f"the JSON schema takes more than {self._seconds:g} s to read.", remedy="Simplify it, or raise Limits(seconds=…)."
+            )
+
+    def spend(self, n_bytes: int) -> None:
+        """Takes so many bytes of what the grammar may have."""
+        self._bytes -= n_bytes
+        if self._bytes < 0:
+            raise LimitReachedError(
+                f"the JSON schema makes a grammar of more than {self._n_bytes} bytes.",
+                remedy="Simplify it, or raise Limits(grammar_bytes=…).",
+            )
