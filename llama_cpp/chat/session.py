@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import ChatParseError, InvalidArgumentError
+from ..json_schema.check import can_check
 from ..values import flag, refused
 from . import generic_tools, schemas
 from .messages import choose_tools, is_strict, read_messages, read_response_format, read_tools
 from .schemas import AnswerChecks
 from .templates import ChatParser, ChatPrompt, ChatTemplates, json_schema_to_grammar
+
+logger = logging.getLogger("llama_cpp")
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class ChatRequest:
             prompt = templates.apply({**request, "messages": described})
             grammar = json_schema_to_grammar(answers, templates.limits, strict=not loose)
             return self._conversation(prompt, {"grammar": grammar}, "tools", _checks(None, called, loose))
-        checks = _checks(None if strict else schema, called, loose.union(prompt.unheld if called else ()))
+        checks = _checks(None if strict else schema, called, loose, prompt.unheld if called else ())
         return self._conversation(prompt, found if found["grammar"] else None, "format" if schema is None else "parsed", checks)
 
     def _conversation(
@@ -129,9 +133,18 @@ class ChatRequest:
         return schema, is_strict(self.response_format)
 
 
-def _checks(schema: Any, tools: Sequence[Mapping[str, Any]], unheld: Iterable[int]) -> AnswerChecks | None:
-    """What a grammar does not hold the answer to."""
-    arguments = {tools[at]["function"]["name"]: schemas.text_of(tools[at]["function"]["parameters"]) for at in unheld}
+def _checks(
+    schema: Any, tools: Sequence[Mapping[str, Any]], loose: Iterable[int], unheld: Iterable[int] = ()
+) -> AnswerChecks | None:
+    """What a grammar does not hold the answer to: tools that did not ask for it, and those that a chat format leaves ``unheld``."""
+    compared = set(loose)
+    for at in set(unheld) - compared:
+        function = tools[at]["function"]
+        if function.get("strict") is True or can_check():
+            compared.add(at)
+        else:
+            logger.warning("%r: this chat format holds no arguments to their schema, and jsonschema is not installed", function["name"])
+    arguments = {tools[at]["function"]["name"]: schemas.text_of(tools[at]["function"]["parameters"]) for at in compared}
     if schema is None and not arguments:
         return None
     return AnswerChecks(None if schema is None else schemas.text_of(schema), arguments)

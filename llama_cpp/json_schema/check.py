@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,11 @@ from typing import Any
 from ..errors import GrammarError, MissingPackageError, SchemaViolationError
 from . import patterns
 from .automata import Matches, TooLarge, accepts
+
+
+def can_check() -> bool:
+    """Whether ``jsonschema`` is installed."""
+    return importlib.util.find_spec("jsonschema") is not None
 
 
 class Check:
