@@ -93,6 +93,15 @@ MACHINES = {
             "XDG_STATE_HOME": "/srv/user/state",
         },
     ),
+    "flags": Machine(
+        "trixie", "llama", "user",
+        "CFLAGS, CXXFLAGS, CPPFLAGS, LDFLAGS and CMAKE_GENERATOR=Ninja set; umask 027",
+        packages=("ccache", "git"), umask=0o027,
+        environment={
+            "CFLAGS": "-O1 -g1 -Wall", "CXXFLAGS": "-O1 -g1 -std=c++14 -fvisibility=hidden", "CPPFLAGS": "-DUNUSED='a b'",
+            "LDFLAGS": "-Wl,--as-needed", "CMAKE_GENERATOR": "Ninja",
+        },
+    ),
     "latin": Machine(
         "bookworm", "llama+llama", "root",
         "root; a locale that is not UTF-8; nothing runs in /tmp; make instead of ninja; CC and CXX are ccache; PYTHONHOME set",
@@ -189,20 +198,27 @@ def layered(lower: Path, upper: Path, target: Path) -> None:
     mount("-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper / 'changes'},workdir={upper / 'work'}", target)
 
 
-def copy_checkout(target: Path, umask: int) -> None:
-    """What a clone would have if all that is here were committed."""
-    target.mkdir(parents=True)
-    names = sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT, stdout=subprocess.PIPE).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
-    for path in target.rglob("*"):
-        path.chmod(path.stat().st_mode & ~umask)
+def copy_checkout(target: Path, record: Path, umask: int, uid: int) -> None:
+    """What a clone would have if all that is here were committed; in a checkout that was kept only what differs is copied."""
+    listed = sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT, stdout=subprocess.PIPE).stdout
+    names = {name for name in listed.split("\0") if name and (ROOT / name).exists()}
+    for name in set(record.read_text().split("\0")) - names if record.exists() else ():
+        (target / name).unlink(missing_ok=True)
+    for name in sorted(names):
+        source, path = ROOT / name, target / name
+        if path.exists() and path.read_bytes() == source.read_bytes():
+            continue
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, path)
+        for made in missing or [path]:
+            made.chmod((source.stat().st_mode if made == path else 0o777) & ~umask)
+            os.chown(made, uid, uid)
+    record.write_text("\0".join(sorted(names)))
 
 
 def start(machine: Machine, place: Path, again: bool) -> tuple[Path, dict[str, str]]:
-    """Mounts the machine and copies the checkout there, as it is now, unless it is one that was kept.
+    """Mounts the machine and copies the checkout there, as it is now; one that was kept gets what has changed.
 
     Returns its root and its user's variables.
     """
@@ -235,8 +251,8 @@ def start(machine: Machine, place: Path, again: bool) -> tuple[Path, dict[str, s
         switch.write_text(re.sub(r"^(passwd|group):.*", r"\1: files extrausers", switch.read_text(), flags=re.MULTILINE))
     home = root / machine.home.lstrip("/")
     checkout = home / machine.folder
+    copy_checkout(checkout, place / "files", machine.umask, uid)
     if not again:
-        copy_checkout(checkout, machine.umask)
         sh("chown", "-R", f"{uid}:{uid}", home)
 
     variables, files = pip_settings()
@@ -352,7 +368,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="say what they are")
     parser.add_argument("--run", action="append", metavar="COMMAND", help=f"instead of {' and '.join(COMMANDS)}")
     parser.add_argument("--keep", action="store_true", help="leave what was built there")
-    parser.add_argument("--again", action="store_true", help="go on with what was kept, instead of a new machine")
+    parser.add_argument("--again", action="store_true", help="go on with what was kept and what has changed here")
     options = parser.parse_args()
     if options.list:
         for name, machine in MACHINES.items():
