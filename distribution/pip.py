@@ -81,6 +81,12 @@ CAUSES = (
 )  # fmt: skip
 
 
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}")
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
 @dataclass(frozen=True)
 class IndexFile:
     """One file of a release on the index. ``sha256`` is empty where it is not known yet."""
@@ -89,6 +95,19 @@ class IndexFile:
     version: str
     filename: str
     sha256: str
+
+    def check(self, ending: str, within: str = "") -> None:
+        """Raise ValueError where a value is none that this key can have: they become paths, and what pip is asked for.
+
+        Args:
+            ending: of the filename.
+            within: what stands before the keys, for messages.
+        """
+        forms = {"name": _NAME, "version": VERSION, "filename": _FILENAME, "sha256": _SHA256}
+        for key, form in forms.items():
+            value = getattr(self, key)
+            if not form.fullmatch(value) or (key == "filename" and not value.endswith(ending)):
+                raise ValueError(f"{within}{key} cannot be {value!r:.80}")
 
     @property
     def is_wheel(self) -> bool:

@@ -51,7 +51,7 @@ extern "C" int probe(float * values) {
 """
 
 
-def make_wheel(folder: Path, name: str, members: dict[str, bytes]) -> toolkit.Wheel:
+def make_wheel(folder: Path, name: str, members: dict[str, bytes]) -> toolkit.ToolkitWheel:
     """A wheel laid out as NVIDIA's; nothing in it is executable."""
     filename = f"{name.replace('-', '_')}-1.0-py3-none-any.whl"
     info = f"{name.replace('-', '_')}-1.0.dist-info"
@@ -68,7 +68,7 @@ def make_wheel(folder: Path, name: str, members: dict[str, bytes]) -> toolkit.Wh
         for path, data in members.items():
             archive.writestr(path, data)
     size = (folder / filename).stat().st_size
-    return toolkit.Wheel(name, "1.0", filename, files.sha256_of(folder / filename), size, 1000)
+    return toolkit.ToolkitWheel(name, "1.0", filename, files.sha256_of(folder / filename), size, 1000)
 
 
 @pytest.fixture
