@@ -223,7 +223,7 @@ def obtain(pin: Pin, target: Path, cache: Path, from_git: str | None = None) -> 
     if from_git:
         sources.checkout(from_git, pin.commit, target)
     else:
-        say(f"llama.cpp {pin.commit[:12]} is carried by {pin.carriername}")
+        say(f"llama.cpp {pin.commit[:12]} is carried by {pin.carrier.filename}")
         sources.unpack_tree(_fetch_carrier(pin, cache), pin.carrier.prefix, target)
     found = git_tree.tree_id(git_tree.scan(target))
     if found != pin.tree:
@@ -236,7 +236,7 @@ def obtain(pin: Pin, target: Path, cache: Path, from_git: str | None = None) -> 
 def _fetch_carrier(pin: Pin, cache: Path) -> Path:
     cached = pip.cached_path(pin.carrier, cache)
     if os.path.isfile(cached) and cached.stat().st_size > sources.LARGEST_ARCHIVE:
-        raise HashMismatchError(f"{cached} is too large to be {pin.carriername}", f"delete {cached} and run this again")
+        raise HashMismatchError(f"{cached} is too large to be {pin.carrier.filename}", f"delete {cached} and run this again")
     try:
         return pip.fetch(pin.carrier, cache)
     except DownloadError as error:

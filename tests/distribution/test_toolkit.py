@@ -140,10 +140,11 @@ def test_no_network(small, tmp_path, monkeypatch):
     assert str(tmp_path / "cache/downloads" / small.wheels[0].filename) in caught.value.remedy
 
 
-def test_full_disk_is_said_before_anything_is_downloaded(small, tmp_path):
+def test_full_disk_is_said_before_anything_is_downloaded(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_CPP_CACHE", str(tmp_path / "cache"))
     huge = dataclasses.replace(small.wheels[0], unpacked=1 << 60)
     with pytest.raises(DiskSpaceError, match="free") as caught:
-        toolkit.assemble(tmp_path / "cache", dataclasses.replace(small, wheels=(huge,)))
+        toolkit.assemble(pins=dataclasses.replace(small, wheels=(huge,)))
     assert "LLAMA_CPP_CACHE" in caught.value.remedy
     assert not (tmp_path / "cache/downloads").exists()
 
