@@ -300,6 +300,7 @@ class World:
         setting.vendor()
         repository = Path(__file__).resolve().parents[2]
         shutil.copy(repository / "pyproject.toml", root / "repo")
+        shutil.copy(repository / "distribution" / "seed" / "pins.toml", root)
         shutil.copytree(repository / "recipe" / "variants", root / "repo" / "recipe" / "variants")
         shutil.copy(repository / "recipe" / "variants.yaml", root / "repo" / "recipe")
         (root / "repo" / "environment.yml").write_text(TEMPLATE)
@@ -326,9 +327,8 @@ class World:
         (folder / "manifest.json").write_text(json.dumps(toolkit._list(folder)))
 
     def _make_seed(self) -> None:
-        from distribution.seed import channel, pins
+        from distribution.seed import channel
 
-        shutil.copy(pins.PINS, self.root / "pins.toml")
         inputs = channel.Inputs.of_machine(with_cuda=False)
         folder = self.root / "cache" / f"seed-{inputs.key}"
         self.names["seed"] = folder.name
