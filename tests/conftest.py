@@ -49,7 +49,7 @@ def _temporary_folder() -> str:
         with contextlib.suppress(OSError):
             os.makedirs(folder, exist_ok=True)
             runs = not os.statvfs(folder).f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK)
-            if runs and re.fullmatch(r"[\w/.,+=@-]+", folder):
+            if runs and re.fullmatch(r"[\w/.,=@-]+", folder):
                 return folder
     return chosen
 

@@ -77,7 +77,7 @@ def test_a_virtual_environment_whose_python_is_gone(tmp_path: Path) -> None:
     (tmp_path / "venv/bin/python").symlink_to("/nonexistent/python3")
     with pytest.raises(InstallError, match="is gone") as caught:
         install.make_venv(tmp_path / "venv")
-    assert caught.value.remedy == f"Remove it: rm -r {tmp_path}/venv"
+    assert caught.value.remedy == f"Remove it: rm -r {shlex.quote(str(tmp_path / 'venv'))}"
 
 
 @pytest.mark.parametrize(
