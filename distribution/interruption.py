@@ -136,9 +136,11 @@ def run_program(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=_PATIENCE)
             if together:
-                _wait_for_group(process.pid)
+                _wait_for_group(process.pid, _PATIENCE)
             _send(process, signal.SIGKILL, together)
             process.communicate()
+            if together:
+                _wait_for_group(process.pid, 1)
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -152,9 +154,9 @@ def _send(process: subprocess.Popen[str], number: int, together: bool) -> None:
         os.killpg(process.pid, number)
 
 
-def _wait_for_group(group: int) -> None:
+def _wait_for_group(group: int, seconds: float) -> None:
     """Wait until all have ended that a program had started; a compiler that is killed leaves half a file."""
-    over = time.monotonic() + _PATIENCE
+    over = time.monotonic() + seconds
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < over:
             os.killpg(group, 0)
