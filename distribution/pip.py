@@ -62,7 +62,8 @@ for prefix in ("_PYPROJECT_HOOKS_", "PEP517_"):  # newer and older pips
 CAUSES = (
     (r"No space left on device|Disk quota exceeded|File too large", "free some space in {folder}"),
     (
-        r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerification",
+        # the last where pip asks the system's authorities about a server that is named by its number
+        r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerification|check_hostname requires server_hostname",
         "name the authority that your network trusts: PIP_CERT=/path/to/ca.pem",
     ),
     (
@@ -256,8 +257,12 @@ def pip_command() -> tuple[list[str], dict[str, str]]:
         ToolNotFoundError: this interpreter has no pip and no ensurepip.
         DownloadError: pip cannot read its configuration.
     """
-    # PYTHONPATH hides pip inside its build isolation
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_") and name != "PYTHONPATH"}
+    # PYTHONPATH hides pip inside its build isolation. pip says errors of the system in the language of who uses it, and CAUSES
+    # is English
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    clean = {**clean, "LC_ALL": "C.UTF-8"}
+    for name in ("PYTHONPATH", "LANGUAGE"):
+        clean.pop(name, None)
     command = [sys.executable, "-m", "pip"]
     for wheel in (None, *bundled_pip()):
         # pip runs from inside its own wheel

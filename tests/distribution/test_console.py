@@ -123,6 +123,7 @@ def raising(error: BaseException):
         (OSError(errno.EMFILE, "Too many open files"), "error: Too many open files\n  remedy: allow more open files"),
         (ModuleNotFoundError("No module named 'yaml'", name="yaml"),
         f"error: {sys.executable} has no yaml\n  remedy: make tools"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "\n/a"), "error: \\n/a: No such file\n"),
         (MemoryError(), "error: there is not enough memory"),
         (KeyError("x"), "error: internal error: KeyError: 'x' (test_console.py:"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "error: Broken pipe\n"),

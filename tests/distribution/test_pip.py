@@ -369,6 +369,17 @@ def test_nobody_listens(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "Connection refused" in error.message, "pip says it in its log alone"
 
 
+def test_pip_speaks_english(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says is compared with words; it takes those for errors of the system from the user's language."""
+    languages = {"LANG": "de_DE.UTF-8", "LANGUAGE": "de", "LC_ALL": "de_DE.UTF-8", "LC_MESSAGES": "de_DE.UTF-8"}
+    set_all(monkeypatch, languages)
+    error = failure(index, tmp_path, monkeypatch, PIP_INDEX_URL="http://127.0.0.1:9/")
+    assert "Connection refused" in error.message
+    _, environment = pip.pip_command()
+    # also where this machine has no German
+    assert environment["LC_ALL"] == "C.UTF-8" and "LANGUAGE" not in environment
+
+
 @pytest.mark.parametrize(
     ("status", "remedy"),
     [
