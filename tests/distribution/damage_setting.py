@@ -74,7 +74,8 @@ CHANNEL = {
 TREE = {"tree/settings.json": "json", "tree": "folder", "repo/pyproject.toml": "toml", "repo/vendor/llama.cpp/pin.toml": "toml"}
 TOOLKIT = {"toolkit.toml": "toml", "cache/{toolkit}/manifest.json": "json", "cache/{toolkit}/bin/nvcc": "file",
 "cache/{toolkit}": "folder", "cache": "folder"}
-SEED = {"pins.toml": "toml", "cache/{seed}/seed.json": "json", "cache/{seed}/noarch/a-1-0.conda": "file", "cache/{seed}": "folder", "cache": "folder"}
+SEED = {"pins.toml": "toml", "cache/{seed}/seed.json": "json",
+"cache/{seed}/noarch/a-1-0.conda": "file", "cache/{seed}": "folder", "cache": "folder"}
 ENVIRONMENT = {"environment-local.yml": "yml", "environment-local.yml ": "yml", **CHANNEL, **KEYS}
 FOLDER = ("--folder", "{w}/repo/vendor/llama.cpp")
 SOURCE = ("repo/vendor/llama.cpp/source", "repo/vendor/llama.cpp/.source-state")

@@ -111,7 +111,9 @@ def test_what_only_an_administrator_can_install(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("step", ["pip(Path(sys.argv[1], 'bin/python'), 'a step', ['install'])", "make_venv(Path(sys.argv[1], 'new'))"])
+@pytest.mark.parametrize(
+    "step", ["pip(Path(sys.argv[1], 'bin/python'), 'a step', ['install'])", "make_venv(Path(sys.argv[1], 'new'))"]
+)
 def test_nothing_goes_on_after_a_signal(tmp_path: Path, number: int, step: str) -> None:
     """Neither pip nor what it started, such as a compile, which would go on writing."""
     (tmp_path / "bin").mkdir()
