@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ _LONGEST = 6000
 """Characters of a message, which may repeat what somebody else wrote."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_BLANK = re.compile(r"^\s+")
 # a terminal would obey these, and what is said may come from a server or a file
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -70,6 +72,8 @@ def _attempt(action: Callable[[], int | None]) -> int:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         message, remedy = _explain(error)
+        # a path may begin with a newline
+        message = _BLANK.sub(lambda found: found[0].encode("unicode_escape").decode(), message)
         say(f"error: {_shortened(message)}")
         if remedy:
             say(f"  remedy: {_shortened(remedy)}")

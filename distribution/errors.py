@@ -113,6 +113,10 @@ class UnsignedPackageError(DistributionError):
     """A configured key did not sign what a channel offers."""
 
 
+class NoSignaturesError(UnsignedPackageError):
+    """A key is configured, and what should be a channel has no signatures at all."""
+
+
 class OlderGenerationError(DistributionError):
     """A channel offers an older generation than it did before, or what it offered cannot be told."""
 

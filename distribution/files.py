@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from .console import say
-from .errors import HomeNotFoundError, NotInstalledError, PinError
+from .console import megabytes, say
+from .errors import DiskSpaceError, HomeNotFoundError, NotInstalledError, PinError
 from .interruption import deferred
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -55,6 +55,20 @@ def other_place(path: str) -> str:
         if Path(os.path.abspath(path)).is_relative_to(cache_dir()) or cache_dir().is_relative_to(os.path.abspath(path)):
             return "name another place for downloads: LLAMA_CPP_CACHE=/a/folder"
     return "name another place"
+
+
+def need_space(folder: Path, needed: int, what: str, remedy: str) -> None:
+    """Refuse what needs more bytes in ``folder`` than are free.
+
+    Args:
+        what: needs them, for people.
+
+    Raises:
+        DiskSpaceError: there are fewer.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskSpaceError(f"{what} needs {megabytes(needed)} in {folder}, and {megabytes(free)} are free", remedy)
 
 
 def xdg_folder(variable: str, default: str) -> Path:

@@ -11,11 +11,11 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from . import interruption
 from .console import run, say
 from .errors import DistributionError
 from .files import load_toml
@@ -129,12 +129,11 @@ def make_venv(venv: Path) -> Path:
             raise InstallError(f"{venv} exists and is no virtual environment.", remedy="Name another folder.")
         say(f"making {venv}")
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "venv", str(venv)],
-                env=clean_environment(), capture_output=True, text=True, errors="replace", check=False,
-            )  # fmt: skip
+            command = [sys.executable, "-m", "venv", str(venv)]
+            done = interruption.run_program(command, env=clean_environment(), start_new_session=True)
         except BaseException:
-            shutil.rmtree(venv, ignore_errors=True)
+            with interruption.deferred():
+                shutil.rmtree(venv, ignore_errors=True)
             raise
         if done.returncode != 0:
             shutil.rmtree(venv, ignore_errors=True)
@@ -172,26 +171,27 @@ def pip(python: Path, what: str, arguments: list[str]) -> None:
     Raises:
         InstallError: pip failed.
     """
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
+    # nobody would see what it asks
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     log = ROOT / "build" / "install.log"
     log.parent.mkdir(exist_ok=True)
     started = time.monotonic()
+    lines: list[str] = []
     with Bar(what) as bar, log.open("w", encoding="utf-8") as record:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            encoding="utf-8", errors="replace",
-        )  # fmt: skip
-        assert process.stdout is not None
-        lines: list[str] = []
-        for line in process.stdout:
+
+        def follow(line: str) -> None:
             record.write(line)
             lines.append(line)
             if "llama_cpp: " in line:
                 bar.note(line.split("llama_cpp: ", 1)[1].strip())
             elif step := _STEP.match(line):
                 bar.update(int(step[1]), int(step[2]))
-        process.wait()
-    if process.returncode != 0:
+
+        # pip does not end what it has started: else a compile would go on behind the back of who stopped it
+        done = interruption.run_program(
+            command, each_line=follow, cwd=ROOT, env=clean_environment(), encoding="utf-8", start_new_session=True
+        )
+    if done.returncode != 0:
         sys.stderr.writelines(_reason(lines))
         raise InstallError(f"pip failed ({what}).", remedy=f"The whole log is in {log}.")
     say(f"{what}: done in {time.monotonic() - started:.0f} s")
@@ -212,6 +212,7 @@ def main() -> int:
     parser.add_argument("--tools", action="store_true", help="only what builds packages: no engine is compiled")
     parser.add_argument("--extra", action="append", default=[], help="an optional group of pyproject.toml")
     options = parser.parse_args()
+    interruption.install()
     return run(lambda: install_tools(options.venv) if options.tools else install(options.venv, options.extra))
 
 

@@ -7,10 +7,12 @@ wait for its end.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -101,27 +103,61 @@ def deferred() -> Iterator[Pending]:
                 _raise(pending.number)
 
 
-def run_program(command: Sequence[str], seconds: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_program(
+    command: Sequence[str], seconds: float | None = None, each_line: Callable[[str], object] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """``subprocess.run`` for text, whose program has ended whatever happens.
 
     Nothing writes on into a folder that is being removed.
+
+    Args:
+        each_line: is given every line as it comes, of stderr, too; what is returned has none of them then. ``seconds`` do not
+            count before the last one.
+        start_new_session: (among ``options``) what the program itself has started ends with it, too.
 
     Raises:
         subprocess.TimeoutExpired: it took longer than ``seconds``.
         OSError: it cannot be started.
     """
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    stderr = subprocess.STDOUT if each_line else subprocess.PIPE
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": stderr, **options}
     with deferred() as pending:
         process = subprocess.Popen(command, text=True, errors="replace", **options)
         try:
             with pending.released():
+                if each_line and process.stdout:
+                    for line in process.stdout:
+                        each_line(line)
                 out, err = process.communicate(timeout=seconds)
         except BaseException:
+            together = bool(options.get("start_new_session"))
             # not killed at once: git ends the child through which it fetches
-            process.terminate()
+            _send(process, signal.SIGTERM, together)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=_PATIENCE)
-            process.kill()
+            if together:
+                _wait_for_group(process.pid, _PATIENCE)
+            _send(process, signal.SIGKILL, together)
             process.communicate()
+            if together:
+                _wait_for_group(process.pid, 1)
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _send(process: subprocess.Popen[str], number: int, together: bool) -> None:
+    """Signal a program, ``together`` with what it has started; one that has ended gets nothing."""
+    if not together:
+        process.send_signal(number)
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _wait_for_group(group: int, seconds: float) -> None:
+    """Wait until all have ended that a program had started; a compiler that is killed leaves half a file."""
+    over = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < over:
+            os.killpg(group, 0)
+            time.sleep(0.05)

@@ -31,25 +31,13 @@ prefix = {prefix}
 """
 
 GIT_ID = re.compile("[0-9a-f]{40}")
-VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.tar\.gz")
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Carrier:
+class Carrier(IndexFile):
     """The release on the package index that carries the tree, in the folder ``prefix``."""
 
-    name: str
-    version: str
-    filename: str
-    sha256: str
     prefix: str
-
-    @property
-    def file(self) -> IndexFile:
-        return IndexFile(self.name, self.version, self.filename, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -80,15 +68,9 @@ class Pin:
     def check(self) -> None:
         """Raise ValueError where a value is none that this key can have: they become paths, and arguments of git and pip."""
         carrier = self.carrier
-        for name, value, form in (
-            ("commit", self.commit, GIT_ID),
-            ("tree", self.tree, GIT_ID),
-            ("carrier.name", carrier.name, _NAME),
-            ("carrier.version", carrier.version, VERSION),
-            ("carrier.filename", carrier.filename, _FILENAME),
-            ("carrier.sha256", carrier.sha256, _SHA256),
-        ):
-            if not form.fullmatch(value):
+        carrier.check(".tar.gz", "carrier.")
+        for name, value in (("commit", self.commit), ("tree", self.tree)):
+            if not GIT_ID.fullmatch(value):
                 raise ValueError(f"{name} cannot be {value!r:.80}")
         # fromisoformat() takes other forms, too, from Python 3.11
         if not re.fullmatch(r"\d{4}-\d\d-\d\d", self.date):

@@ -62,7 +62,8 @@ for prefix in ("_PYPROJECT_HOOKS_", "PEP517_"):  # newer and older pips
 CAUSES = (
     (r"No space left on device|Disk quota exceeded|File too large", "free some space in {folder}"),
     (
-        r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerification",
+        # the last where pip asks the system's authorities about a server that is named by its number
+        r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerification|check_hostname requires server_hostname",
         "name the authority that your network trusts: PIP_CERT=/path/to/ca.pem",
     ),
     (
@@ -81,6 +82,12 @@ CAUSES = (
 )  # fmt: skip
 
 
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}")
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
 @dataclass(frozen=True)
 class IndexFile:
     """One file of a release on the index. ``sha256`` is empty where it is not known yet."""
@@ -89,6 +96,19 @@ class IndexFile:
     version: str
     filename: str
     sha256: str
+
+    def check(self, ending: str, within: str = "") -> None:
+        """Raise ValueError where a value is none that this key can have: they become paths, and what pip is asked for.
+
+        Args:
+            ending: of the filename.
+            within: what stands before the keys, for messages.
+        """
+        forms = {"name": _NAME, "version": VERSION, "filename": _FILENAME, "sha256": _SHA256}
+        for key, form in forms.items():
+            value = getattr(self, key)
+            if not form.fullmatch(value) or (key == "filename" and not value.endswith(ending)):
+                raise ValueError(f"{within}{key} cannot be {value!r:.80}")
 
     @property
     def is_wheel(self) -> bool:
@@ -237,8 +257,12 @@ def pip_command() -> tuple[list[str], dict[str, str]]:
         ToolNotFoundError: this interpreter has no pip and no ensurepip.
         DownloadError: pip cannot read its configuration.
     """
-    # PYTHONPATH hides pip inside its build isolation
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_") and name != "PYTHONPATH"}
+    # PYTHONPATH hides pip inside its build isolation. pip says errors of the system in the language of who uses it, and CAUSES
+    # is English
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    clean = {**clean, "LC_ALL": "C.UTF-8"}
+    for name in ("PYTHONPATH", "LANGUAGE"):
+        clean.pop(name, None)
     command = [sys.executable, "-m", "pip"]
     for wheel in (None, *bundled_pip()):
         # pip runs from inside its own wheel

@@ -23,13 +23,15 @@ from pathlib import Path
 
 from . import pip
 from .console import megabytes, say
-from .errors import DiskSpaceError, PinError, ToolkitError, ToolNotFoundError
+from .errors import PinError, ToolkitError, ToolNotFoundError
 from .files import (
     LARGEST_DOCUMENT,
     cache_dir,
     load_json,
     load_toml,
     locked,
+    need_space,
+    other_place,
     read_regular,
     record,
     remove_tree,
@@ -42,8 +44,6 @@ PINS = Path(__file__).with_name("toolkit.toml")
 MANIFEST = "manifest.json"
 WHEEL_ROOT = "nvidia/cu13/"
 _CUDA = re.compile(r"\d+(\.\d+)+")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}")
-_WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}\.whl")
 
 # The driver API that ggml calls. libcuda itself comes with the driver and is in no wheel; the linker
 # needs its names only.
@@ -63,19 +63,11 @@ DRIVER_FUNCTIONS = (
 
 
 @dataclass(frozen=True)
-class Wheel:
-    """A pinned wheel; ``size`` and ``unpacked`` are in bytes."""
+class ToolkitWheel(pip.IndexFile):
+    """A pinned wheel of NVIDIA's; ``size`` and ``unpacked`` are in bytes."""
 
-    name: str
-    version: str
-    filename: str
-    sha256: str
     size: int
     unpacked: int
-
-    @property
-    def file(self) -> pip.IndexFile:
-        return pip.IndexFile(self.name, self.version, self.filename, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,7 @@ class Pins:
     """A CUDA version and the wheels that make it up."""
 
     cuda: str
-    wheels: tuple[Wheel, ...]
+    wheels: tuple[ToolkitWheel, ...]
 
     @classmethod
     def load(cls, path: Path | None = None) -> Pins:
@@ -98,7 +90,7 @@ class Pins:
             listed = data.pop("wheel", None)
             if not isinstance(listed, list) or not listed:
                 raise ValueError("it lists no wheels")
-            pins = record(cls, {**data, "wheels": tuple(record(Wheel, wheel, "wheel") for wheel in listed)})
+            pins = record(cls, {**data, "wheels": tuple(record(ToolkitWheel, wheel, "wheel") for wheel in listed)})
             pins.check()
             return pins
         except ValueError as error:
@@ -109,12 +101,9 @@ class Pins:
         if not _CUDA.fullmatch(self.cuda):
             raise ValueError(f"cuda is no version: {self.cuda!r:.80}")
         for wheel in self.wheels:
-            fits = (
-                _NAME.fullmatch(wheel.name) and _NAME.fullmatch(wheel.version) and _WHEEL.fullmatch(wheel.filename)
-                and re.fullmatch("[0-9a-f]{64}", wheel.sha256) and wheel.size >= 0 and wheel.unpacked >= 0
-            )  # fmt: skip
-            if not fits:
-                raise ValueError(f"the wheel {wheel.name!r:.80} has a name, version, filename, hash or size that cannot be")
+            wheel.check(".whl", "wheel.")
+            if wheel.size < 0 or wheel.unpacked < 0:
+                raise ValueError(f"the wheel {wheel.name} has a size that cannot be")
 
     def folder(self, cache: Path) -> Path:
         """Where these wheels are assembled: other pins have another folder, so none is ever overwritten."""
@@ -182,8 +171,8 @@ def status(cache: Path | None = None, pins: Pins | None = None) -> str:
     return "\n".join(lines)
 
 
-def _missing(cache: Path, pins: Pins) -> list[Wheel]:
-    return [wheel for wheel in pins.wheels if not pip.cached_path(wheel.file, cache).exists()]
+def _missing(cache: Path, pins: Pins) -> list[ToolkitWheel]:
+    return [wheel for wheel in pins.wheels if not pip.cached_path(wheel, cache).exists()]
 
 
 def _check_machine() -> None:
@@ -196,19 +185,11 @@ def _check_machine() -> None:
     _compiler()
 
 
-def _check_disk(cache: Path, needed: int) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(cache).free
-    if free < needed:
-        raise DiskSpaceError(
-            f"assembling CUDA needs {megabytes(needed)} in {cache}, and {megabytes(free)} are free",
-            "free some space, or put the cache elsewhere: LLAMA_CPP_CACHE=/another/folder",
-        )
-
-
 def _assemble(folder: Path, cache: Path, pins: Pins) -> None:
     missing = _missing(cache, pins)
-    _check_disk(cache, sum(wheel.size for wheel in missing) + sum(wheel.unpacked for wheel in pins.wheels))
+    cache.mkdir(parents=True, exist_ok=True)
+    needed = sum(wheel.size for wheel in missing) + sum(wheel.unpacked for wheel in pins.wheels)
+    need_space(cache, needed, "assembling CUDA", f"free some space, or {other_place(str(cache))}")
     if missing:
         say(f"CUDA {pins.cuda}: {len(missing)} wheels, {megabytes(sum(wheel.size for wheel in missing))} to download")
     wheels = [_fetch(wheel, cache) for wheel in pins.wheels]
@@ -225,10 +206,10 @@ def _assemble(folder: Path, cache: Path, pins: Pins) -> None:
         os.rename(tree, folder)
 
 
-def _fetch(wheel: Wheel, cache: Path) -> Path:
-    if not pip.cached_path(wheel.file, cache).exists():
+def _fetch(wheel: ToolkitWheel, cache: Path) -> Path:
+    if not pip.cached_path(wheel, cache).exists():
         say(f"downloading {wheel.name} {wheel.version}, {megabytes(wheel.size)}")
-    return pip.fetch(wheel.file, cache)
+    return pip.fetch(wheel, cache)
 
 
 def unpack(wheel: Path, tree: Path) -> None:

@@ -12,7 +12,8 @@ from .console import STDERR, say
 from .errors import BindingsError, DownloadError, PinError, TreeMismatchError
 from .files import REPOSITORY, cache_dir, staging_folder, write_atomically
 from .interruption import run_program
-from .pin import VERSION, Pin
+from .pin import Pin
+from .pip import VERSION
 
 GENERATOR = REPOSITORY / "tools" / "generate_bindings.py"
 

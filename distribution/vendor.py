@@ -234,11 +234,11 @@ def obtain(pin: Pin, target: Path, cache: Path, from_git: str | None = None) -> 
 
 
 def _fetch_carrier(pin: Pin, cache: Path) -> Path:
-    cached = pip.cached_path(pin.carrier.file, cache)
+    cached = pip.cached_path(pin.carrier, cache)
     if os.path.isfile(cached) and cached.stat().st_size > sources.LARGEST_ARCHIVE:
         raise HashMismatchError(f"{cached} is too large to be {pin.carrier.filename}", f"delete {cached} and run this again")
     try:
-        return pip.fetch(pin.carrier.file, cache)
+        return pip.fetch(pin.carrier, cache)
     except DownloadError as error:
         # of a checkout a package is made of the pinned commit alone
         packaged = os.environ.get("CONDA_BUILD") == "1"

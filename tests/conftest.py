@@ -33,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # what a shell starts in the background ignores Ctrl-C, and so would every child that tests it
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # so would what nohup starts, of a terminal that goes away; a handler is nobody else's, and it still does nothing here
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     for name in [name for name in os.environ if name in DROPPED or name.startswith("GIT_")]:
         del os.environ[name]
     tempfile.tempdir = os.environ["TMPDIR"] = _temporary_folder()
@@ -49,7 +52,7 @@ def _temporary_folder() -> str:
         with contextlib.suppress(OSError):
             os.makedirs(folder, exist_ok=True)
             runs = not os.statvfs(folder).f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK)
-            if runs and re.fullmatch(r"[\w/.,+=@-]+", folder):
+            if runs and re.fullmatch(r"[\w/.,=@-]+", folder):
                 return folder
     return chosen
 

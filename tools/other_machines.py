@@ -4,9 +4,9 @@
     sudo python3 tools/other_machines.py space german                  # make demo and make test on each
     sudo python3 tools/other_machines.py space --run 'make test ARGS="tests/test_cli.py -n 1"' --keep
 
-Each is a Debian in a chroot, made by debootstrap from the mirror that apt is configured with here, and has what people's machines
-have or lack: see MACHINES. pip's settings are handed in. Of this machine's caches, downloads and what ccache holds can be read
-there, and nothing changes here. Needs root, debootstrap, overlayfs, and 25 GB of disk.
+Each is a Debian or an Ubuntu in a chroot, made by debootstrap from the mirror that apt is configured with here, and has what
+people's machines have or lack: see MACHINES. pip's settings are handed in. Of this machine's caches, downloads and what ccache
+holds can be read there, and nothing changes here. Needs root, debootstrap, overlayfs, and 25 GB of disk.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ COMMANDS = ("make demo", "make test")
 UID = 4321
 # what somebody without root has installed; nothing that the README does not ask for
 PACKAGES = ("make", "g++", "python3", "python3-venv", "ca-certificates", "libnss-extrausers", "locales")
+UBUNTU = ("jammy", "noble")
+"""Its releases, which a mirror of Debian has beside that, if at all."""
 LOCALES = ("de_DE.UTF-8 UTF-8", "de_DE.ISO-8859-1 ISO-8859-1")
 
 
@@ -40,7 +42,7 @@ class Machine:
     """What is special about a machine.
 
     Attributes:
-        release: Debian's name for it.
+        release: Debian's or Ubuntu's name for it.
         folder: where the checkout lies.
         user: who builds; ``root``, or somebody who stands in no file that the C library reads by itself.
         packages: installed besides PACKAGES.
@@ -93,6 +95,20 @@ MACHINES = {
             "XDG_STATE_HOME": "/srv/user/state",
         },
     ),
+    "flags": Machine(
+        "trixie", "llama", "user",
+        "CFLAGS, CXXFLAGS, CPPFLAGS, LDFLAGS and CMAKE_GENERATOR=Ninja set; umask 027",
+        packages=("ccache", "git"), umask=0o027,
+        environment={
+            "CFLAGS": "-O1 -g1 -Wall", "CXXFLAGS": "-O1 -g1 -std=c++14 -fvisibility=hidden", "CPPFLAGS": "-DUNUSED='a b'",
+            "LDFLAGS": "-Wl,--as-needed", "CMAKE_GENERATOR": "Ninja",
+        },
+    ),
+    "ubuntu": Machine(
+        "jammy", "llama", "user", "Ubuntu 22.04 with Python 3.10; MAKEFLAGS, NINJA_STATUS and DESTDIR set; umask 002",
+        packages=("ccache", "git"), umask=0o002,
+        environment={"MAKEFLAGS": "-j4", "NINJA_STATUS": "ninja ", "DESTDIR": "/nonexistent", "LANG": "C.UTF-8"},
+    ),
     "latin": Machine(
         "bookworm", "llama+llama", "root",
         "root; a locale that is not UTF-8; nothing runs in /tmp; make instead of ninja; CC and CXX are ccache; PYTHONHOME set",
@@ -111,7 +127,7 @@ def sh(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
 
 
 def apt_sources(release: str) -> list[str]:
-    """The lines of sources.list for a release of Debian, on the mirrors that apt has here."""
+    """The lines of sources.list for a release, on the mirrors that apt has here."""
     here = dict(re.findall(r'^(\w+)="?([^"\n]*)', Path("/etc/os-release").read_text(), re.MULTILINE))["VERSION_CODENAME"]
     listed = sh(
         "apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages", stdout=subprocess.PIPE
@@ -119,6 +135,9 @@ def apt_sources(release: str) -> list[str]:
     sites = {suite.removeprefix(here): site for site, suite in map(str.split, listed.splitlines()) if suite.startswith(here)}
     if "" not in sites:
         sys.exit("apt is not configured with a mirror of Debian here.")
+    if release in UBUNTU:
+        site = re.sub(r"/debian/?$", "/ubuntu", sites[""])
+        return [f"deb {site} {release}{suite} main universe" for suite in ("", "-updates", "-security")]
     return [f"deb {site} {release}{suite} main" for suite, site in sites.items() if suite in ("", "-updates", "-security")]
 
 
@@ -131,7 +150,14 @@ def base(release: str) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     WORK.mkdir(parents=True, exist_ok=True)
     sources = apt_sources(release)
-    sh("debootstrap", "--variant=minbase", release, part, next(line.split()[1] for line in sources if line.split()[2] == release))
+    site = next(line.split()[1] for line in sources if line.split()[2] == release)
+    options, script = ["--variant=minbase"], []
+    if release in UBUNTU:
+        # one script is for all of its releases; afterwards its own apt checks what it gets
+        script = [Path("/usr/share/debootstrap/scripts/gutsy")]
+        keys = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
+        options.append(f"--keyring={keys}" if keys.exists() else "--no-check-gpg")
+    sh("debootstrap", *options, release, part, site, *script)
     (part / "etc/apt/sources.list").write_text("\n".join(sources) + "\n")
     (part / "etc/locale.gen").write_text("\n".join(LOCALES) + "\n")
     install(part, *PACKAGES)
@@ -189,20 +215,27 @@ def layered(lower: Path, upper: Path, target: Path) -> None:
     mount("-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper / 'changes'},workdir={upper / 'work'}", target)
 
 
-def copy_checkout(target: Path, umask: int) -> None:
-    """What a clone would have if all that is here were committed."""
-    target.mkdir(parents=True)
-    names = sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT, stdout=subprocess.PIPE).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
-    for path in target.rglob("*"):
-        path.chmod(path.stat().st_mode & ~umask)
+def copy_checkout(target: Path, record: Path, umask: int, uid: int) -> None:
+    """What a clone would have if all that is here were committed; in a checkout that was kept only what differs is copied."""
+    listed = sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT, stdout=subprocess.PIPE).stdout
+    names = {name for name in listed.split("\0") if name and (ROOT / name).exists()}
+    for name in set(record.read_text().split("\0")) - names if record.exists() else ():
+        (target / name).unlink(missing_ok=True)
+    for name in sorted(names):
+        source, path = ROOT / name, target / name
+        if path.exists() and path.read_bytes() == source.read_bytes():
+            continue
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, path)
+        for made in missing or [path]:
+            made.chmod((source.stat().st_mode if made == path else 0o777) & ~umask)
+            os.chown(made, uid, uid)
+    record.write_text("\0".join(sorted(names)))
 
 
 def start(machine: Machine, place: Path, again: bool) -> tuple[Path, dict[str, str]]:
-    """Mounts the machine and copies the checkout there, as it is now, unless it is one that was kept.
+    """Mounts the machine and copies the checkout there, as it is now; one that was kept gets what has changed.
 
     Returns its root and its user's variables.
     """
@@ -235,8 +268,8 @@ def start(machine: Machine, place: Path, again: bool) -> tuple[Path, dict[str, s
         switch.write_text(re.sub(r"^(passwd|group):.*", r"\1: files extrausers", switch.read_text(), flags=re.MULTILINE))
     home = root / machine.home.lstrip("/")
     checkout = home / machine.folder
+    copy_checkout(checkout, place / "files", machine.umask, uid)
     if not again:
-        copy_checkout(checkout, machine.umask)
         sh("chown", "-R", f"{uid}:{uid}", home)
 
     variables, files = pip_settings()
@@ -352,11 +385,12 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="say what they are")
     parser.add_argument("--run", action="append", metavar="COMMAND", help=f"instead of {' and '.join(COMMANDS)}")
     parser.add_argument("--keep", action="store_true", help="leave what was built there")
-    parser.add_argument("--again", action="store_true", help="go on with what was kept, instead of a new machine")
+    parser.add_argument("--again", action="store_true", help="go on with what was kept and what has changed here")
     options = parser.parse_args()
     if options.list:
         for name, machine in MACHINES.items():
-            print(f"{name:8} Debian {machine.release}, {machine.user}, {machine.home}/{machine.folder}: {machine.about}")
+            maker = "Ubuntu" if machine.release in UBUNTU else "Debian"
+            print(f"{name:8} {maker} {machine.release}, {machine.user}, {machine.home}/{machine.folder}: {machine.about}")
         return 0
     if os.getuid() != 0:
         sys.exit("Only root can make chroots: sudo python3 tools/other_machines.py")

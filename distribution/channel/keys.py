@@ -152,12 +152,14 @@ def load_trust(key: Path | None = None) -> Trust:
 
 
 def load_publishers() -> Trust:
-    """As ``load_trust``, for who is about to sign: this machine's key is the one it signs with.
+    """As ``load_trust``, for who is about to sign: this machine's key is the one it signs with, if it has one already.
 
     Raises:
-        SigningKeyError: a key cannot be read or made.
+        SigningKeyError: a key cannot be read.
     """
-    return replace(load_trust(), own=signing_key().public_key())
+    # none is made to find out that nothing was signed with it
+    own = signing_key().public_key() if os.path.lexists(config_dir() / "signing-key.pem") else None
+    return replace(load_trust(), own=own)
 
 
 def _configured(key: Path | None) -> list[Path]:

@@ -16,8 +16,8 @@ from rattler import BuildString, PackageRecord, VersionWithSource
 
 from ..conda_archive import LARGEST_PACKED
 from ..console import megabytes, say
-from ..errors import ChannelDamagedError, DamagedPackageError, DiskSpaceError, PackageExistsError
-from ..files import load_json, read_regular, sha256_of
+from ..errors import ChannelDamagedError, DamagedPackageError, PackageExistsError
+from ..files import load_json, need_space, read_regular, sha256_of
 from ..waiting import index_channel
 from . import environments, keys, manifest, siblings
 from .generations import Channel, link_or_copy, link_young_shards
@@ -256,7 +256,8 @@ def _take_in(files: Iterable[Path], folder: Path, channel: Channel) -> list[Pack
     folder.mkdir()
     files = [Path(file) for file in files]
     size = sum(_size(file) for file in files)
-    _check_room(0 if all(file.is_relative_to(channel.store) for file in files) else size, channel)
+    remedy = "free some space, or remove old builds: python -m distribution channel prune"
+    need_space(channel.store, 0 if all(file.is_relative_to(channel.store) for file in files) else size, "publishing", remedy)
     if size > _TAKES_SECONDS:
         say(f"checking {len(files)} packages, {megabytes(size)}")
     packages = []
@@ -287,15 +288,6 @@ def _size(file: Path) -> int:
             return found.st_size
     except OSError as error:
         raise DamagedPackageError(f"{file} cannot be read: {error.strerror}", "check the path") from None
-
-
-def _check_room(needed: int, channel: Channel) -> None:
-    free = shutil.disk_usage(channel.store).free
-    if free < needed:
-        raise DiskSpaceError(
-            f"publishing needs {megabytes(needed)} in {channel.path.parent}, and {megabytes(free)} are free",
-            "free some space, or remove old builds: python -m distribution channel prune",
-        )
 
 
 def _sort_out(arrived: Sequence[Package], state: State) -> tuple[list[Package], list[Package]]:

@@ -46,6 +46,15 @@ def check(location: str, generation: int, allow_older: bool = False) -> None:
                 write_atomically(file, json.dumps({**seen, location: generation}, indent=1) + "\n")
 
 
+def is_known(location: str) -> bool:
+    """Whether a generation of the channel at this address was seen.
+
+    Raises:
+        OlderGenerationError: what was seen cannot be read.
+    """
+    return location in _read(state_dir() / "channels.json")
+
+
 def _read(file: Path) -> dict[str, int]:
     try:
         seen = load_json(read_regular(file, _LARGEST), _LARGEST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..console import say
-from ..errors import ChannelDamagedError, ChannelNotFoundError, UnsignedPackageError
+from ..errors import ChannelDamagedError, ChannelNotFoundError, NoSignaturesError, UnsignedPackageError
 from ..files import LARGEST_DOCUMENT, sha256_of
 from .keys import Trust, config_dir
 from .manifest import CHANNEL_KEY, REMEDY, Manifest, fetch
@@ -23,7 +23,8 @@ def open_signed(location: str, trust: Trust) -> Manifest | None:
     manifest gives None, and a line says that nothing vouches for the others.
 
     Raises:
-        UnsignedPackageError: a configured key did not sign a package or the list, or the channel has no manifest.
+        UnsignedPackageError: a configured key did not sign a package or the list.
+        NoSignaturesError: a key is configured, and the channel has no manifest.
         ChannelUnreachableError, ChannelDamagedError: there is no manifest that can be read.
     """
     try:
@@ -31,7 +32,7 @@ def open_signed(location: str, trust: Trust) -> Manifest | None:
     except ChannelNotFoundError:
         if not trust.configured:
             return None
-        raise UnsignedPackageError(f"{location} has no signatures", _UNSIGNED_REMEDY) from None
+        raise NoSignaturesError(f"{location} has no signatures", _UNSIGNED_REMEDY) from None
     if note := require_signatures(manifest, trust, location):
         say(note)
     return manifest

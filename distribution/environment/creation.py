@@ -11,7 +11,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,6 @@ from rattler import MatchSpec, RepoDataRecord, install
 from rattler.exceptions import InstallerError
 
 from .. import package_files
-from ..console import megabytes
 from ..errors import (
     DiskSpaceError,
     DistributionError,
@@ -29,7 +27,7 @@ from ..errors import (
     EnvironmentInstallError,
     HashMismatchError,
 )
-from ..files import cache_dir, made_folder, remove_for_good, remove_tree
+from ..files import cache_dir, made_folder, need_space, remove_for_good, remove_tree
 from ..interruption import deferred
 from ..waiting import wait
 from . import activation, places
@@ -58,7 +56,10 @@ def create(records: Sequence[RepoDataRecord], prefix: Path, requested: Sequence[
     check_free(prefix, force)
     _refuse_twice(records)
     with _translated(prefix), _staging(prefix) as folder:
-        _check_disk(folder, records)
+        # unpacked they need more, and with hard links into the cache less: only the hopeless is refused here
+        needed = sum(record.size or 0 for record in records)
+        remedy = "free some space, or make the environment elsewhere: -p /another/folder"
+        need_space(folder.parent, needed, "installing the packages", remedy)
         _install(records, folder, prefix, requested)
         _write_history(folder, records, requested)
         activation.write_script(folder, prefix)
@@ -143,17 +144,6 @@ def _sweep(prefix: Path) -> None:
                 remove_tree(folder)
             finally:
                 os.close(lock)
-
-
-def _check_disk(folder: Path, records: Sequence[RepoDataRecord]) -> None:
-    # unpacked they need more, and with hard links into the cache less: only the hopeless is refused here
-    needed = sum(record.size or 0 for record in records)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DiskSpaceError(
-            f"the packages are {megabytes(needed)}, and {megabytes(free)} are free in {folder.parent}",
-            "free some space, or make the environment elsewhere: -p /another/folder",
-        )
 
 
 def _install(records: Sequence[RepoDataRecord], folder: Path, prefix: Path, requested: Sequence[str]) -> None:

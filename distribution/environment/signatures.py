@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ from rattler import Channel, RepoDataRecord, SparseRepoData
 from ..channel import environments, rollback
 from ..channel.inspection import OURS, SUBDIRS
 from ..channel.keys import Trust
-from ..channel.manifest import REMEDY, Manifest, fetch_file, folder_of
+from ..channel.manifest import MANIFEST, REMEDY, Manifest, fetch_file, folder_of
 from ..channel.publishing import INDEX, LARGEST_INDEX
 from ..channel.signing import open_signed
-from ..errors import ChannelDamagedError, UnsignedPackageError
+from ..errors import ChannelDamagedError, NoSignaturesError, UnsignedPackageError
 from ..files import read_regular, scratch_folder
 from . import specification
 
@@ -109,8 +110,8 @@ def open_sources(channels: Sequence[str], trust: Trust, allow_older: bool = Fals
 def read_environment_file(source: str, trust: Trust, allow_older: bool = False) -> str:
     """The text of an environment file or lock at a path or an address.
 
-    Where a key is configured, a file of a channel must be the one that was signed. What comes without TLS must be signed; a
-    file of one's own is one's own.
+    Where a key is configured, a file of a channel must be the one that was signed, and a channel that was seen before must still
+    be signed. What comes without TLS must be signed; a file of one's own is one's own.
 
     Raises:
         UnsignedPackageError: it is not what was signed, or nothing vouches for it.
@@ -130,28 +131,32 @@ def read_environment_file(source: str, trust: Trust, allow_older: bool = False) 
 
 def _is_signed(source: str, text: str, trust: Trust, allow_older: bool) -> bool:
     location, name = _folder_and_name(source)
-    remote = "://" in source
-    if not remote and not (name in environments.ADDRESSED and (Path(location) / "manifest.json").exists()):
+    if "://" not in source and not _is_of_a_channel(location, name):
         return True
+    address = _address(location)
     try:
         content = open_signed(location, trust)
         assert content
-    except UnsignedPackageError:
-        if source.startswith("https:"):
+    except NoSignaturesError:
+        # a page of somebody's, behind TLS; but a channel does not lose its signatures
+        if source.startswith("https:") and not rollback.is_known(address):
             return True
         raise
     if name not in content.addressed:
-        if source.startswith("http:"):
-            raise UnsignedPackageError(
-                f"nothing vouches for {source}: it is no file of a signed channel, and came without TLS",
-                "fetch it by a way that you trust, and name the file",
-            )
-        return True
+        raise UnsignedPackageError(
+            f"nothing vouches for {source}: it lies in a signed channel, and its publisher did not sign it",
+            "fetch it by a way that you trust, put it elsewhere, and name the file",
+        )
     digests = {environments.neutral_digest(text, one) for one in _spellings(location)}
     if content.addressed[name] in digests:
-        rollback.check(_address(location), content.generation, allow_older)
+        rollback.check(address, content.generation, allow_older)
         return True
     return False
+
+
+def _is_of_a_channel(folder: str, name: str) -> bool:
+    """Whether a file here is a channel's. One whose signatures are gone is still one: whoever can write to it can remove them."""
+    return name in environments.ADDRESSED and (os.path.lexists(Path(folder, MANIFEST)) or rollback.is_known(_address(folder)))
 
 
 def _folder_and_name(source: str) -> tuple[str, str]:

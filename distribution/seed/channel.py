@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import toolkit
 from ..console import megabytes, say
-from ..errors import DiskSpaceError, SeedError
+from ..errors import SeedError
 from ..files import (
     LARGEST_DOCUMENT,
     REPOSITORY,
@@ -22,6 +22,8 @@ from ..files import (
     load_json,
     locked,
     made_folder,
+    need_space,
+    other_place,
     read_regular,
     remove_tree,
     sha256_of,
@@ -45,7 +47,7 @@ class Inputs:
 
     python: interpreter.Interpreter
     compiler: compilers.Compiler
-    wheels: list[pins.Wheel]
+    wheels: list[pins.SeedWheel]
     toolkit: toolkit.Pins | None
 
     @classmethod
@@ -230,7 +232,8 @@ def _make(folder: Path, cache: Path, inputs: Inputs) -> None:
     _refuse_to_overwrite(folder)
     began = time.monotonic()
     with staging_folder(folder.parent, ".seed-") as staging:
-        _check_disk(folder.parent, NEEDED_FOR_CUDA if inputs.toolkit else NEEDED)
+        needed = NEEDED_FOR_CUDA if inputs.toolkit else NEEDED
+        need_space(folder.parent, needed, "a seed", f"free some space, or {other_place(str(folder.parent))}")
         fetched = pins.fetch(inputs.wheels, cache)
         tools = toolkit.assemble(cache, quiet=True) if inputs.toolkit else None
         made = staging / "channel"
@@ -274,15 +277,6 @@ def _write_all(made: Path, fetched: list[Path], tools: Path | None, inputs: Inpu
             write(cuda.packages(tools, inputs.toolkit, inputs.compiler))
         for wheel in by_name.values():
             write([wheels.package(wheel, inputs.python.version[:2])])
-
-
-def _check_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DiskSpaceError(
-            f"a seed needs {megabytes(needed)} in {folder}, and {megabytes(free)} are free",
-            "free some space, or put the cache elsewhere: LLAMA_CPP_CACHE=/another/folder",
-        )
 
 
 def _digest(*parts: str) -> str:

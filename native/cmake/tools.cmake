@@ -9,6 +9,10 @@ foreach(program IN LISTS PROGRAMS)
   endif()
 endforeach()
 
+if(VISIBLE)
+  set_target_properties(${program_libraries} PROPERTIES ${VISIBLE})
+endif()
+
 add_custom_target(llama_cpp_tools DEPENDS ${PROGRAMS} ggml-rpc)
 set_target_properties(${PROGRAMS} PROPERTIES INSTALL_RPATH "$ORIGIN/../${LLAMA_CPP_LIB_DESTINATION}")
 install(TARGETS ${PROGRAMS} RUNTIME DESTINATION bin COMPONENT llama_cpp_tools)

@@ -245,12 +245,22 @@ def damage_yaml(data: bytes, rng: random.Random) -> bytes:
         lines[number] = rng.choice((f"{indent}- {odd}", f"{indent}{odd}", f"{lines[number]} {odd}", f"{indent}key: {odd}",
         lines[number] * 2))
         return _encode("\n".join(lines) + "\n")
-    document, inserted = damage_document(yaml.safe_load(text), rng, RAW_YAML)
+    document, inserted = damage_document(_loaded(text), rng, RAW_YAML)
     try:
         text = yaml.safe_dump(document, allow_unicode=True)
     except (yaml.YAMLError, UnicodeError):
         text = json.dumps(document)
     return _encode(text.replace(RAW, inserted))
+
+
+def _loaded(text: str) -> Any:
+    """ValueError for one that was damaged before: it may be no YAML any more, and its aliases may stand for a lot."""
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has aliases")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def damage_toml(data: bytes, rng: random.Random) -> bytes:

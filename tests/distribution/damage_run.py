@@ -147,7 +147,7 @@ def _damage_input(case: Case, world: World, rng: random.Random) -> None:
             kinds = damage.FOLDER_DAMAGE if kind == "folder" else damage.FILE_DAMAGE
             how = rng.choice(list(kinds))
             kinds[how](path, rng)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, zipfile.BadZipFile,
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, RecursionError, zipfile.BadZipFile,
     tarfile.TarError) as error:
         # two damages of one input do not always go together
         case.notes.append(f"{relative}: {type(error).__name__}")

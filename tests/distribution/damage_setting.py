@@ -74,7 +74,8 @@ CHANNEL = {
 TREE = {"tree/settings.json": "json", "tree": "folder", "repo/pyproject.toml": "toml", "repo/vendor/llama.cpp/pin.toml": "toml"}
 TOOLKIT = {"toolkit.toml": "toml", "cache/{toolkit}/manifest.json": "json", "cache/{toolkit}/bin/nvcc": "file",
 "cache/{toolkit}": "folder", "cache": "folder"}
-SEED = {"cache/{seed}/seed.json": "json", "cache/{seed}/noarch/a-1-0.conda": "file", "cache/{seed}": "folder", "cache": "folder"}
+SEED = {"pins.toml": "toml", "cache/{seed}/seed.json": "json",
+"cache/{seed}/noarch/a-1-0.conda": "file", "cache/{seed}": "folder", "cache": "folder"}
 ENVIRONMENT = {"environment-local.yml": "yml", "environment-local.yml ": "yml", **CHANNEL, **KEYS}
 FOLDER = ("--folder", "{w}/repo/vendor/llama.cpp")
 SOURCE = ("repo/vendor/llama.cpp/source", "repo/vendor/llama.cpp/.source-state")
@@ -101,7 +102,7 @@ COMMANDS = {
     "toolkit --status": Command(("toolkit", "--status"), TOOLKIT, share=4),
     "toolkit --verify": Command(("toolkit", "--verify"), TOOLKIT, share=4),
     "toolkit --assembled-path": Command(("toolkit", "--assembled-path"), TOOLKIT, share=2),
-    "seed --status": Command(("seed", "--status"), SEED, share=1),
+    "seed --status": Command(("seed", "--status"), SEED, share=3),
     "seed --print-path": Command(("seed", "--print-path", "--output", "{w}/cache/{seed}"), SEED, (3,), share=1),
     "build --arch": Command(("build", "--arch", "no-such"), {}, (2,), share=1),
     "build --output": Command(("build", "--arch", "cpu", "--channel", "{w}/dist/channel", "--output", "{w}/a file"), {}, (),
@@ -265,7 +266,7 @@ class World:
         ]
         for name, attribute, value in (
             ("toolkit", "PINS", self.root / "toolkit.toml"), ("provenance", "VENDOR", self.root / "repo/vendor/llama.cpp"),
-            ("vendor", "FOLDER", self.root / "repo/vendor/llama.cpp"),
+            ("vendor", "FOLDER", self.root / "repo/vendor/llama.cpp"), ("seed.pins", "PINS", self.root / "pins.toml"),
             ("channel.trial", "_MEMORY", self.root / "tmp"), ("channel.manifest", "_SECONDS", 1), ("environment.specification",
             "_SECONDS", 1),
             ("environment.lock", "_SECONDS", 2), ("environment.solving", "SOLVING", 5), ("package_files", "_SECONDS", 5),
@@ -300,6 +301,7 @@ class World:
         setting.vendor()
         repository = Path(__file__).resolve().parents[2]
         shutil.copy(repository / "pyproject.toml", root / "repo")
+        shutil.copy(repository / "distribution" / "seed" / "pins.toml", root)
         shutil.copytree(repository / "recipe" / "variants", root / "repo" / "recipe" / "variants")
         shutil.copy(repository / "recipe" / "variants.yaml", root / "repo" / "recipe")
         (root / "repo" / "environment.yml").write_text(TEMPLATE)

@@ -29,10 +29,10 @@ def pin(tmp_path, monkeypatch):
 
 
 def shell(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of bash in the repository, with ``$D`` as the command."""
-    command = f"{shlex.quote(sys.executable)} -m distribution"
+    """Run a script of bash in the repository, with ``D`` as the command."""
+    command = f"D() {{ {shlex.quote(sys.executable)} -m distribution \"$@\"; }}"
     return subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, env={**os.environ, "D": command, "LLAMA_CPP_SOURCE_DIR": "", **environment},
+        ["bash", "-c", f"{command}\n{script}"], cwd=ROOT, env={**os.environ, "LLAMA_CPP_SOURCE_DIR": "", **environment},
         capture_output=True, text=True
     )
 
@@ -40,12 +40,13 @@ def shell(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_closed_pipe_is_no_error(words, unbuffered):
-    usual = shell(f"$D {words}").returncode
-    done = shell(f"$D {words} | true; echo ${{PIPESTATUS[0]}}", PYTHONUNBUFFERED=unbuffered)
+    usual = shell(f"D {words}").returncode
+    assert usual == (2 if words.endswith("--no-such") else 0)
+    done = shell(f"D {words} | true; echo ${{PIPESTATUS[0]}}", PYTHONUNBUFFERED=unbuffered)
     assert done.stdout == f"{usual}\n", done.stderr
     assert done.stderr == "" or usual
     # stderr, too, and both at once
-    done = shell(f"$D {words} 2>&1 | true; echo ${{PIPESTATUS[0]}}", PYTHONUNBUFFERED=unbuffered)
+    done = shell(f"D {words} 2>&1 | true; echo ${{PIPESTATUS[0]}}", PYTHONUNBUFFERED=unbuffered)
     assert (done.stdout, done.stderr) == (f"{usual}\n", "")
 
 
@@ -69,21 +70,21 @@ sys.exit(console.run(work))
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_results_that_cannot_be_written_are_an_error(unbuffered):
-    done = shell("$D vendor --folder $PIN status > /dev/full", PYTHONUNBUFFERED=unbuffered)
+    done = shell("D vendor --folder $PIN status > /dev/full", PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1 and done.stderr.startswith("error: the results (stdout): No space left on device")
     # nobody can be told that progress cannot be shown
-    done = shell("$D vendor --folder $PIN status 2> /dev/full", PYTHONUNBUFFERED=unbuffered)
+    done = shell("D vendor --folder $PIN status 2> /dev/full", PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 0 and done.stdout
-    assert shell("$D vendor --folder /nowhere status 2> /dev/full").returncode == 1
+    assert shell("D vendor --folder /nowhere status 2> /dev/full").returncode == 1
 
 
 def test_closed_streams():
-    assert shell("$D vendor --folder $PIN status >&-").returncode == 0
+    assert shell("D vendor --folder $PIN status >&-").returncode == 0
     # what is for stderr must not come out of stdout, nor land in a file that took its number
-    done = shell("$D vendor --folder /nowhere status 2>&-")
+    done = shell("D vendor --folder /nowhere status 2>&-")
     assert (done.returncode, done.stdout) == (1, "")
-    assert shell("$D vendor --folder /nowhere status <&- >&- 2>&-").returncode == 1
-    done = shell("$D vendor --folder /nowhere status <&- >&-")
+    assert shell("D vendor --folder /nowhere status <&- >&- 2>&-").returncode == 1
+    done = shell("D vendor --folder /nowhere status <&- >&-")
     assert done.returncode == 1 and "pin.toml is missing" in done.stderr
 
 
@@ -122,6 +123,7 @@ def raising(error: BaseException):
         (OSError(errno.EMFILE, "Too many open files"), "error: Too many open files\n  remedy: allow more open files"),
         (ModuleNotFoundError("No module named 'yaml'", name="yaml"),
         f"error: {sys.executable} has no yaml\n  remedy: make tools"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "\n/a"), "error: \\n/a: No such file\n"),
         (MemoryError(), "error: there is not enough memory"),
         (KeyError("x"), "error: internal error: KeyError: 'x' (test_console.py:"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "error: Broken pipe\n"),

@@ -96,8 +96,7 @@ def full() -> Iterator[tuple[World, damage_process.Disk]]:
 
 
 @pytest.mark.slow
-@pytest.mark.generator
-@pytest.mark.parametrize("count", [10, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.generator])])
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.generator])])
 def test_a_disk_that_is_full_or_read_only(full: tuple[World, damage_process.Disk], count: int) -> None:
     names = tuple(name for name in commands() if name.startswith(WRITERS))
     wrong = told(damage_run.check_full_disk(full[0], seed, names, full[1]) for seed in range(count))

@@ -9,6 +9,7 @@ import functools
 import http.server
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -94,7 +95,7 @@ def staged(parent: Path) -> list[Path]:
 def test_makes_an_environment_of_conda(channel, home, capsys):
     run("create", "--channel", channel)
     prefix = home / ".conda/envs/tiny-dev"
-    assert capsys.readouterr().out == f". {prefix}/activate.sh\n"
+    assert capsys.readouterr().out == f". {shlex.quote(str(prefix / 'activate.sh'))}\n"
     assert subprocess.check_output([prefix / "bin/hello"]) == b"hello\n"
     assert prefix.stat().st_mode & 0o777 == 0o777 & ~_umask()
     history = (prefix / "conda-meta/history").read_text()
@@ -153,7 +154,8 @@ def test_says_conda_activate_where_conda_is(channel, tmp_path, monkeypatch, caps
     monkeypatch.setenv("CONDA_EXE", str(tmp_path / "conda/bin/conda"))
     run("create", "--channel", channel)
     run("create", "--channel", channel, "-p", "by-folder")
-    assert capsys.readouterr().out == f"conda activate tiny-dev\nconda activate {tmp_path}/by-folder\n"
+    by_folder = shlex.quote(str(tmp_path / "by-folder"))
+    assert capsys.readouterr().out == f"conda activate tiny-dev\nconda activate {by_folder}\n"
     assert (tmp_path / "conda/envs/tiny-dev/bin/hello").exists()
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,7 +77,7 @@ def test_a_virtual_environment_whose_python_is_gone(tmp_path: Path) -> None:
     (tmp_path / "venv/bin/python").symlink_to("/nonexistent/python3")
     with pytest.raises(InstallError, match="is gone") as caught:
         install.make_venv(tmp_path / "venv")
-    assert caught.value.remedy == f"Remove it: rm -r {tmp_path}/venv"
+    assert caught.value.remedy == f"Remove it: rm -r {shlex.quote(str(tmp_path / 'venv'))}"
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,50 @@ def test_what_only_an_administrator_can_install(
     with pytest.raises(InstallError) as caught:
         install.check_machine()
     assert words in caught.value.message and "apt-get install" in caught.value.remedy
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "step", ["pip(Path(sys.argv[1], 'bin/python'), 'a step', ['install'])", "make_venv(Path(sys.argv[1], 'new'))"]
+)
+def test_nothing_goes_on_after_a_signal(tmp_path: Path, number: int, step: str) -> None:
+    """Neither pip nor what it started, such as a compile, which would go on writing."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python"
+    # pip, and a compile that writes every moment and reads no pipe of ours
+    python.write_text(
+        f"#!/bin/sh\n(while :; do date +%N > '{tmp_path}/new/object'; sleep 0.05; done) >/dev/null 2>&1 &\n"
+        f"mkdir -p '{tmp_path}/new'\necho '[1/2] compiling'\nwait\n"
+    )
+    python.chmod(0o755)
+    script = f"""
+import sys
+from pathlib import Path
+from distribution import install, interruption, console
+install.ROOT = Path(sys.argv[1])
+sys.executable = str(Path(sys.argv[1], "bin/python"))
+interruption.install()
+sys.exit(console.run(lambda: install.{step}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    object_file = tmp_path / "new/object"
+    until(object_file.exists)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "Traceback" not in said
+    if "make_venv" in step:
+        assert not (tmp_path / "new").exists()
+        return
+    written = object_file.read_text()
+    time.sleep(0.3)
+    assert object_file.read_text() == written
+
+
+def until(holds: Callable[[], bool]) -> None:
+    over = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < over
+        time.sleep(0.05)
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -108,6 +109,32 @@ def test_a_program_has_ended_when_its_time_is_over():
         interruption.run_program(["sleep", "60"], seconds=0.2)
     assert time.monotonic() - began < 20
     assert interruption.run_program(["sh", "-c", "echo out; echo err >&2; exit 3"]).returncode == 3
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_what_a_program_started_has_ended_with_it(tmp_path, monkeypatch, stubborn):
+    monkeypatch.setattr(interruption, "_PATIENCE", 1)
+    child = f"{'trap : TERM; ' if stubborn else ''}echo $$ > '{tmp_path / 'pid'}'; while :; do sleep 0.1; done"
+    later(signal.SIGTERM, 1)
+    with pytest.raises(SystemExit):
+        # the child holds none of the pipes
+        interruption.run_program(["bash", "-c", f"bash -c {shlex.quote(child)} >/dev/null 2>&1 & wait"], start_new_session=True)
+    state = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_every_line_is_given_as_it_comes():
+    lines = []
+    done = interruption.run_program(["sh", "-c", "echo out; echo err >&2; printf end; exit 3"], each_line=lines.append)
+    assert (lines, done.returncode, done.stdout) == (["out\n", "err\n", "end"], 3, "")
+
+    def refuse(line: str) -> None:
+        raise ValueError(line)
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="out"):
+        interruption.run_program(["sh", "-c", "echo out; exec sleep 60"], each_line=refuse)
+    assert time.monotonic() - began < 20
 
 
 def test_what_waits_for_py_rattler_is_cancelled():

