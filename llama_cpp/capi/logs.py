@@ -29,8 +29,8 @@ _LEVELS = {
 logger = logging.getLogger("llama_cpp.native")
 
 #: What the engine calls errors and this package expects: no room for a batch, to which the batching engine answers by making
-#: some, and a batch that was stopped in the middle (GGML_STATUS_ABORTED, 2 of llama_decode()).
-_EXPECTED = ("failed to find a memory slot", "removing memory module entries")
+#: some, and a batch that was stopped in the middle (GGML_STATUS_ABORTED, 2 of llama_decode()). And a pooling that was asked for.
+_EXPECTED = ("failed to find a memory slot", "removing memory module entries", "model default pooling_type is")
 _EXPECTED_ENDS = ("failed with error 1", "compute status: 1", "decode, ret = 2", "encode, ret = 2")
 
 
