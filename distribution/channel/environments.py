@@ -99,7 +99,11 @@ def dependencies(wanted: Wanted, packages: Sequence[Package], cpu: bool = False)
     Args:
         packages: in order of publication.
         cpu: leave the CUDA plugin out.
+
+    Raises:
+        EnvironmentFileError: ``wanted``, which may be a manifest's, names no package.
     """
+    check_wanted(wanted, "what the channel's environment holds")
     adapted = (_adapt(one, packages, cpu) for one in wanted.dependencies)
     return pinned([one for one in adapted if one is not None], packages)
 

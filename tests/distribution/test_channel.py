@@ -366,6 +366,13 @@ def test_the_engine_is_named_whatever_is_wanted_of_ours(place, tmp_path, wanted,
     assert "::" not in environments.render(Wanted("x", tuple(wanted)), "x.yml", place.channel.url, [], packages)
 
 
+@pytest.mark.parametrize("dependency", ["é" * 50, "https://host/evil.conda", "channel::numpy", "numpy[url=x]", "=1"])
+def test_an_environment_in_a_manifest_names_packages(dependency):
+    """Somebody may have signed anything."""
+    with pytest.raises(EnvironmentFileError, match="what the channel's environment holds"):
+        environments.dependencies(Wanted("x", (dependency,)), [])
+
+
 def test_the_environment_file_asks_for_what_there_is(place, tmp_path):
     place.publish(*release(tmp_path / "one", 0, cuda=False))
     folder = place.channel.current()
