@@ -14,6 +14,10 @@ from ..limits import Limits
 from ..values import plain
 
 
+#: How ``llama_common_chat_apply()`` says that a value is written part by part.
+_PART_BY_PART = ("members", "items", "union")
+
+
 def text_of(schema: Any) -> str:
     """A schema as JSON text, as the engine writes it, too: what is made of it is made once."""
     if isinstance(schema, str):
@@ -39,7 +43,7 @@ def told(place: str, make: Callable[[], Any]) -> Any:
         raise named from None
 
 
-def is_strict(tool: Mapping[str, Any]) -> bool:
+def is_strict_tool(tool: Mapping[str, Any]) -> bool:
     """Whether a tool's arguments are to be held to their schema while they are written: what "strict" does not deny."""
     return tool["function"].get("strict") is not False
 
@@ -61,7 +65,7 @@ def check_tools(tools: Sequence[Mapping[str, Any]], limits: Limits) -> None:
     """
     for at, tool in enumerate(tools):
         text = text_of(tool["function"]["parameters"])
-        told(tool_place(at), lambda text=text, tool=tool: json_schema.rules(text, "#", Written(), limits, is_strict(tool)))
+        told(tool_place(at), lambda text=text, tool=tool: json_schema.rules(text, "#", Written(), limits, is_strict_tool(tool)))
 
 
 def fill(found: dict[str, Any], request: Mapping[str, Any], limits: Limits, strict: bool) -> tuple[int, ...]:
@@ -91,12 +95,12 @@ def fill(found: dict[str, Any], request: Mapping[str, Any], limits: Limits, stri
             value = json.loads(document)
             owners[document] = loaded.index(value) if value in loaded else None
         owner = owners[document]
-        if not text or not (item["how"] in ("members", "items", "union") or item["mark"] in text):
+        if not text or not (item["how"] in _PART_BY_PART or item["mark"] in text):
             continue
         held.add(owner)
-        hard = strict if owner is None else is_strict(tools[owner])
+        hard = strict if owner is None else is_strict_tool(tools[owner])
         place = "response_format" if owner is None else tool_place(owner)
-        if item["how"] in ("members", "items", "union"):
+        if item["how"] in _PART_BY_PART:
             told(place, lambda: json_schema.check_parts(document, item["place"], item["how"], limits, hard))
             continue
         how = Written("" if item["how"] == "json" else item["how"], item["end"], item["with_end"], item["absent"])

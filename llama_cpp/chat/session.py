@@ -82,7 +82,7 @@ class ChatRequest:
         schemas.check_tools(called, templates.limits)
         prompt = templates.apply({**request, **given, **enforced}, strict=strict)
         found = prompt.format
-        loose = {at for at, tool in enumerate(called) if not schemas.is_strict(tool)}
+        loose = {at for at, tool in enumerate(called) if not schemas.is_strict_tool(tool)}
         if self.user_grammar:
             thinks = bool(request.get("enable_thinking"))
             return self._conversation(prompt, {"grammar": self.user_grammar}, "format" if thinks else "plain")

@@ -109,7 +109,7 @@ class Decoder(Uncopyable):
     Attributes:
         n_ctx: tokens that one sequence can hold.
         n_batch: tokens of a batch at most; it is computed at once. n_outputs: outputs of a batch at most.
-        n_outputs_for_one: how many of them one sequence may have that is not guessed for.
+        n_outputs_for_one: outputs of one sequence in a batch at most, without those of a draft.
         tokens, positions, sequences, outputs: a batch, to be written before :meth:`decode`. ctypes arrays of n_batch.
         samplers: ``llama_common_sampler *``, one for each output to be picked from; a ctypes array of n_active.
         rows: which output each of them looks at. picked, results: what :meth:`pick` found.

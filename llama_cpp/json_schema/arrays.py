@@ -14,7 +14,8 @@ from .validation import key_of
 if TYPE_CHECKING:
     from .compiler import Compiler
 
-_KEYWORDS = {
+#: What says something about arrays.
+KEYWORDS = {
     "minItems", "maxItems", "uniqueItems", "items", "prefixItems", "additionalItems", "contains", "unevaluatedItems",
 }  # fmt: skip
 _SPACE = rule("space")
@@ -25,7 +26,7 @@ _END = seq(_SPACE, literal("]"))
 
 def expression(compiler: Compiler, one: Alternative, place: str) -> Expression:
     """The arrays that satisfy an alternative."""
-    members = [member for member in one.members if not _KEYWORDS.isdisjoint(member.node.schema)]
+    members = [member for member in one.members if not KEYWORDS.isdisjoint(member.node.schema)]
     if not members:
         return compiler.any_array()
     return _Array(compiler, members, place).expression()

@@ -17,7 +17,8 @@ from .gbnf import EMPTY, NEVER, Expression, any_of, literal, rule, seq, times
 if TYPE_CHECKING:
     from .compiler import Compiler
 
-_KEYWORDS = {
+#: What says something about objects.
+KEYWORDS = {
     "minProperties", "maxProperties", "required", "properties", "patternProperties", "additionalProperties", "propertyNames",
     "unevaluatedProperties",
 }  # fmt: skip
@@ -30,7 +31,7 @@ _COMBINED = 4
 
 def expression(compiler: Compiler, one: Alternative, place: str) -> Expression:
     """The objects that satisfy an alternative."""
-    members = [member for member in one.members if not _KEYWORDS.isdisjoint(member.node.schema)]
+    members = [member for member in one.members if not KEYWORDS.isdisjoint(member.node.schema)]
     if not members:
         return compiler.any_object()
     return _Object(compiler, members, place).expression()

@@ -7,6 +7,7 @@ else may be said about an object (how many members, which go together) nothing h
 from __future__ import annotations
 
 from ..errors import GrammarError
+from . import arrays, objects
 from .alternatives import ASSERTIONS
 from .compiler import Compiler
 from .document import Document, Node
@@ -24,15 +25,8 @@ _KEPT = {
 _OF_SCALARS = {
     "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern", "format",
 }  # fmt: skip
-_OF_OBJECTS = {
-    "minProperties", "maxProperties", "required", "properties", "patternProperties", "additionalProperties", "propertyNames",
-    "unevaluatedProperties",
-}  # fmt: skip
-_OF_ARRAYS = {
-    "minItems", "maxItems", "uniqueItems", "items", "prefixItems", "additionalItems", "contains", "unevaluatedItems",
-}  # fmt: skip
 #: What says nothing about values of that kind.
-_OF_OTHERS: dict[str, set[str]] = {"members": _OF_SCALARS | _OF_ARRAYS, "items": _OF_SCALARS | _OF_OBJECTS, "union": set()}
+_OF_OTHERS: dict[str, set[str]] = {"members": _OF_SCALARS | arrays.KEYWORDS, "items": _OF_SCALARS | objects.KEYWORDS, "union": set()}
 
 
 def check(compiler: Compiler, node: Node, how: str) -> None:
