@@ -11,6 +11,7 @@ import pytest
 
 from llama_cpp import AsyncLlama, Llama
 from llama_cpp.capi.backends import has_gpu
+from llama_cpp.engine.decoder import Decoder
 from llama_cpp.errors import DecodeError, GrammarError, InvalidArgumentError
 
 PROMPT = "Once upon a time"
@@ -311,3 +312,20 @@ def test_a_prompt_longer_than_a_batch_is_scored(smollm2):
         assert usage["prompt_tokens_details"]["cached_tokens"] == 0, "what is cached has no scores"
         plain = llm.create_completion(tokens, max_tokens=1, echo=True)["choices"][0]
         assert plain["logprobs"] is None
+
+
+def test_a_prompt_that_cannot_be_scored_ends_alone(smollm2, monkeypatch):
+    """Logits that cannot be read are one request's trouble; who is computed beside it goes on."""
+    with Llama(smollm2, n_ctx=256, n_parallel=2) as llm:
+        other = llm.create_completion("One, two,", max_tokens=150, stream=True)
+        next(other)
+
+        def broken(*_, **__):
+            raise MemoryError("no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoder, "logits", broken)
+            with pytest.raises(MemoryError):
+                llm.create_completion(PROMPT, max_tokens=2, echo=True, logprobs=1)
+        assert [chunk["choices"][0]["finish_reason"] for chunk in other][-1] in ("length", "stop")
+        assert llm.create_completion(PROMPT, max_tokens=2, echo=True, logprobs=1)["choices"][0]["logprobs"]["tokens"]

@@ -15,6 +15,8 @@ import threading
 import time
 from typing import Any, Callable, Mapping, Sequence
 
+import numpy as np
+
 from ..capi import llama
 from ..capi.handle import Uncopyable
 from ..errors import (
@@ -22,6 +24,7 @@ from ..errors import (
     ContextLengthError,
     DecodeError,
     InvalidArgumentError,
+    LlamaCppError,
     ModelBusyError,
     ModelClosedError,
     NativeError,
@@ -354,11 +357,10 @@ class BatchingEngine(Uncopyable):
             if part.running is None:
                 self._decoder.cut(part.sequence, part.start)
             else:
-                if part.n_scored:
-                    self._score(part)
                 part.running.n_ahead = max(part.n_outputs - 1, 0)
                 self._count(part.running, len(part.tokens) - part.running.n_ahead)
-        outputs = [(part.running, part.row) for part in parts if part.running and part.row >= 0]
+        lost = [part for part in parts if part.n_scored and not self._score(part)]
+        outputs = [(part.running, part.row) for part in parts if part.running and part.row >= 0 and part not in lost]
         n_before = self.statistics.n_outputs
         if max(part.n_outputs for part in parts) > 1:
             self._guesses.check(outputs)
@@ -416,17 +418,21 @@ class BatchingEngine(Uncopyable):
             one.n_held = 0  # to be computed once more
         one.guess, one.n_ahead = [], 0
 
-    def _score(self, part: Part) -> None:
-        """Notes the log-probabilities of the prompt's tokens that follow those of a batch.
-
-        Raises:
-            NativeError, MemoryError: what was computed could not be read.
-        """
+    def _score(self, part: Part) -> bool:
+        """Notes the log-probabilities of the prompt's tokens that follow those of a batch; False if that ended the request."""
+        assert part.running is not None
         request = part.running.request
-        for i in range(part.n_scored):
-            token = request.tokens[part.start + i + 1]
-            found = logprobs_of(self._decoder.logits(part.scored_row + i), token, request.n_logprobs)
-            request.generation.prompt_logprobs.append(TokenLogprobs(token, *found))
+        assert request.n_logprobs is not None
+        try:
+            logits = np.empty(self._model.n_vocab, np.float32)
+            for i in range(part.n_scored):
+                token = request.tokens[part.start + i + 1]
+                found = logprobs_of(self._decoder.logits(part.scored_row + i, into=logits), token, request.n_logprobs)
+                request.generation.prompt_logprobs.append(TokenLogprobs(token, *found))
+        except (LlamaCppError, MemoryError) as error:
+            self._end(part.running, error)
+            return False
+        return True
 
     def _count(self, one: Running, n: int) -> None:
         """Notes that a request's sequence holds ``n`` tokens more."""
