@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Callable
 
@@ -125,6 +126,22 @@ def engine_tool() -> Callable[[str], Path]:
         return tree / "bin" / name
 
     return build
+
+
+@pytest.fixture(scope="session")
+def run_with_stack() -> Callable[[int, Callable[[], object]], None]:
+    """Runs a function in a thread whose stack has so many bytes."""
+
+    def run(n_bytes: int, work: Callable[[], object]) -> None:
+        previous = threading.stack_size(n_bytes)
+        try:
+            thread = threading.Thread(target=work)
+            thread.start()
+        finally:
+            threading.stack_size(previous)
+        thread.join()
+
+    return run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -60,7 +59,7 @@ class Lazy:
 @pytest.mark.parametrize(
     ("kind", "trigger"), [(WORD, "wake"), (PATTERN, r"(wake)"), (PATTERN, r"\s+(wake)"), (PATTERN_FULL, r"\s*(wake)"), (PATTERN, "^wake$")]
 )
-def test_a_lazy_grammar_waits_as_long_as_it_takes(smollm2, kind, trigger):
+def test_a_lazy_grammar_waits_as_long_as_it_takes(smollm2, run_with_stack, kind, trigger):
     """Behind 60,000 spaces and more, in a thread with a small stack, in time that grows with the answer and no faster."""
     model = Model(smollm2, params={})
     anchored = trigger.startswith("^") or kind == PATTERN_FULL
@@ -79,13 +78,7 @@ def test_a_lazy_grammar_waits_as_long_as_it_takes(smollm2, kind, trigger):
             lazy.accept(" \nwake")
             found.append(lazy.allows("7") and not lazy.allows("x"))
 
-    previous = threading.stack_size(1 << 20)
-    try:
-        thread = threading.Thread(target=wait)
-        thread.start()
-    finally:
-        threading.stack_size(previous)
-    thread.join()
+    run_with_stack(1 << 20, wait)
     model.close()
     assert found == [not anchored] * 2, "what must begin the answer does not come later"
     assert seconds[60_000] < 6 * seconds[20_000] + 0.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import threading
 import time
 
 import pytest
@@ -119,20 +118,20 @@ CHARACTERS = [" ", "\n", "\t", "A", "a", "1", "'", "!", "é", "É", "中", "か"
 
 
 @pytest.mark.parametrize("pre", PRE)
-def test_long_runs_of_one_kind_of_character(smollm2, pre):
+def test_long_runs_of_one_kind_of_character(smollm2, run_with_stack, pre):
     """In a thread, whose stack is small; the time is that of the text's length."""
     at = PRE.index(pre)
-    long_runs(smollm2, pre, [" ", "A", CHARACTERS[at % len(CHARACTERS)]])
+    long_runs(smollm2, run_with_stack, pre, [" ", "A", CHARACTERS[at % len(CHARACTERS)]])
 
 
 @pytest.mark.slow
 @pytest.mark.generator
 @pytest.mark.parametrize("pre", PRE)
-def test_long_runs_of_every_kind_of_character(smollm2, pre):
-    long_runs(smollm2, pre, CHARACTERS)
+def test_long_runs_of_every_kind_of_character(smollm2, run_with_stack, pre):
+    long_runs(smollm2, run_with_stack, pre, CHARACTERS)
 
 
-def long_runs(smollm2, pre, characters):
+def long_runs(smollm2, run_with_stack, pre, characters):
     with Llama(smollm2, vocab_only=True, kv_overrides={"tokenizer.ggml.pre": pre}) as llm:
         trouble = []
 
@@ -146,11 +145,5 @@ def long_runs(smollm2, pre, characters):
                     if time.monotonic() - before > 20:
                         trouble.append(f"{character!r} takes {time.monotonic() - before:.1f} s")
 
-        previous = threading.stack_size(256 * 1024)
-        try:
-            thread = threading.Thread(target=work)
-            thread.start()
-        finally:
-            threading.stack_size(previous)
-        thread.join()
+        run_with_stack(256 * 1024, work)
         assert trouble == []
