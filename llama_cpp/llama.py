@@ -90,6 +90,9 @@ class Llama(Uncopyable):
         flash_attn: None lets the engine decide.
         batch_invariant: on a CPU, compute every token in one way, so that at temperature 0 an answer depends neither on what else
             is asked nor on what is cached. It needs flash attention. False has llama.cpp's own ways.
+        repeatable: on a GPU, give a caller who is alone the same answer at temperature 0 each time, whatever was asked before and
+            is cached. Prompts are reused up to multiples of n_ubatch tokens only, answers not at all, so later turns of a chat
+            read more anew; in a cache that all share, only the last one is kept. On a CPU it is so already.
         last_n_tokens_size: how many tokens back the penalties look.
         spm_infill: whether create_completion(suffix=…) puts the suffix before the prompt, as some models learnt it.
         draft_model: what guesses tokens for the model to check several at once, which changes speed and no answer: the path
@@ -155,6 +158,7 @@ class Llama(Uncopyable):
         swa_full: bool | None = None,
         no_perf: bool = True,
         batch_invariant: bool = True,
+        repeatable: bool = False,
         last_n_tokens_size: int = 64,
         spm_infill: bool = False,
         draft_model: str | os.PathLike[str] | None = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple
 
 from .arguments import context_sizes, load_mode, read_adapters, read_servers
 from .capi import llama as capi
+from .capi.backends import has_gpu
 from .engine.params import OWN_HEADS
 from .errors import ContextCreationError, InvalidArgumentError, ModelLoadError
 from .fit.measurement import check_host_memory, explained
@@ -114,6 +115,7 @@ def _open_engine(
         model, context_params, _n_parallel(model, options, 8), options["n_ctx"],
         guess_from=options["draft_model"], n_guesses=options["n_draft"], n_gpu_layers=options["n_gpu_layers"],
         batch_invariant=options["batch_invariant"],
+        repeatable=options["repeatable"] and (has_gpu() or not options["batch_invariant"]),
     )  # fmt: skip
 
 

@@ -24,6 +24,9 @@ class Running:
     While its prompt is read, batches end at each of the ``stops``. While it generates, its next token can be followed by
     a ``guess``; what was computed of that (``n_ahead`` tokens) is held once it turned out to be right.
 
+    The first ``n_whole`` tokens were read in whole batches that had nothing else in them, as they always are. ``alone`` is
+    False once another request has run beside it.
+
     Between two turns the sequence's cells hold ``n_held + n_ahead`` tokens. Ahead of a request may also be the token that was
     picked for it last, where a batch of it was begun; it is held as soon as that batch is waited for. Whoever ends, or has to
     sit out, first has what is ahead removed. ``n_pending`` is 1 for who generates, 0 for who sits out, more while reading.
@@ -36,6 +39,8 @@ class Running:
     n_shared: int = 0
     guess: list[int] = field(default_factory=list)
     n_ahead: int = 0
+    n_whole: int = 0
+    alone: bool = True
 
     @property
     def n_pending(self) -> int:
@@ -226,11 +231,14 @@ class EqualBatches:
     Args:
         fill: False for recurrent states with guesses: those of all others would have to be taken back, too, so only one run
             of neighbours is computed at a time. (More than one at once, and the engine takes back the wrong states.)
+        whole: read prompts in batches of n_batch tokens, even while others generate, so that they are computed as always.
     """
 
-    def __init__(self, decoder: Decoder, fill: bool = True) -> None:
+    def __init__(self, decoder: Decoder, fill: bool = True, whole: bool = False) -> None:
         self._decoder = decoder
         self._fill = fill
+        self._whole = whole
+        self._chunk = decoder.n_batch if whole else min(CHUNK, decoder.n_batch)
         self._read_last = False
         self._last = -1
         self.burst = Burst()
@@ -250,7 +258,7 @@ class EqualBatches:
         alone = not generating or self.burst.goes_first(reading, len(generating))
         self._read_last = bool(reading) and (alone or not self._read_last)
         if self._read_last:
-            return self._read(reading, self._decoder.n_batch if alone else min(CHUNK, self._decoder.n_batch))
+            return self._read(reading, self._decoder.n_batch if alone else self._chunk)
         if not generating:
             return []
         if not self._fill:
@@ -276,7 +284,12 @@ class EqualBatches:
     def _read(self, reading: Sequence[Running], n_most: int) -> list[Part]:
         first, room = reading[0], self._decoder.n_batch
         n = first.n_next(n_most, self._decoder.n_outputs_for_one)
-        by_sequence = {one.sequence: one for one in reading if one.n_next(n, 0) == n}  # none of those that score
+        # none of those that score, and none whose whole batches would begin elsewhere
+        by_sequence = {
+            one.sequence: one
+            for one in reading
+            if one.n_next(n, 0) == n and not (self._whole and one.n_next(self._decoder.n_batch, 0) > n)
+        }
         parts = [Part.of(first, n)]
         if parts[0].n_scored:
             return parts
@@ -285,8 +298,10 @@ class EqualBatches:
         return parts
 
     def _part(self, sequence: int, running: Running | None, n_guesses: int) -> Part:
-        if running is not None:
-            return Part.next_of(running, n_guesses) if running.n_pending <= 1 else Part.of(running, 1)
+        if running is not None and running.n_pending <= 1:
+            return Part.next_of(running, n_guesses)
+        if running is not None and not self._whole:
+            return Part.of(running, 1)
         start = self._decoder.newest(sequence) + 1
         if start >= self._decoder.n_ctx:
             start = self._decoder.n_ctx - 1

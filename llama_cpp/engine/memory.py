@@ -30,9 +30,11 @@ class FullAttention:
 
     Attributes:
         whole: a copy of it serves only as a whole.
+        in_order: a sequence that was cut, or is continued from a checkpoint, lies in cells as it would without.
     """
 
     whole = False
+    in_order = True
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -69,6 +71,10 @@ class FullAttention:
     def take_back(self, sequence: int, n: int) -> bool:
         """Forgets the last few tokens of a sequence, all but ``n``; False when that left nothing that can be used."""
         return self._decoder.cut(sequence, n)
+
+    def trim(self, sequence: int, n: int) -> None:
+        """Gives up what is not going to serve anybody: all but the first ``n`` tokens."""
+        self._decoder.cut(sequence, n)
 
     def forget(self, sequence: int) -> None:
         """Empties a sequence."""
@@ -138,6 +144,9 @@ class Checkpointed(FullAttention):
         self.forget(sequence)
         return False
 
+    def trim(self, sequence: int, n: int) -> None:
+        """As in :class:`FullAttention`; it goes when a checkpoint is restored."""
+
     def forget(self, sequence: int) -> None:
         """As in :class:`FullAttention`."""
         self._drop_after(sequence, 0)
@@ -150,6 +159,11 @@ class Checkpointed(FullAttention):
 
 class SlidingWindow(Checkpointed):
     """Some layers only keep the last tokens: the token after a cut must find all that it looks back at."""
+
+    @property
+    def in_order(self) -> bool:  # type: ignore[override]
+        """As in :class:`FullAttention`: new tokens take the cells of those that are left behind, wherever these are."""
+        return self._decoder.keeps_all
 
     def stops(self, n_held: int, n_common: int, n_prompt: int) -> list[int]:
         """As in :class:`Checkpointed`; none where those layers have room for all tokens, too, and so forget nothing."""

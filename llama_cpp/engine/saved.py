@@ -30,14 +30,14 @@ _HEAD = struct.Struct("<8sQ32s")  # magic, number of tokens, SHA-256 of name and
 _MAGIC = b"llamasq2"
 
 
-def fingerprint_of(model: Model, params: Mapping[str, Any], batch_invariant: bool) -> bytes:
+def fingerprint_of(model: Model, params: Mapping[str, Any], *rounding: bool) -> bytes:
     """What must be equal for a state to mean the same: the engine, the model file, the context's parameters, how it rounds."""
     header = read_gguf(model.path)
     with model.path.open("rb") as file:
         digest = hashlib.sha256(file.read(header.data_offset)).hexdigest()
     files = [(part.stat().st_size, part.stat().st_mtime_ns) for part in _parts(model.path)]
     relevant = sorted((name, value) for name, value in params.items() if name not in _IRRELEVANT)
-    return repr((llama_common_commit(), digest, files, sorted(model.overrides.items()), relevant, batch_invariant)).encode()
+    return repr((llama_common_commit(), digest, files, sorted(model.overrides.items()), relevant, rounding)).encode()
 
 
 def _parts(path: Path) -> list[Path]:

@@ -61,6 +61,8 @@ class BatchingEngine(Uncopyable):
         guess_from: where guesses of following tokens come from, as :class:`~.speculation.Speculator` takes it.
         n_guesses: how many tokens are guessed at most.
         batch_invariant: a CPU computes a token in one way, whatever else is in its batch or in the cache.
+        repeatable: what a lone request's tokens are computed with does not depend on what was asked before: prompts are read
+            from multiples of n_batch tokens on, and what was computed in other ways is not kept.
 
     Attributes:
         n_ctx: tokens of one request at most.
@@ -82,9 +84,11 @@ class BatchingEngine(Uncopyable):
         n_guesses: int = 0,
         n_gpu_layers: int = -1,
         batch_invariant: bool = True,
+        repeatable: bool = False,
     ) -> None:
         self._model = model
-        self._batch_invariant = batch_invariant
+        self._rounding = batch_invariant, repeatable
+        self._repeatable = repeatable
         self._max_waiting = max_waiting
         unified = params["kv_unified"]
         n_kept = min(max(n_parallel, 8), llama.llama_max_parallel_sequences() - n_parallel) if n_kept is None else n_kept
@@ -99,18 +103,22 @@ class BatchingEngine(Uncopyable):
             # what may be taken back is never split, and the engine asserts that a batch is larger
             params.update({name: max(params[name], n_guesses + 2) for name in at_least})
         self._decoder = Decoder(model, params, n_parallel, n_guesses)
-        self._sequences = InPlace(self._decoder, n_parallel) if in_place else Shelved(self._decoder, n_parallel, n_kept)
+        unit = self._decoder.n_batch if repeatable else 1
+        if in_place:
+            self._sequences = InPlace(self._decoder, n_parallel, unit)
+        else:
+            self._sequences = Shelved(self._decoder, n_parallel, n_kept, unit)
         self._batches: MixedBatches | EqualBatches = MixedBatches(self._decoder)
         if not unified and self._decoder.unlimited_cut:
-            self._batches = EqualBatches(self._decoder)
+            self._batches = EqualBatches(self._decoder, whole=repeatable)
         elif n_guesses and not self._decoder.unlimited_cut:
-            self._batches = EqualBatches(self._decoder, fill=False)
+            self._batches = EqualBatches(self._decoder, fill=False, whole=repeatable)
         self._params = params
         self._turns = Turns(self._decoder)
         speculator: Speculator | None = None
         if guess_from and n_guesses:
             try:
-                speculator = Speculator(self._decoder, params, guess_from, n_guesses, n_gpu_layers)
+                speculator = Speculator(self._decoder, params, guess_from, n_guesses, n_gpu_layers, always=repeatable)
             except BaseException:
                 self._decoder.close()
                 raise
@@ -193,7 +201,7 @@ class BatchingEngine(Uncopyable):
     def keep_in(self, cache: BaseLlamaCache | None) -> None:
         """Keeps in ``cache`` what has to make room, and finds there what was kept; None ends that."""
         self._decoder.pointer
-        saved = None if cache is None else SavedStates(cache, fingerprint_of(self._model, self._params, self._batch_invariant))
+        saved = None if cache is None else SavedStates(cache, fingerprint_of(self._model, self._params, *self._rounding))
 
         def change() -> None:
             self._sequences.saved = saved
@@ -242,7 +250,7 @@ class BatchingEngine(Uncopyable):
     # --- the engine's thread ---
 
     def _run(self) -> None:
-        ggml_cpu_set_batch_invariant(self._batch_invariant)
+        ggml_cpu_set_batch_invariant(self._rounding[0])
         # the garbage collector may end a model in any thread, this one included
         with self._decoder.in_use():
             self._work()
@@ -307,12 +315,16 @@ class BatchingEngine(Uncopyable):
             if not self._fits(request):
                 self._blocked = True
                 return
-            taken = self._sequences.take(request.tokens, request.key)
+            first = self._repeatable and self._n_cells is not None and not self._running
+            taken = self._sequences.take(request.tokens, request.key, first)
             if taken is None:
                 return
-            one = Running(request, *taken)
+            one = Running(request, *taken, n_whole=taken.n_held)
             self._waiting.popleft()
             self._running.append(one)
+            if len(self._running) > 1:
+                for beside in self._running:
+                    beside.alone = False
             if not request.begun:
                 request.begun = time.perf_counter()
                 request.generation.n_cached = one.n_held
@@ -359,6 +371,8 @@ class BatchingEngine(Uncopyable):
             else:
                 part.running.n_ahead = max(part.n_outputs - 1, 0)
                 self._count(part.running, len(part.tokens) - part.running.n_ahead)
+                if len(parts) == 1:
+                    self._count_whole(part.running, part)
         lost = [part for part in parts if part.n_scored and not self._score(part)]
         outputs = [(part.running, part.row) for part in parts if part.running and part.row >= 0 and part not in lost]
         n_before = self.statistics.n_outputs
@@ -441,6 +455,16 @@ class BatchingEngine(Uncopyable):
             del one.stops[0]
             self._sequences.checkpoint(one.sequence, one.n_held)
 
+    def _count_whole(self, one: Running, part: Part) -> None:
+        """Notes that a part that was a batch by itself was computed as it always is."""
+        # cells that are shared have others between them, or behind, when somebody else runs
+        if len(part.tokens) == self._decoder.n_batch and part.start == one.n_whole and (one.alone or self._n_cells is None):
+            one.n_whole += self._decoder.n_batch
+
+    def _kept(self, one: Running) -> Sequence[int]:
+        """The tokens of a request that others can begin with."""
+        return one.request.tokens[: min(one.n_held, one.n_whole) if self._repeatable else one.n_held]
+
     def _pick(self, outputs: Sequence[tuple[Running, int]], going_on: list[Part] | None = None) -> None:
         """Picks a token for each output and gives it to its request, or to be picked in another thread.
 
@@ -472,7 +496,7 @@ class BatchingEngine(Uncopyable):
             self._fill_up(one)
         elif first:
             # from now on others can begin with this prompt
-            self._sequences.note(one.sequence, request.tokens[: one.n_held], request.key)
+            self._sequences.note(one.sequence, self._kept(one), request.key)
 
     def _fill_up(self, one: Running) -> None:
         """Does what a request wants when its context is full."""
@@ -510,8 +534,7 @@ class BatchingEngine(Uncopyable):
         one.request.error = error
         self._forget_ahead(one)
         self._running.remove(one)
-        kept = one.request.tokens[: one.n_held] if one.request.shares else []
-        self._sequences.give_back(one.sequence, kept, one.request.key)
+        self._sequences.give_back(one.sequence, self._kept(one) if one.request.shares else [], one.request.key)
         self._outgoing.append((one.request, None))
 
     def _make_room(self) -> None:

@@ -36,35 +36,47 @@ class InPlace:
 
     For caches where each sequence has memory of its own. Requests run in sequences 0 to n_active - 1.
 
+    Args:
+        unit: a request begins with a multiple of so many tokens of another one, and checkpoints are taken after as many; if
+            that is more than one, what it begins with must lie in cells as it would otherwise.
+
     Attributes:
         saved: where what has to make room is kept; None for nowhere.
     """
 
-    def __init__(self, decoder: Decoder, n_active: int) -> None:
+    def __init__(self, decoder: Decoder, n_active: int, unit: int = 1) -> None:
         self._decoder = decoder
+        self._unit = unit
         self._kind = kind_of(decoder)
+        self._reuses = unit == 1 or self._kind.in_order
         self._free: dict[int, None] = dict.fromkeys(range(n_active))  # the least recently used first
         self._texts: dict[int, tuple[Hashable, Sequence[int]]] = {}  # key and tokens of a sequence in the tree
         self.saved: SavedStates | None = None
         self._tree = PrefixTree()
         self._copied: set[int] = set()  # copies of others and what they were copied from
 
-    def take(self, tokens: Sequence[int], key: Hashable) -> Place | None:
+    def take(self, tokens: Sequence[int], key: Hashable, first: bool = False) -> Place | None:
         """A sequence for a request; None when all are taken.
 
         Its last token is always left to be computed, for its logits.
+
+        Args:
+            first: in a pool of cells, let it have the first ones. Nobody must be running.
         """
         if not self._free:
             return None
         source, n, n_common = self._best(tokens, key)
-        if (state := self._find_saved(tokens, key, n)) is not None:
+        state = self._find_saved(tokens, key, n)
+        if first:
+            self._give_up_all(None if state is not None else source)
+        if state is not None:
             sequence = self._least_useful()
             self._drop(sequence)
             del self._free[sequence]
             n = self._restore(sequence, *state)
-            return Place(sequence, n, self._kind.stops(n, n_common, len(tokens)))
+            return Place(sequence, n, self._stops(n, n_common, len(tokens)))
         n_shared = 0
-        if n and self._is_best_continued(source, n):
+        if n and (first or self._is_best_continued(source, n)):
             sequence = source
         else:
             sequence = self._least_useful()
@@ -82,7 +94,7 @@ class InPlace:
             self._forget(sequence)
             n = n_shared = 0
         self._forget_note(sequence)
-        return Place(sequence, n, self._kind.stops(n, n_common, len(tokens)), n_shared)
+        return Place(sequence, n, self._stops(n, n_common, len(tokens)), n_shared)
 
     def checkpoint(self, sequence: int, n_held: int) -> None:
         """Takes a checkpoint of a sequence in use that holds so many tokens."""
@@ -119,6 +131,8 @@ class InPlace:
         """Ends the use of a sequence that holds these tokens."""
         if tokens:
             self.note(sequence, tokens, key)
+            if self._unit > 1:
+                self._kind.trim(sequence, len(tokens))
         else:
             self._drop(sequence)
         self._free[sequence] = None
@@ -131,11 +145,22 @@ class InPlace:
 
     def evict(self) -> bool:
         """Gives up what was not used for the longest time; False when nothing is left to give up."""
-        kept = next((sequence for sequence in self._free if sequence in self._texts), None)
+        kept = next(iter(self._all_kept()), None)
         if kept is None:
             return False
-        self._drop(kept)
+        self._give_up(kept)
         return True
+
+    def _all_kept(self) -> list[int]:
+        return [sequence for sequence in self._free if sequence in self._texts]
+
+    def _give_up(self, kept: int) -> None:
+        self._drop(kept)
+
+    def _give_up_all(self, but: int | None) -> None:
+        for kept in self._all_kept():
+            if kept != but:
+                self._give_up(kept)
 
     def clear(self) -> None:
         """Gives up all that nobody uses, for good."""
@@ -152,7 +177,12 @@ class InPlace:
     @property
     def n_kept(self) -> int:
         """Sequences that are kept for later requests."""
-        return sum(sequence in self._texts for sequence in self._free)
+        return len(self._all_kept())
+
+    def _stops(self, n_held: int, n_common: int, n_prompt: int) -> list[int]:
+        """Where to take checkpoints while a prompt is read."""
+        stops = {n // self._unit * self._unit for n in self._kind.stops(n_held, n_common, n_prompt)}
+        return sorted(n for n in stops if n > n_held)
 
     def _best(self, tokens: Sequence[int], key: Hashable) -> tuple[int, int, int]:
         """The sequence that serves a request best, how much of it, and how much any has in common with it.
@@ -160,8 +190,11 @@ class InPlace:
         A free one needs no copy.
         """
         best, n_best, n_most = -1, 0, 0
+        if not self._reuses:
+            return -1, 0, 0
         for sequence, n_common in self._tree.matches(tokens[:-1], key):
             n_most = max(n_most, n_common)
+            n_common -= n_common % self._unit
             if n_common < n_best:
                 break
             n = self._kind.usable(sequence, n_common)
@@ -182,13 +215,14 @@ class InPlace:
 
     def _find_saved(self, tokens: Sequence[int], key: Hashable, n: int) -> tuple[np.ndarray, int] | None:
         """A saved state that serves a request much better than ``n`` tokens, and how many it serves."""
-        if self.saved is None or key != NO_ADAPTERS:
+        if self.saved is None or key != NO_ADAPTERS or not self._reuses:
             return None
         entry, n_saved = self.saved.best(tokens[:-1], whole=self._kind.whole)
-        if n_saved < n + N_LEAST:
+        n_usable = n_saved - n_saved % self._unit
+        if n_usable < n + N_LEAST or self._kind.whole and n_usable < n_saved:
             return None
         state = self.saved.load(entry)
-        return None if state is None else (state, n_saved)
+        return None if state is None else (state, n_usable)
 
     def _restore(self, sequence: int, state: np.ndarray, n: int) -> int:
         """Gives an empty sequence the first ``n`` tokens of what was saved; returns how many it holds then."""
@@ -227,12 +261,12 @@ class Shelved(InPlace):
         n_kept: how many are kept, in the sequences from n_active on.
     """
 
-    def __init__(self, decoder: Decoder, n_active: int, n_kept: int) -> None:
-        super().__init__(decoder, n_active)
+    def __init__(self, decoder: Decoder, n_active: int, n_kept: int, unit: int = 1) -> None:
+        super().__init__(decoder, n_active, unit)
         self._shelf = list(range(n_active, n_active + n_kept))
         self._kept: dict[int, None] = {}  # the least recently used first
 
-    def take(self, tokens: Sequence[int], key: Hashable) -> Place | None:
+    def take(self, tokens: Sequence[int], key: Hashable, first: bool = False) -> Place | None:
         """As in :class:`InPlace`."""
         if not self._free:
             return None
@@ -240,11 +274,17 @@ class Shelved(InPlace):
         del self._free[sequence]
         source, n, _ = self._best(tokens, key)
         if (state := self._find_saved(tokens, key, n)) is not None:
+            if first:
+                self._give_up_all(None)
             self._make_room_for(len(tokens))
             return Place(sequence, self._restore(sequence, *state), [])
         if n:
             self._decoder.copy(source, sequence, n)
             self._copied |= {source, sequence}
+        if first:
+            self._give_up_all(None)  # what follows the common beginning would lie between its cells and others of this request
+            self._copied.discard(sequence)
+            return Place(sequence, n, [])
         if source in self._kept:
             self._kept[source] = self._kept.pop(source)
         return Place(sequence, n, [], n_shared=n)
@@ -255,7 +295,7 @@ class Shelved(InPlace):
         if tokens and (self._shelf or self.evict()):
             self._drop_beginnings(tokens, key)
             kept = self._shelf.pop()
-            self._decoder.copy(sequence, kept)
+            self._decoder.copy(sequence, kept, len(tokens) if self._unit > 1 else -1)
             self._kept[kept] = None
             if sequence in self._copied:
                 self._copied.add(kept)
@@ -263,21 +303,12 @@ class Shelved(InPlace):
         self._forget(sequence)
         self._free[sequence] = None
 
-    def evict(self) -> bool:
-        """As in :class:`InPlace`."""
-        if not self._kept:
-            return False
-        self._take_off(next(iter(self._kept)))
-        return True
-
     def n_shareable(self, tokens: Sequence[int], key: Hashable) -> int:
         """As in :class:`InPlace`."""
         return self._best(tokens, key)[1]
 
-    @property
-    def n_kept(self) -> int:
-        """As in :class:`InPlace`."""
-        return len(self._kept)
+    def _all_kept(self) -> list[int]:
+        return list(self._kept)
 
     def _make_room_for(self, n: int) -> None:
         """Gives up what is kept until n more tokens have room, even if nothing of what is held is shared."""
@@ -289,9 +320,9 @@ class Shelved(InPlace):
         for sequence, n_common in list(self._tree.matches(tokens, key)):
             if sequence in self._kept and n_common == len(self._texts[sequence][1]):
                 self._texts.pop(sequence)  # what holds more will be saved
-                self._take_off(sequence)
+                self._give_up(sequence)
 
-    def _take_off(self, sequence: int) -> None:
-        del self._kept[sequence]
-        self._drop(sequence)
-        self._shelf.append(sequence)
+    def _give_up(self, kept: int) -> None:
+        del self._kept[kept]
+        self._drop(kept)
+        self._shelf.append(kept)

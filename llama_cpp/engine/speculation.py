@@ -36,6 +36,7 @@ class Speculator(Uncopyable):
         params: the fields of ``llama_context_params`` that ``decoder`` was made with.
         source: ``"prompt-lookup"``, ``"mtp"``, or the path of a smaller model with the same vocabulary.
         n_most: tokens guessed at once at most.
+        always: guess so many each time, and do not look at the clock.
 
     Attributes:
         n_guessed, n_right: tokens guessed so far, and those of them that the model would have picked, too.
@@ -46,11 +47,13 @@ class Speculator(Uncopyable):
     """
 
     def __init__(
-        self, decoder: Decoder, params: Mapping[str, Any], source: str | os.PathLike[str], n_most: int, n_gpu_layers: int
-    ) -> None:
+        self, decoder: Decoder, params: Mapping[str, Any], source: str | os.PathLike[str], n_most: int, n_gpu_layers: int,
+        always: bool = False,
+    ) -> None:  # fmt: skip
         self._native = native.llama_common_speculator_p_ctypes()
         self._decoder = decoder
         self._n_most = n_most
+        self._always = always
         self._n_sequences: int = llama.llama_n_seq_max(decoder.pointer)
         self._model: Model | None = None
         self._draft: Handle | None = None
@@ -137,15 +140,17 @@ class Speculator(Uncopyable):
             return 0
         n_sequences = max(one.sequence for one in running) + 1
         n_left = max(one.request.n_left if one.request.n_left > 0 else self._n_most + 1 for one in wanting) - 1
+        if self._always:
+            n_left = self._n_most  # how wide a batch is must not depend on how many guesses were right
         self._n_room = min(self._decoder.n_outputs, self._decoder.n_batch) // n_sequences - 1
         n_most = min([self._n_most, self._n_room, n_left, *(n_ctx - 2 - one.n_held for one in running)])
-        n = min(self._pace.number(len(ready)), n_most)
-        if n > 1:
+        n = min(self._n_most if self._always else self._pace.number(len(ready)), n_most)
+        if n > 1 or self._always and n == 1:
             for one, guess in zip(wanting, self._draft_for(wanting, n)):
                 one.guess = guess
             self._n_without = 0 if any(one.guess for one in wanting) else self._n_without + 1
             # on a GPU another shape costs more than tokens for nothing, for a while
-            padded = self._decoder.on_device and self._n_without < 4
+            padded = self._always or self._decoder.on_device and self._n_without < 4
             return n if padded else max(len(one.guess) for one in wanting)
         if n_most > 1 and self._pace.wants_look():
             for one, guess in zip(wanting, self._draft_for(wanting, min(2, n_most))):

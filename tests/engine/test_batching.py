@@ -128,8 +128,8 @@ def _shift_a_position(monkeypatch):
 
     original = InPlace.take
 
-    def one_too_many(self, tokens, key):
-        taken = original(self, tokens, key)
+    def one_too_many(self, tokens, key, first=False):
+        taken = original(self, tokens, key, first)
         if taken and taken[1]:
             self._decoder.cut(taken[0], taken[1] - 1)
             self._decoder.tokens[0], self._decoder.positions[0] = tokens[taken[1]], taken[1] - 1
