@@ -251,3 +251,21 @@ def test_a_locks_packages_are_described_by_the_signed_index(owner, key, elsewher
     rewrite(path, path.read_bytes().replace(b'"depends": ["helper"]', b'"depends": ["jelper"]'))
     with pytest.raises(HashMismatchError):
         create("-f", "own.txt", "--key", key)
+
+
+@pytest.mark.parametrize("digest", ["sha256:" + "0" * 64, "0" * 32])
+@pytest.mark.parametrize("with_key", [True, False])
+def test_a_locks_hash_counts_beside_the_signature(owner, key, elsewhere, tmp_path, digest, with_key):
+    """A channel that was made anew has another package of that name, just as well signed: a lock is there to notice."""
+    lock = (owner.channel.current() / "explicit.txt").read_text()
+    changed = "".join(
+        f"{line.partition('#')[0]}#{digest}\n" if "/tool-2.0" in line else f"{line}\n" for line in lock.splitlines()
+    )
+    assert changed != lock
+    own = tmp_path / "own.lock"
+    own.write_text(changed)
+    with pytest.raises(HashMismatchError, match="tool-2.0-0.conda is not the package that the lock names"):
+        create("-f", own, *(["--key", key] if with_key else []))
+    assert not Path("env").exists()
+    own.write_text(lock)
+    assert create("-f", own, "--key", key) == BOTH
