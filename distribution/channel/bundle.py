@@ -273,7 +273,7 @@ def _unpack(source: IO[bytes], staging: Path, file: Path, trust: Trust) -> tuple
 def _check_texts(texts: dict[str, bytes], file: Path, trust: Trust) -> Manifest:
     """The manifest, before anything that it lists is unpacked."""
     content = manifest.parse(texts[MANIFEST], str(file))
-    if texts[CHANNEL_KEY] != keys.public_pem(content.public_keys()[content.signer]).encode():
+    if texts[CHANNEL_KEY] != keys.public_pem(content.public_keys[content.signer]).encode():
         raise _damaged(file, f"{CHANNEL_KEY} is not the key that signed its manifest")
     if content.environment is None:
         raise _damaged(file, "its manifest does not say what an environment asks for")
