@@ -36,7 +36,7 @@ _conda_run_scripts() {{
     while IFS= read -r _CONDA_SCRIPT; do
         if [ -n "$_CONDA_SCRIPT" ]; then . "$1/$_CONDA_SCRIPT"; fi
     done <<SCRIPTS
-$(cd "$1" > /dev/null && find . -name '*.sh' | LC_ALL=C sort ${{2-}})
+$(\\cd "$1" > /dev/null && command find . -name '*.sh' | LC_ALL=C command sort ${{2-}})
 SCRIPTS
     unset _CONDA_SCRIPT
 }}
