@@ -7,6 +7,8 @@ import re
 import shlex
 from pathlib import Path
 
+from ..files import write_atomically
+
 FILENAME = "activate.sh"
 
 # `find | sort`, not a glob: zsh complains about globs that match nothing, and the order must not follow the locale.
@@ -71,5 +73,5 @@ def write_script(folder: Path, prefix: Path) -> None:
     # a shell runs what looks like a command in its prompt
     shown = re.sub(r"[^\w .+@=,:~-]", "?", prefix.name)
     text = _SCRIPT.format(prefix=quoted, name=name, prompt=shlex.quote(f"({shown}) "))
-    # a path that is no text is written as the bytes it has
-    (folder / FILENAME).write_bytes(os.fsencode(text))
+    # a path that is no text is written as the bytes it has; and a package may have put a link there
+    write_atomically(folder / FILENAME, os.fsencode(text))
