@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ..console import say
 from ..errors import SigningKeyError
-from ..files import read_regular, write_atomically, xdg_folder
+from ..files import link_to_nothing, read_regular, write_atomically, xdg_folder
 from ..interruption import deferred
 
 KEY_VARIABLE = "LLAMA_CPP_CHANNEL_KEY"
@@ -178,12 +178,10 @@ def _configured(key: Path | None) -> list[Path]:
         os.lstat(folder)
         return sorted(folder.iterdir())
     except FileNotFoundError:
-        for one in (folder, *folder.parents):
-            # a home that is not mounted, for one
-            if one.is_symlink() and not one.exists():
-                raise SigningKeyError(
-                    f"{one} is a link to nothing, so that nobody knows which keys are trusted", "make the folder, or remove the link"
-                ) from None
+        if link := link_to_nothing(folder):
+            raise SigningKeyError(
+                f"{link} is a link to nothing, so that nobody knows which keys are trusted", "make the folder, or remove the link"
+            ) from None
         return []
     except OSError as error:
         raise SigningKeyError(

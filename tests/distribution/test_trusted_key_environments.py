@@ -210,7 +210,17 @@ def test_what_was_seen_and_cannot_be_read_is_no_reason_to_trust(owner, key, else
         seen.write_bytes(content)
         with pytest.raises(OlderGenerationError, match=r"channels\.json"):
             create(*arguments)
+    # as where it lies on a disk that is not mounted
     seen.unlink()
+    seen.symlink_to("/not-mounted/channels.json")
+    with pytest.raises(OlderGenerationError, match="link to nothing"):
+        create(*arguments)
+    seen.unlink()
+    (tmp_path / "state").rename(tmp_path / "unmounted")
+    (tmp_path / "state").symlink_to("/not-mounted")
+    with pytest.raises(OlderGenerationError, match="link to nothing"):
+        create(*arguments)
+    (tmp_path / "state").unlink()
     assert create(*arguments) == BOTH
 
 
