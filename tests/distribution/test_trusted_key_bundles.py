@@ -132,11 +132,19 @@ def _pax(text: bytes) -> bytes:
 
 IN_FRONT = {
     # tarfile calls itself for each, until Python has enough
-    **{f"5,000 headers {kind!r} in a row": (_header(kind, 9) + b"9 path=a\n".ljust(512, b"\0")) * 5000 for kind in (b"x", b"g", b"L")},
+    **{
+        f"5,000 headers {kind!r} in a row": (_header(kind, 9) + b"9 path=a\n".ljust(512, b"\0")) * 5000
+        for kind in (b"x", b"g", b"L")
+    },
     # ... and goes back to where it was
-    **{f"{size} bytes of {kind!r}": _header(kind, size) for kind in (b"0", b"x", b"g", b"L") for size in (-1, -512, -1024, -(10**6))},
+    **{
+        f"{size} bytes of {kind!r}": _header(kind, size)
+        for kind in (b"0", b"x", b"g", b"L") for size in (-1, -512, -1024, -(10**6))
+    },
     "a negative size in a header": _pax(b"14 size=-1024\n") + _header(b"0", 512),
-    "a member with holes": _pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n") + _header(b"0", 512) + b"999999\n0\n".ljust(512, b"0"),
+    "a member with holes": (
+        _pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n") + _header(b"0", 512) + b"999999\n0\n".ljust(512, b"0")
+    ),
     "an old member with holes": _header(tarfile.GNUTYPE_SPARSE, 512),
 }  # fmt: skip
 
