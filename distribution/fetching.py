@@ -196,7 +196,7 @@ def _connection(kind: type[http.client.HTTPConnection], deadline: float) -> type
         def __init__(self, sock: socket.socket, *arguments: Any, **more: Any) -> None:
             super().__init__(sock, *arguments, **more)
             self.fp.close()
-            self.fp = io.BufferedReader(_TimedReader(sock, deadline))
+            self.fp = _BoundedReader(_TimedReader(sock, deadline))
 
     class Connection(kind):
         response_class = Response
@@ -207,6 +207,14 @@ def _connection(kind: type[http.client.HTTPConnection], deadline: float) -> type
             self.sock.settimeout(_left(deadline))
 
     return Connection
+
+
+class _BoundedReader(io.BufferedReader):
+    def read(self, size: int | None = -1) -> bytes:
+        # a chunk of -1 bytes would be all that the server has
+        if size is None or size < 0:
+            raise ValueError(f"the server announces {size} bytes")
+        return super().read(size)
 
 
 class _TimedReader(io.RawIOBase):

@@ -367,6 +367,14 @@ def bundled_pip() -> list[Path]:
     return []
 
 
+def link_to_nothing(path: Path) -> Path | None:
+    """The link on the way to a path that leads nowhere, as to a disk that is not mounted; None where there is no such link.
+
+    For who would take what is missing for what was never there.
+    """
+    return next((one for one in (path, *path.parents) if one.is_symlink() and not one.exists()), None)
+
+
 def write_atomically(path: Path, text: str | bytes) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part.
 

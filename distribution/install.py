@@ -155,7 +155,7 @@ def clean_environment() -> dict[str, str]:
     def keep(name: str) -> bool:
         if name.startswith("PIP_"):
             return name.removeprefix("PIP_").lower().replace("_", "-") in _PIP_SETTINGS
-        return not name.startswith("PYTHON") and name not in _DROPPED
+        return not name.startswith(("PYTHON", "_PYTHON")) and name not in _DROPPED
 
     clean = {name: value for name, value in os.environ.items() if keep(name)}
     # else it is whatever Python was compiled with, and ccache looks for another compiler's results

@@ -28,6 +28,8 @@ KEPT = frozenset({
 # ... and of these the one value that says which certificates are believed
 KEPT_VALUES = {"use-feature": "truststore", "use-deprecated": "legacy-certs"}
 PATHS = ("cache-dir", "cert", "client-cert", "find-links")
+# What of Python's variables counts: where this Python, and perhaps pip, is.
+PYTHONS_OWN = frozenset({"PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPLATLIBDIR", "PYTHONUSERBASE"})
 RETRIES = "2"
 DOWNLOAD_SECONDS = 7200
 """For one run of pip that downloads: the largest file has some 400 MB, and a seed some 50 small ones."""
@@ -257,12 +259,12 @@ def pip_command() -> tuple[list[str], dict[str, str]]:
         ToolNotFoundError: this interpreter has no pip and no ensurepip.
         DownloadError: pip cannot read its configuration.
     """
-    # PYTHONPATH hides pip inside its build isolation. pip says errors of the system in the language of who uses it, and CAUSES
-    # is English
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    # PYTHONPATH hides pip inside its build isolation. PYTHONWARNINGS, PYTHONINSPECT and, of compiler packages,
+    # _PYTHON_SYSCONFIGDATA_NAME make it fail. It says errors of the system in the language of who uses it, and CAUSES is English
+    dropped = ("PIP_", "PYTHON", "_PYTHON")
+    clean = {name: value for name, value in os.environ.items() if name in PYTHONS_OWN or not name.startswith(dropped)}
     clean = {**clean, "LC_ALL": "C.UTF-8"}
-    for name in ("PYTHONPATH", "LANGUAGE"):
-        clean.pop(name, None)
+    clean.pop("LANGUAGE", None)
     command = [sys.executable, "-m", "pip"]
     for wheel in (None, *bundled_pip()):
         # pip runs from inside its own wheel

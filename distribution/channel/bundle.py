@@ -54,12 +54,30 @@ _LARGEST_HEADER = 1 << 16
 
 
 class _Member(tarfile.TarInfo):
-    """A member of a tar file; tarfile would read a long name or other attributes into memory, however many they say they are."""
+    """A member of a tar file, of the two kinds that ``export`` writes: files, and what does not fit into their headers.
+
+    tarfile would read a long name or other attributes into memory, however many they say they are; calls itself for each
+    header of a member; and goes back in the file, perhaps for ever, where a size is negative.
+    """
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type != tarfile.REGTYPE and self.size > _LARGEST_HEADER:
             raise tarfile.ReadError(f"a header has {self.size} bytes")
-        return super()._proc_member(archive)
+        if self.size < 0 or self.type not in (tarfile.REGTYPE, tarfile.XHDTYPE):
+            raise tarfile.ReadError(f"{self.name} is no plain file")
+        follows, archive.header_was_read = getattr(archive, "header_was_read", False), self.type == tarfile.XHDTYPE
+        if follows and archive.header_was_read:
+            raise tarfile.ReadError("a member has two headers")
+        member = super()._proc_member(archive)
+        # what is in a header counts more than what stands in the field
+        if member.size < 0:
+            raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+        return member
+
+    def _refuse_holes(self, *_: object) -> None:
+        raise tarfile.ReadError(f"{self.name} is no plain file")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_holes
 
 
 @dataclass(frozen=True)
@@ -230,9 +248,8 @@ def _unpack(source: IO[bytes], staging: Path, file: Path, trust: Trust) -> tuple
     try:
         with tarfile.open(fileobj=source, mode="r:", tarinfo=_Member) as archive:
             for member in archive:
-                data = archive.extractfile(member) if member.type == tarfile.REGTYPE and not member.sparse else None
-                if data is None:
-                    raise _damaged(file, f"{member.name} is no plain file")
+                data = archive.extractfile(member)
+                assert data
                 if member.name in texts or member.name in packages:
                     raise _damaged(file, f"{member.name} is in it twice")
                 if member.name in _TEXTS and member.size <= _LARGEST_TEXT:
@@ -256,7 +273,7 @@ def _unpack(source: IO[bytes], staging: Path, file: Path, trust: Trust) -> tuple
 def _check_texts(texts: dict[str, bytes], file: Path, trust: Trust) -> Manifest:
     """The manifest, before anything that it lists is unpacked."""
     content = manifest.parse(texts[MANIFEST], str(file))
-    if texts[CHANNEL_KEY] != keys.public_pem(content.public_keys()[content.signer]).encode():
+    if texts[CHANNEL_KEY] != keys.public_pem(content.public_keys[content.signer]).encode():
         raise _damaged(file, f"{CHANNEL_KEY} is not the key that signed its manifest")
     if content.environment is None:
         raise _damaged(file, "its manifest does not say what an environment asks for")

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ..console import say
 from ..errors import SigningKeyError
-from ..files import read_regular, write_atomically, xdg_folder
+from ..files import link_to_nothing, read_regular, write_atomically, xdg_folder
 from ..interruption import deferred
 
 KEY_VARIABLE = "LLAMA_CPP_CHANNEL_KEY"
@@ -124,15 +124,18 @@ def load_public(path: Path) -> Ed25519PublicKey:
         SigningKeyError: the file is missing, or is no Ed25519 public key.
     """
     try:
-        key = serialization.load_pem_public_key(read_regular(path, _LARGEST_KEY))
+        text = read_regular(path, _LARGEST_KEY)
+        # of several only the first would be read, and the others be configured for nothing
+        key = serialization.load_pem_public_key(text) if text.count(b"-----BEGIN") == 1 else None
     except OSError as error:
         raise SigningKeyError(f"the key {path} cannot be read: {error.strerror}", "check the path") from None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise SigningKeyError(
-            f"{path} is no Ed25519 public key",
-            "a channel's own is its file channel-key.pub; take that from its publisher, and move other files elsewhere",
+            f"{path} is no Ed25519 public key, or more than one",
+            "a channel's own is its file channel-key.pub; take that from its publisher, one file for each key, and move other "
+            "files elsewhere",
         )
     return key
 
@@ -175,9 +178,11 @@ def _configured(key: Path | None) -> list[Path]:
         os.lstat(folder)
         return sorted(folder.iterdir())
     except FileNotFoundError:
-        if not os.path.lexists(folder):
-            return []
-        raise SigningKeyError(f"{folder} is a link to nothing", "make it a folder of public keys, or remove it") from None
+        if link := link_to_nothing(folder):
+            raise SigningKeyError(
+                f"{link} is a link to nothing, so that nobody knows which keys are trusted", "make the folder, or remove the link"
+            ) from None
+        return []
     except OSError as error:
         raise SigningKeyError(
             f"the trusted keys in {folder} cannot be read: {error.strerror}", "make it a folder of public keys that you can read"
@@ -214,8 +219,9 @@ def _load_private(path: Path) -> Ed25519PrivateKey:
             f"{path} is no Ed25519 private key without a password",
             "restore it from a backup, or move it away: the next publish makes a new one, which others must trust anew",
         )
-    public = path.with_suffix(".pub")
-    # written at every use: a key that was restored from a backup comes alone
-    if not public.exists():
-        write_atomically(public, public_pem(key.public_key()))
+    public, text = path.with_suffix(".pub"), public_pem(key.public_key()).encode()
+    # looked at at every use: a key that was restored from a backup comes alone, and one that was given up leaves its own behind,
+    # which would stay trusted
+    if not os.path.lexists(public) or read_regular(public, _LARGEST_KEY) != text:
+        write_atomically(public, text)
     return key

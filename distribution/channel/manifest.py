@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -97,6 +98,7 @@ class Manifest:
             one in trusted and is_signed(trusted[one], signature, message) for one, signature in entry.signatures.items()
         )
 
+    @functools.cached_property
     def public_keys(self) -> dict[str, Ed25519PublicKey]:
         """The keys the manifest itself names. They prove that nothing was altered since, and nothing about by whom."""
         return {name: _public_key(name, raw) for name, raw in self.keys.items()}
@@ -157,7 +159,7 @@ def parse(text: str | bytes, source: str) -> Manifest:
         manifest = _manifest(content, _text(document["signer"]))
         key = _public_key(manifest.signer, manifest.keys[manifest.signer])
         whole = is_signed(key, _text(document["signature"]), _canonical(content))
-        manifest.public_keys()
+        assert len(manifest.public_keys) == len(manifest.keys)
         _check_paths(manifest)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ChannelDamagedError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..console import say
 from ..errors import OlderGenerationError
-from ..files import load_json, locked, read_regular, write_atomically
+from ..files import link_to_nothing, load_json, locked, read_regular, write_atomically
 from .keys import state_dir
 
 FLAG = "--allow-older"
@@ -59,6 +59,10 @@ def _read(file: Path) -> dict[str, int]:
     try:
         seen = load_json(read_regular(file, _LARGEST), _LARGEST)
     except FileNotFoundError:
+        if link := link_to_nothing(file):
+            raise OlderGenerationError(
+                f"what was seen of channels cannot be read: {link} is a link to nothing", "restore what it leads to, or remove it"
+            ) from None
         return {}
     except (OSError, ValueError) as error:
         raise OlderGenerationError(f"what was seen of channels cannot be read: {file}: {error}", "restore or remove it") from None

@@ -106,6 +106,6 @@ def signature_problem(manifest: Manifest, path: str, trust: Trust) -> str:
     if trust.configured:
         names = ", ".join(manifest.packages[path].signatures) or "nobody"
         return f"not signed by the configured key, but by {names}"
-    if not manifest.signed_by(path, manifest.public_keys()):
+    if not manifest.signed_by(path, manifest.public_keys):
         return "its signature does not fit"
     return ""

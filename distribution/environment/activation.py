@@ -7,6 +7,8 @@ import re
 import shlex
 from pathlib import Path
 
+from ..files import write_atomically
+
 FILENAME = "activate.sh"
 
 # `find | sort`, not a glob: zsh complains about globs that match nothing, and the order must not follow the locale.
@@ -36,7 +38,7 @@ _conda_run_scripts() {{
     while IFS= read -r _CONDA_SCRIPT; do
         if [ -n "$_CONDA_SCRIPT" ]; then . "$1/$_CONDA_SCRIPT"; fi
     done <<SCRIPTS
-$(cd "$1" > /dev/null && find . -name '*.sh' | LC_ALL=C sort ${{2-}})
+$(\\cd "$1" > /dev/null && command find . -name '*.sh' | LC_ALL=C command sort ${{2-}})
 SCRIPTS
     unset _CONDA_SCRIPT
 }}
@@ -71,5 +73,5 @@ def write_script(folder: Path, prefix: Path) -> None:
     # a shell runs what looks like a command in its prompt
     shown = re.sub(r"[^\w .+@=,:~-]", "?", prefix.name)
     text = _SCRIPT.format(prefix=quoted, name=name, prompt=shlex.quote(f"({shown}) "))
-    # a path that is no text is written as the bytes it has
-    (folder / FILENAME).write_bytes(os.fsencode(text))
+    # a path that is no text is written as the bytes it has; and a package may have put a link there
+    write_atomically(folder / FILENAME, os.fsencode(text))

@@ -27,7 +27,7 @@ from ..errors import (
     EnvironmentInstallError,
     HashMismatchError,
 )
-from ..files import cache_dir, made_folder, need_space, remove_for_good, remove_tree
+from ..files import cache_dir, made_folder, need_space, remove_for_good, remove_tree, write_atomically
 from ..interruption import deferred
 from ..waiting import wait
 from . import activation, places
@@ -180,7 +180,7 @@ def _name_origins(records: Sequence[RepoDataRecord], folder: Path) -> None:
         described["url"] = record.url
         for key in ("extracted_package_dir", "package_tarball_full_path", "link"):
             described.pop(key, None)
-        file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        write_atomically(file, json.dumps(described, indent=2) + "\n")
 
 
 def _write_history(folder: Path, records: Sequence[RepoDataRecord], requested: Sequence[str]) -> None:
@@ -193,7 +193,7 @@ def _write_history(folder: Path, records: Sequence[RepoDataRecord], requested: S
     )
     if requested:
         lines.append(f"# update specs: {list(requested)!r}")
-    (folder / "conda-meta" / "history").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(folder / "conda-meta" / "history", "\n".join(lines) + "\n")
 
 
 def _in_one_line(text: str) -> str:

@@ -18,7 +18,7 @@ from ..channel.keys import Trust
 from ..channel.manifest import MANIFEST, REMEDY, Manifest, fetch_file, folder_of
 from ..channel.publishing import INDEX, LARGEST_INDEX
 from ..channel.signing import open_signed
-from ..errors import ChannelDamagedError, NoSignaturesError, UnsignedPackageError
+from ..errors import ChannelDamagedError, HashMismatchError, NoSignaturesError, UnsignedPackageError
 from ..files import read_regular, scratch_folder
 from . import specification
 
@@ -45,10 +45,19 @@ class Sources:
     indexes: dict[str, list[SparseRepoData]] = field(default_factory=dict)
 
     def described(self, record: RepoDataRecord) -> RepoDataRecord:
-        """A package of a lock as the signed index describes it; as it is where there is none, or it does not list it."""
+        """A package of a lock as the signed index describes it; as it is where there is none, or it does not list it.
+
+        Raises:
+            HashMismatchError: the index describes another package of that name than the lock.
+        """
         for index in self.indexes.get(_address(record.channel), ()):
             for known in index.load_records(record.name):
                 if known.file_name == record.file_name and known.subdir == record.subdir:
+                    if (record.sha256 or known.sha256, record.md5 or known.md5) != (known.sha256, known.md5):
+                        raise HashMismatchError(
+                            f"{record.url} is not the package that the lock names: its channel has another one of that name",
+                            "find out why it was replaced; if it should have been, make the lock anew",
+                        )
                     return known
         return record
 

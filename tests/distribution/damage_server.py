@@ -49,6 +49,11 @@ def _endless_chunks(connection: socket.socket) -> None:
     _forever(connection, b"10000\r\n" + bytes(1 << 16) + b"\r\n")
 
 
+def _negative_chunk(connection: socket.socket) -> None:
+    connection.sendall(GOOD + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n")
+    _forever(connection, bytes(1 << 20))
+
+
 def _endless_redirect(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /good\r\n\r\n")
     _forever(connection, bytes(1 << 20))
@@ -97,6 +102,7 @@ SLOW: dict[str, Callable[[socket.socket], None]] = {
 ENDLESS: dict[str, Callable[[socket.socket], None]] = {
     "endless": _endless,
     "endless-chunks": _endless_chunks,
+    "negative-chunk": _negative_chunk,
     "endless-redirect": _endless_redirect,
 }
 BEHAVIOURS = {**QUICK, **SLOW, **ENDLESS}

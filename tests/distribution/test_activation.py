@@ -60,6 +60,22 @@ def test_activation(tmp_path, shell, name):
     assert os.listdir(tmp_path / "cwd") == []
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+def test_where_people_have_other_commands_of_these_names(tmp_path, shell):
+    """An interactive shell knows aliases and functions: ``find`` may be fd there, and ``cd`` tell what is in the folder."""
+    prefix = environment(tmp_path / "envs", "here")
+    command = [shell, "sh"] if shell == "busybox" else [shell]
+    habits = """
+    [ -z "${BASH_VERSION-}" ] || shopt -s expand_aliases
+    alias cd='echo alias' find=false sort=false
+    """
+    done = subprocess.run(
+        [*command], input=f"{habits}\nset -eu\nORDER=\n. '{prefix}/activate.sh'\necho $ORDER\ndeactivate\n", text=True,
+        capture_output=True, env={"PATH": os.environ["PATH"], "HOME": "/nowhere"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "a onebbelow/c", "")
+
+
 @pytest.mark.parametrize("shell", [shell for shell in SHELLS if shell != "busybox"])
 def test_the_script_is_one_of_the_shell(tmp_path, shell):
     for number, name in enumerate(NAMES):

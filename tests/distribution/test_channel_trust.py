@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import shutil
@@ -10,10 +11,12 @@ import stat
 import subprocess
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from conda_packages import COMMIT, Place, place, release, solve, write_package  # noqa: F401
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from distribution import toolkit
 from distribution.channel import bundle, commands, keys, manifest, verification
@@ -21,7 +24,7 @@ from distribution.channel.generations import Channel
 from distribution.channel.pruning import prune
 from distribution.channel.publishing import State
 from distribution.channel.server import ChannelServer
-from distribution.channel.signing import open_signed
+from distribution.channel.signing import open_signed, require_signatures
 from distribution.channel.verification import Finding, verify
 from distribution.errors import (
     BundleError,
@@ -224,6 +227,22 @@ def test_a_list_signed_anew_does_not_vouch_for_its_packages(published, stranger,
     move_to_another_machine(monkeypatch, tmp_path)
     with pytest.raises(ChannelDamagedError, match="does not fit"):
         check_signatures(str(published.channel.path))
+
+
+def test_a_list_of_many_keys_takes_no_longer_than_its_text_is_long():
+    """Whoever serves a channel chooses how many keys its list names: each is read once, not once for every package."""
+    owner = Ed25519PrivateKey.generate()
+    public = [Ed25519PrivateKey.generate().public_key() for _ in range(1000)]
+    named = {keys.fingerprint(one): base64.b64encode(one.public_bytes_raw()).decode() for one in public}
+    entries = {}
+    for number, name in enumerate(named):
+        path = f"noarch/a{number}-1-0.conda"
+        entries[path] = manifest.sign_entry(path, manifest.Entry("0" * 64, 1, 1, signatures={name: "AAAA"}), owner)
+    text = manifest.dump(manifest.Manifest(1, entries, keys=named), owner)
+    began = time.process_time()
+    assert "no key is configured" in require_signatures(manifest.parse(text, "here"), keys.Trust({}), "here")
+    # 80 s when they were read anew each time
+    assert time.process_time() - began < 10
 
 
 def test_a_whole_channel_has_no_problems(published):

@@ -36,6 +36,7 @@ from distribution.errors import (  # noqa: E402
     EnvironmentInstallError,
     HashMismatchError,
 )
+from packed_by_hand import add, model, write  # noqa: E402
 from tiny_packages import add_package, index  # noqa: E402
 
 # before a test gives itself a home of its own
@@ -442,6 +443,23 @@ def test_environment_file_from_a_url(channel, tmp_path, stalling):
     url = f"http://127.0.0.1:{stalling.server_address[1]}"
     run("create", "-f", f"{url}/environment.yml", "--channel", url, "-p", "env")
     assert (tmp_path / "env/bin/hello").exists()
+
+
+@pytest.mark.parametrize("place", ["activate.sh", "conda-meta/history"])
+def test_nothing_is_written_through_a_link_of_a_package(tmp_path, place):
+    """A channel without signatures may hold what ``publish`` refuses."""
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    made = model()
+    made.index["depends"] = []
+    add(made, place, b"", kind=b"2", target=str(mine), listed="softlink")
+    (tmp_path / "channel/linux-64").mkdir(parents=True)
+    write(tmp_path / "channel/linux-64", made)
+    index(tmp_path / "channel")
+    Path("environment.yml").write_text(f"channels: [{tmp_path}/channel]\ndependencies: [{made.index['name']}]\n")
+    run("create", "-p", "env")
+    assert mine.read_text() == "precious"
+    assert Path("env", place).is_file() and not Path("env", place).is_symlink()
 
 
 def test_python_and_its_packages_from_the_seed(tmp_path, home):

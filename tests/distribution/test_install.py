@@ -26,7 +26,8 @@ HOSTILE = {
     "PIP_USER": "1", "PIP_TARGET": "elsewhere", "PIP_PREFIX": "elsewhere", "PIP_ROOT": "elsewhere", "PIP_DRY_RUN": "1",
     "PIP_REQUIRE_HASHES": "1", "PIP_NO_BINARY": ":all:", "PIP_PYTHON": "/nonexistent", "PIP_PLATFORM": "win32",
     "PYTHONHOME": "/nonexistent", "PYTHONPATH": "elsewhere", "PYTHONSAFEPATH": "1", "PYTHONINSPECT": "1",
-    "PYTHONWARNINGS": "error", "LANGUAGE": "de", "LC_ALL": "de_DE.ISO-8859-1", "DESTDIR": "elsewhere", "NINJA_STATUS": "ninja ",
+    "PYTHONWARNINGS": "error", "_PYTHON_SYSCONFIGDATA_NAME": "_sysconfigdata_of_another",
+    "LANGUAGE": "de", "LC_ALL": "de_DE.ISO-8859-1", "DESTDIR": "elsewhere", "NINJA_STATUS": "ninja ",
 }  # fmt: skip
 
 

@@ -118,6 +118,21 @@ def test_nothing_of_a_source_distribution_is_built(index: Path, tmp_path: Path, 
     assert "trying once more" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "variable",
+    [
+        ("PYTHONWARNINGS", "error"), ("PYTHONINSPECT", "1"), ("PYTHONVERBOSE", "1"), ("PYTHONOPTIMIZE", "2"),
+        ("PYTHONDEVMODE", "1"), ("PYTHONSAFEPATH", "1"), ("PYTHONCOERCECLOCALE", "0"), ("PYTHONIOENCODING", "utf-16"),
+        # compiler packages set it, for an interpreter that is not this one
+        ("_PYTHON_SYSCONFIGDATA_NAME", "_sysconfigdata_x86_64_conda_cos6_linux_gnu"),
+    ],
+)  # fmt: skip
+def test_what_changes_a_python_does_not_change_pip(index: Path, tmp_path: Path, monkeypatch, capfd, variable) -> None:
+    monkeypatch.setenv(*variable)
+    fetch(index, tmp_path / "cache")
+    assert "trying once more" not in capfd.readouterr().err
+
+
 def test_pips_own_way_works_inside_a_build_too(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """pip starts itself for what the archive is built with, and that pip reads the same variables."""
     set_all(monkeypatch, ENGINE)

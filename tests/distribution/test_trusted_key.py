@@ -35,6 +35,8 @@ def test_every_file_among_the_trusted_keys_counts(owner, key, elsewhere, name):
         lambda folder: (folder.mkdir(), (folder / "folder.pub").mkdir()),
         lambda folder: (folder.mkdir(), os.mkfifo(folder / "fifo.pub")),
         lambda folder: (folder.mkdir(), (folder / "link.pub").symlink_to("nowhere")),
+        lambda folder: (folder.mkdir(), (folder / "two.pub").write_text((folder.parent / "signing-key.pub").read_text() * 2)),
+        lambda folder: (shutil.rmtree(folder.parent), folder.parent.symlink_to("not-mounted")),
         lambda folder: folder.write_text("x"),
         lambda folder: folder.symlink_to("nowhere"),
         lambda folder: folder.symlink_to(folder.name),
@@ -45,6 +47,19 @@ def test_what_is_configured_and_unreadable_is_an_error(owner, elsewhere, spoil):
     with pytest.raises(SigningKeyError) as caught:
         create("-f", owner.environment, "--channel", owner.channel.path)
     assert caught.value.remedy and not Path("env").exists()
+
+
+def test_a_key_that_was_given_up_is_no_longer_this_machines_own(elsewhere):
+    """Its owner moves the private key away, as the error says, and the next one is made: the old one signs nothing any more."""
+    old = keys.load_trust().own
+    (elsewhere / "signing-key.pem").rename(elsewhere / "broken.pem")
+    new = keys.signing_key().public_key()
+    assert keys.fingerprint(new) != keys.fingerprint(old)
+    assert list(keys.load_trust().publishers) == [keys.fingerprint(new)]
+    # and a key from a backup takes its place again
+    (elsewhere / "broken.pem").replace(elsewhere / "signing-key.pem")
+    keys.signing_key()
+    assert list(keys.load_trust().publishers) == [keys.fingerprint(old)]
 
 
 @pytest.mark.parametrize("value", ["", " ", "/nowhere/key.pub", "."])

@@ -120,6 +120,46 @@ def test_a_header_that_would_fill_the_memory(exported, elsewhere, key, tmp_path,
         bundle.import_(huge, Channel.at(tmp_path / "there"), key)
 
 
+def _header(kind: bytes, size: int, name: str = "manifest.json") -> bytes:
+    made = tarfile.TarInfo(name)
+    made.type, made.size = kind, size
+    return made.tobuf(tarfile.GNU_FORMAT)
+
+
+def _pax(text: bytes) -> bytes:
+    return _header(tarfile.XHDTYPE, len(text), "x") + text.ljust(512, b"\0")
+
+
+IN_FRONT = {
+    # tarfile calls itself for each, until Python has enough
+    **{
+        f"5,000 headers {kind!r} in a row": (_header(kind, 9) + b"9 path=a\n".ljust(512, b"\0")) * 5000
+        for kind in (b"x", b"g", b"L")
+    },
+    # ... and goes back to where it was
+    **{
+        f"{size} bytes of {kind!r}": _header(kind, size)
+        for kind in (b"0", b"x", b"g", b"L") for size in (-1, -512, -1024, -(10**6))
+    },
+    "a negative size in a header": _pax(b"14 size=-1024\n") + _header(b"0", 512),
+    "a member with holes": (
+        _pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n") + _header(b"0", 512) + b"999999\n0\n".ljust(512, b"0")
+    ),
+    "an old member with holes": _header(tarfile.GNUTYPE_SPARSE, 512),
+}  # fmt: skip
+
+
+def test_headers_that_lead_back_or_nowhere(exported, elsewhere, key, tmp_path):
+    """A stranger's file ends with a message, whatever its headers are."""
+    whole, there = exported.read_bytes(), Channel.at(tmp_path / "there")
+    for name, header in IN_FRONT.items():
+        exported.write_bytes(header + whole)
+        with pytest.raises(BundleError) as caught:
+            bundle.import_(exported, there, key)
+        assert "is damaged" in caught.value.message, name
+        assert not there.exists(), name
+
+
 def test_what_is_imported_is_rendered_from_data(exported, elsewhere, key, tmp_path):
     there = Channel.at(tmp_path / "there")
     bundle.import_(exported, there, key)

@@ -210,7 +210,17 @@ def test_what_was_seen_and_cannot_be_read_is_no_reason_to_trust(owner, key, else
         seen.write_bytes(content)
         with pytest.raises(OlderGenerationError, match=r"channels\.json"):
             create(*arguments)
+    # as where it lies on a disk that is not mounted
     seen.unlink()
+    seen.symlink_to("/not-mounted/channels.json")
+    with pytest.raises(OlderGenerationError, match="link to nothing"):
+        create(*arguments)
+    seen.unlink()
+    (tmp_path / "state").rename(tmp_path / "unmounted")
+    (tmp_path / "state").symlink_to("/not-mounted")
+    with pytest.raises(OlderGenerationError, match="link to nothing"):
+        create(*arguments)
+    (tmp_path / "state").unlink()
     assert create(*arguments) == BOTH
 
 
@@ -251,3 +261,21 @@ def test_a_locks_packages_are_described_by_the_signed_index(owner, key, elsewher
     rewrite(path, path.read_bytes().replace(b'"depends": ["helper"]', b'"depends": ["jelper"]'))
     with pytest.raises(HashMismatchError):
         create("-f", "own.txt", "--key", key)
+
+
+@pytest.mark.parametrize("digest", ["sha256:" + "0" * 64, "0" * 32])
+@pytest.mark.parametrize("with_key", [True, False])
+def test_a_locks_hash_counts_beside_the_signature(owner, key, elsewhere, tmp_path, digest, with_key):
+    """A channel that was made anew has another package of that name, just as well signed: a lock is there to notice."""
+    lock = (owner.channel.current() / "explicit.txt").read_text()
+    changed = "".join(
+        f"{line.partition('#')[0]}#{digest}\n" if "/tool-2.0" in line else f"{line}\n" for line in lock.splitlines()
+    )
+    assert changed != lock
+    own = tmp_path / "own.lock"
+    own.write_text(changed)
+    with pytest.raises(HashMismatchError, match="tool-2.0-0.conda is not the package that the lock names"):
+        create("-f", own, *(["--key", key] if with_key else []))
+    assert not Path("env").exists()
+    own.write_text(lock)
+    assert create("-f", own, "--key", key) == BOTH
