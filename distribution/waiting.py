@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import errno
 import os
 import re
+import resource
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,6 +75,21 @@ async def within(seconds: float | None, coroutine: Coroutine[Any, Any, T], what:
     raise ChannelUnreachableError(
         f"{what} did not answer completely within {seconds:.0f} s", "check the address and the network, and try again"
     )
+
+
+@contextlib.contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    """Keep files that this process writes meanwhile below ``size`` bytes.
+
+    py-rattler unpacks an index onto the disk, to whatever it unpacks to. Writing more ends with an error of the operating system,
+    "File too large", as Python ignores the signal.
+    """
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size if before == resource.RLIM_INFINITY else min(size, before), most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 def index_channel(channel: Path, **options: Any) -> None:

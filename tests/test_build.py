@@ -13,6 +13,8 @@ from typing import Callable
 
 import pytest
 
+PATH = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+"""Without the folders of a CUDA toolkit."""
 Configure = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -90,7 +92,7 @@ def test_in_the_build_of_a_package_the_remedy_is_the_variant(
 
 
 def test_cuda_without_a_gpu_must_be_told_which(configure: Configure, nvcc) -> None:
-    done = configure("-DGGML_CUDA=ON", CUDA_PATH=str(nvcc("13.4.92").parent.parent), PATH="/usr/bin:/bin")
+    done = configure("-DGGML_CUDA=ON", CUDA_PATH=str(nvcc("13.4.92").parent.parent), PATH=PATH)
     assert done.returncode != 0
     assert "CMAKE_CUDA_ARCHITECTURES=120" in done.stderr
 

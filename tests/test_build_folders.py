@@ -233,3 +233,9 @@ def test_a_file_from_the_future_is_named(checkout: Path, name: str) -> None:
     source = {"LLAMA_CPP_SOURCE_DIR": str(checkout / "vendor/llama.cpp/source")}
     done = cmake("-G", "Ninja", "-S", checkout, "-B", checkout / "build" / "tree", **source)
     assert done.returncode != 0 and f"{name} is newer than this machine's clock" in one_line(done), done.stderr
+
+
+def test_the_day_that_a_build_engine_stamps_with_is_not_taken_for_today(root: Path, tmp_path: Path) -> None:
+    """CMake's clock says SOURCE_DATE_EPOCH where that is set. conda-build sets it, and what is fetched after that is newer."""
+    done = cmake("-G", "Ninja", "-S", root, "-B", tmp_path / "tree", SOURCE_DATE_EPOCH="1000000000")
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -22,10 +22,12 @@ from rattler.exceptions import DetectVirtualPackageError, GatewayError, SolverEr
 
 from .. import hardware
 from ..errors import ChannelUnreachableError, EnvironmentFileError, EnvironmentUnsolvableError
-from ..waiting import SOLVING, wait
+from ..waiting import SOLVING, limited_files, wait
 from .specification import Specification
 
 CUDA_PLUGIN = "libggml-cuda"
+LARGEST_INDEX = 2 << 30
+"""Bytes of an index that nobody signed, unpacked. conda-forge's has some 50 MB packed, and a fraction of this unpacked."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,18 @@ def solve_environment(
     sources = specification.channels if sources is None else sources
     specification, note = _fit_to_hardware(specification, sources, gateway, found, cpu)
     try:
-        records = wait(
-            solve(
-                sources=sources,
-                specs=[MatchSpec(one) for one in specification.dependencies],
-                gateway=gateway,
-                virtual_packages=_virtual_packages(),
-                # an index may name further channels: these and no others are asked for
-                channel_relations="disabled",
-            ),
-            SOLVING,
-        )
+        with limited_files(LARGEST_INDEX):
+            records = wait(
+                solve(
+                    sources=sources,
+                    specs=[MatchSpec(one) for one in specification.dependencies],
+                    gateway=gateway,
+                    virtual_packages=_virtual_packages(),
+                    # an index may name further channels: these and no others are asked for
+                    channel_relations="disabled",
+                ),
+                SOLVING,
+            )
     except GatewayError as error:
         raise _unreachable(error) from None
     except SolverError as error:
@@ -87,9 +90,10 @@ def solve_environment(
 
 
 def _gateway(channels: Sequence[str]) -> Gateway:
-    # channels of our own change by the minute; conda-forge's index is large and may be a little old
-    fresh = SourceConfig(cache_action="no-cache")
-    return Gateway(per_channel_config={one: fresh for one in channels if one.startswith(("file:", "http:"))})
+    # Channels of our own change by the minute; conda-forge's index is large and may be a little old. And what is not behind TLS
+    # may be anybody's: an index in parts would be unpacked in memory, whatever its size.
+    fresh = SourceConfig(cache_action="no-cache", sharded_enabled=False)
+    return Gateway(per_channel_config={one: fresh for one in channels if urlsplit(one).scheme in ("file", "http")})
 
 
 def check_folders(channels: Sequence[str]) -> None:
@@ -165,13 +169,18 @@ def _name(dependency: str) -> str:
 
 def _offered_builds(sources: Sequence[str | SparseRepoData], gateway: Gateway) -> set[str]:
     try:
-        answers = wait(gateway.query(sources, [Subdir.current(), "noarch"], [CUDA_PLUGIN], recursive=False), SOLVING)
+        with limited_files(LARGEST_INDEX):
+            answers = wait(gateway.query(sources, [Subdir.current(), "noarch"], [CUDA_PLUGIN], recursive=False), SOLVING)
     except GatewayError as error:
         raise _unreachable(error) from None
     return {str(record.build) for records in answers for record in records}
 
 
 def _unreachable(error: GatewayError) -> ChannelUnreachableError:
+    if "os error 27" in str(error):
+        return ChannelUnreachableError(
+            f"a channel cannot be read: its index has more than {LARGEST_INDEX:,} bytes", "check the address: that is no index"
+        )
     return ChannelUnreachableError(
         f"a channel cannot be read: {error}",
         "check the address and the network; where conda-forge is out of reach and the channel is complete in itself, "

@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import toolkit, vendor
 from ..console import megabytes, say
-from ..errors import BuildError
+from ..errors import BuildError, DamagedPackageError, DiskSpaceError
 from ..fetching import answers
 from ..files import REPOSITORY, cache_dir, locked, remove_tree
 from ..install import find_ccache
@@ -60,6 +60,7 @@ def build(
         BuildError: no program can run where packages are built, ``output`` cannot be written to, the recipe cannot be
             rendered, a build or a test failed.
         DownloadError, HashMismatchError, TreeMismatchError: the engine's source could not be had.
+        DamagedPackageError: a package that is there is damaged.
     """
     check_root()
     _check_output(output)
@@ -357,7 +358,23 @@ def _workspace() -> Iterator[Path]:
 
 
 def _offer(package: Path, workspace: Path) -> None:
-    """Let the builds that follow depend on a package that was built before."""
+    """Let the builds that follow depend on a package that was built before.
+
+    Raises:
+        DamagedPackageError: it is damaged by now.
+    """
+    # the indexer would end with a panic, or take it
+    from ..channel.inspection import inspect
+
+    remedy = f"remove {package}, and build again"
+    try:
+        inspect(package, scratch=workspace)
+    except DiskSpaceError:
+        raise
+    except DamagedPackageError as error:
+        raise DamagedPackageError(error.message, remedy) from None
+    except OSError as error:
+        raise DamagedPackageError(f"{package} cannot be read: {error.strerror}", remedy) from None
     place = workspace / "output" / package.parent.name / package.name
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(package, place)

@@ -35,8 +35,10 @@ if(NOT EXISTS "${LLAMA_CPP_SOURCE}/include/llama.h")
 endif()
 message(STATUS "llama_cpp: engine ${LLAMA_CPP_COMMIT} from ${LLAMA_CPP_SOURCE}")
 
-# ninja would configure again and again, a hundred times, and then say nothing of the file.
-string(TIMESTAMP now "%s" UTC)
+# ninja would configure again and again, a hundred times, and then say nothing of the file. The time is that of a file written
+# now: string(TIMESTAMP) says SOURCE_DATE_EPOCH where a build engine sets that, and what is fetched in the build is newer.
+file(TOUCH "${CMAKE_BINARY_DIR}/now")
+file(TIMESTAMP "${CMAKE_BINARY_DIR}/now" now "%s" UTC)
 file(GLOB read_first "${PROJECT_SOURCE_DIR}/CMakeLists.txt" "${PROJECT_SOURCE_DIR}/native/CMakeLists.txt"
   "${PROJECT_SOURCE_DIR}/native/cmake/*.cmake" "${LLAMA_CPP_SOURCE}/CMakeLists.txt" "${LLAMA_CPP_SOURCE}/*/CMakeLists.txt")
 foreach(file IN LISTS read_first)

@@ -15,6 +15,7 @@ import re
 import shutil
 import socket
 import stat
+import struct
 import tarfile
 import warnings
 import zipfile
@@ -403,7 +404,7 @@ def damage_package(data: bytes, rng: random.Random) -> bytes:
         for part, text in parts:
             try:
                 archive.writestr(zipfile.ZipInfo(part or "\x01"), text, kind)
-            except ValueError:
+            except (ValueError, struct.error):  # such a name cannot be written
                 archive.writestr(zipfile.ZipInfo("x"), text, kind)
     result = made.getvalue()
     return _flip(result, rng) if rng.random() < 0.15 else result

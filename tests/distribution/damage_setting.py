@@ -456,8 +456,11 @@ def _describe(entry: os.DirEntry[str]) -> tuple[Any, ...]:
     if stat.S_ISREG(kind):
         if found.st_size > 1 << 24:
             return kind, mode, found.st_size
-        with open(entry.path, "rb") as file:
-            return kind, mode, hashlib.sha256(file.read()).hexdigest()
+        try:
+            with open(entry.path, "rb") as file:
+                return kind, mode, hashlib.sha256(file.read()).hexdigest()
+        except PermissionError:  # a case took it away; root reads it all the same
+            return kind, mode, found.st_size, found.st_mtime_ns
     return kind, mode
 
 

@@ -18,13 +18,13 @@ try:
     {call}
     said = "accepted"
 except {expected} as error:
-    said = error.message
+    said = error.message.partition("\\n")[0]
 print(said, (most_memory() - before) >> 20, round(time.monotonic() - started), sep="\\n")
 """
 
 
 def measured(first: str, call: str, expected: str, *arguments: object) -> tuple[str, int, int]:
-    """What a call says, or ``accepted``; the MiB by which the process grew meanwhile, and the seconds that it took.
+    """The first line that a call says, or ``accepted``; the MiB by which the process grew meanwhile, and the seconds that it took.
 
     Args:
         first: a line of code that imports what the call needs.

@@ -21,7 +21,7 @@ engine = pytest.importorskip("rattler_build", reason="pip install llama_cpp_pyth
 
 from distribution.packaging import inputs, packages, verify  # noqa: E402
 from distribution.packaging.normalise import members, normalise  # noqa: E402
-from distribution.errors import BuildError, NotReproducibleError  # noqa: E402
+from distribution.errors import BuildError, DamagedPackageError, NotReproducibleError  # noqa: E402
 from distribution.files import REPOSITORY  # noqa: E402
 
 STAMP = 1_790_812_800  # 1 October 2026
@@ -240,6 +240,36 @@ def test_half_a_package_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
         normalise(package, STAMP)
     assert package.read_bytes() == before
     assert not list(package.parent.glob(".*.part"))
+
+
+def _flip(package: Path) -> None:
+    data = bytearray(package.read_bytes())
+    data[len(data) // 2] ^= 1
+    package.write_bytes(data)
+
+
+DAMAGES = {
+    "cut": lambda package: os.truncate(package, 1000),
+    "empty": lambda package: os.truncate(package, 0),
+    "flipped": _flip,
+    "a fifo": lambda package: (package.unlink(), os.mkfifo(package)),
+    "a folder": lambda package: (package.unlink(), package.mkdir()),
+    "a link to nothing": lambda package: (package.unlink(), package.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_package_is_not_built_on(tmp_path: Path, how: str) -> None:
+    """One that was built before, whose disk was full, say. The indexer panics, or takes it."""
+    pytest.importorskip("rattler")
+    package, workspace = build(tmp_path / "place"), tmp_path / "workspace"
+    normalise(package, STAMP)
+    workspace.mkdir()
+    packages._offer(package, workspace)
+    DAMAGES[how](package)
+    with pytest.raises(DamagedPackageError) as caught:
+        packages._offer(package, workspace)
+    assert str(package) in caught.value.remedy
 
 
 def test_what_was_fetched_or_compiled_is_no_input() -> None:
