@@ -108,7 +108,7 @@ def llm(smollm2: Path):  # noqa: ANN201
     """SmolLM2, shared by the tests that leave it as they found it; what it answers does not depend on what came before."""
     from llama_cpp import Llama
 
-    with Llama(smollm2, n_ctx=2048, n_parallel=4) as model:
+    with Llama(smollm2, n_ctx=2048, n_parallel=4, repeatable=True) as model:
         yield model
 
 

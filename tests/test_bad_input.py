@@ -321,7 +321,7 @@ assert llm.create_completion("x", max_tokens=2, temperature=0)["usage"]["complet
 
 def test_a_forked_child_is_refused_and_the_parent_goes_on(run_python, smollm2):
     done = run_python(_FORK, str(smollm2))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done.stderr
 
 
 _EXITS = {

@@ -452,7 +452,7 @@ BOMBS = {
 
 
 def _apply_in_child(source, run_python, tmp_path, seconds=60):
-    """How rendering ends in a process of its own, with 3 GiB of address space and so many seconds of processor time."""
+    """How rendering ends in a process of its own, with 3 GiB more of address space and so many seconds of processor time."""
     (tmp_path / "template").write_text(source)
     script = """
 import resource, sys
@@ -460,7 +460,8 @@ from pathlib import Path
 from llama_cpp.chat.templates import ChatTemplates
 from llama_cpp.errors import LlamaCppError
 chatml = ChatTemplates(None, template="chatml")  # opens the libraries
-resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()  # a GPU's driver reserves much
+resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 30), used + (3 << 30)))
 resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2]) + 60))
 messages = [{"role": "user", "content": "Hi"}]
 try:

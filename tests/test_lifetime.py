@@ -89,7 +89,8 @@ print(unexpected, refused == int(sys.argv[2]) * len(uses), done > 0)
 def test_close_beside_threads_that_use_the_model(run_python, tiny):
     """Every call succeeds or is refused. Memory that is freed is overwritten, so that reading it would show."""
     done = run_python(_BESIDE, str(tiny), str(ROUNDS), MALLOC_PERTURB_="165", GLIBC_TUNABLES="glibc.malloc.mmap_threshold=4096")
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("resolve_fused_ops")]  # GPUs have no kernel for it
+    assert (done.returncode, said) == (0, []), done.stderr[-3000:]
     assert done.stdout == "[] True True\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from llama_cpp.capi.backends import has_gpu
 
@@ -18,6 +19,12 @@ def gap(llm, before, token, logit_bias):
     for other, bias in logit_bias.items():
         logits[other] += bias
     return float(logits.max() - logits[token])
+
+
+def skip_where_routes_flip(kind):
+    """Experts are chosen by numbers that are nearly equal in a random model: on a GPU rounding takes a token to others."""
+    if has_gpu() and kind in ("experts", "latent"):
+        pytest.skip("experts are chosen by rounding; test_repeatable.py has them")
 
 
 def is_answer(llm, prompt, found, expected, logit_bias=None):
@@ -48,6 +55,9 @@ def are_vectors(found, expected):
     if not has_gpu():
         return found == expected
     pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(found, expected)]
-    return len(found) == len(expected) and all(
-        a.shape == b.shape and np.linalg.norm(a - b, axis=-1).max() <= 0.1 * np.linalg.norm(b, axis=-1).max() for a, b in pairs
-    )
+    if len(found) != len(expected) or any(a.shape != b.shape for a, b in pairs):
+        return False
+    apart = max(float(np.linalg.norm(a - b, axis=-1).max() / np.linalg.norm(b, axis=-1).max()) for a, b in pairs)
+    if apart > 0.1:
+        print(f"vectors differ by {apart:.2f} of their length")
+    return apart <= 0.1
