@@ -376,11 +376,14 @@ class World:
         found: Snapshot = {}
         waiting = [str(self.root)]
         while waiting:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    found[entry.path[len(str(self.root)) + 1 :]] = _describe(entry)
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+            try:
+                entries = sorted(os.scandir(waiting.pop()), key=lambda entry: entry.name)
+            except PermissionError:  # a case took it away; root looks into it all the same
+                continue
+            for entry in entries:
+                found[entry.path[len(str(self.root)) + 1 :]] = _describe(entry)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
         return found
 
     def reset(self, only: tuple[str, ...] = ()) -> None:
