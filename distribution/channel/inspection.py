@@ -95,7 +95,10 @@ class Package:
 
 
 def inspect(
-    path: Path, visit: Callable[[str, Iterator[bytes]], None] | None = None, scratch: Path | None = None
+    path: Path,
+    visit: Callable[[str, Iterator[bytes]], None] | None = None,
+    scratch: Path | None = None,
+    size: int | None = None,
 ) -> Package:
     """Read a package to its last byte, check that all of it is there and unaltered, and install it once on trial.
 
@@ -105,6 +108,7 @@ def inspect(
         visit: called with the path of every file in the package's payload, and its content in blocks. What it does not
             take of them is read nevertheless. The package may still turn out to be damaged.
         scratch: a folder with room for what the package has unpacked (default: the folder it is in).
+        size: bytes that it must have; of a file of another size nothing is read.
 
     Raises:
         DamagedPackageError: it is not a ``.conda`` file, or not a whole one, or not what its name says, or holds what an
@@ -116,6 +120,8 @@ def inspect(
         raise DamagedPackageError(f"{shown(path.name)} is not a .conda file", "name files that end in .conda")
     try:
         with open_regular(path) as file:
+            if size is not None and size != (found := os.fstat(file.fileno()).st_size):
+                raise DamagedPackageError(f"{shown(path.name)} has {found} bytes instead of {size}", "copy or build it again")
             package, metadata, index, contents = _read(file, path.name, visit)
         relocated = frozenset(name for name, listed in metadata.paths.items() if listed.relocated)
         expected = Expected(contents, _places(metadata), relocated, metadata.commands)
@@ -134,10 +140,11 @@ def _read(
 ) -> tuple[Package, Metadata, bytes, Contents]:
     """The package, what it says about itself, its ``info/index.json``, and all that is in it."""
     size = os.fstat(file.fileno()).st_size
+    parts = _parts(file, size, file_name)  # first: what is no archive may be as large as it likes
     digest = hashlib.sha256()
+    file.seek(0)
     while block := file.read(conda_archive.BLOCK):
         digest.update(block)
-    parts = _parts(file, size, file_name)
     contents = Contents()
     texts = _read_info(file, parts["info"], contents)
     metadata = parse(texts)

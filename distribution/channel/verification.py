@@ -131,7 +131,7 @@ def _check_package(
         interesting = _Interesting(scratch)
         try:
             # a channel that is served gets no folder of ours, not for a moment
-            package = inspect(folder / path, interesting, scratch)
+            package = inspect(folder / path, interesting, scratch, entry.size)
         except DamagedPackageError as error:
             problems.append(error.message)
         except FileNotFoundError:

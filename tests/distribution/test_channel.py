@@ -551,3 +551,17 @@ def test_a_file_that_is_empty_but_for_its_size(place, tmp_path):
 def test_a_folder_of_nobody():
     with pytest.raises(HomeNotFoundError, match="nobody-of-this-name"):
         Channel.at(Path("~nobody-of-this-name/channel"))
+
+
+def test_a_package_of_another_size_is_not_read(place, tmp_path):
+    """A sparse file of 64 GiB takes minutes to read."""
+    place.publish(*release(tmp_path / "one", 0, cuda=False))
+    grown = next(place.channel.path.glob("noarch/*.conda"))
+    os.truncate(grown, 1 << 36)
+    (wrong,) = [finding for finding in verify(place.channel) if finding.problems]
+    assert grown.name in wrong.path and f"has {1 << 36} bytes instead of" in wrong.problems[0]
+    no_archive = tmp_path / grown.name
+    no_archive.touch()
+    os.truncate(no_archive, 1 << 36)
+    with pytest.raises(DamagedPackageError):
+        inspect(no_archive)
