@@ -93,8 +93,9 @@ _NUMBERS = (
     "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "lora_scale",
 )  # fmt: skip
 #: True or False; of some, None leaves it to the engine.
-_FLAGS = ("vocab_only", "use_mmap", "use_mlock", "embedding", "offload_kqv", "no_perf", "batch_invariant", "repeatable",
-"spm_infill")
+_FLAGS = (
+    "vocab_only", "use_mmap", "use_mlock", "embedding", "offload_kqv", "no_perf", "batch_invariant", "repeatable", "spm_infill",
+)  # fmt: skip
 _OPTIONAL_FLAGS = ("kv_unified", "flash_attn", "op_offload", "swa_full", "verbose")
 
 #: The types a KV cache can have; the engine divides by zero or asserts on others.
