@@ -86,8 +86,18 @@ class _Array:
                 found.append(child(node, word))
         for member in self.members:
             if "unevaluatedItems" in member.node.schema and not self._evaluated(member, at):
-                found.append(child(member.node, "unevaluatedItems"))
+                found.append(self._unevaluated(member))
         return found
+
+    def _unevaluated(self, owner: Member) -> Node:
+        """What is said about an item that nothing else is said about: those that ``contains`` finds are evaluated by it."""
+        document = self.compiler.document
+        node = document.child(owner.node, "unevaluatedItems")
+        seen = [member.node for member in self.members if owner.node in member.inside and "contains" in member.node.schema]
+        if not seen:
+            return node
+        found = [document.child(one, "contains") for one in seen]
+        return document.made(node, ("or", *found), {"anyOf": [*found, node]})
 
     def _evaluated(self, owner: Member, at: int) -> bool:
         for member in self.members:
