@@ -49,7 +49,7 @@ _IN_WIDE = 0xFFFFFFFF
 _HEADER = 512
 _LONGEST_HEADER_TEXT = 4096
 _LONGEST_PATH, _LONGEST_NAME = 1024, 255
-_LONGEST_PADDING = 1 << 20
+_LONGEST_PADDING, _LONGEST_END = 1 << 20, 2 << 20
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
 _POSIX, _GNU = b"ustar\x0000", b"ustar  \0"
 _KINDS = {b"0": "file", b"\0": "file", b"1": "hard link", b"2": "link", b"5": "folder"}
@@ -130,28 +130,32 @@ def read(file: IO[bytes], part: Part, largest: int) -> bytes:
     return data
 
 
-def members(file: IO[bytes], part: Part, largest: int) -> Iterator[tuple[Member, Iterator[bytes]]]:
+def members(file: IO[bytes], part: Part, largest: int, strict: bool = True) -> Iterator[tuple[Member, Iterator[bytes]]]:
     """The entries of a compressed tar, each with its content in blocks of at most ``BLOCK`` bytes.
 
     What is not read of a content when the next entry is asked for is skipped. Paths may come twice: that is for the caller.
 
     Args:
         largest: how many bytes the tar may have when it is unpacked.
+        strict: off, an entry may have any name, mode, owner and target, and the last two are not in the answer. What is said
+            about the kinds and sizes of entries is the same to every reader in either case.
 
     Raises:
         ValueError: it is damaged, larger, or has an entry that some readers refuse or take otherwise than others.
     """
     decoder = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW})
-    yield from _members(_Unpacked(file, part, largest, decoder, _ZSTD))
+    yield from _members(_Unpacked(file, part, largest, decoder, _ZSTD), strict)
 
 
-def bzip2_members(file: IO[bytes], size: int, largest: int) -> Iterator[tuple[Member, Iterator[bytes]]]:
+def bzip2_members(
+    file: IO[bytes], size: int, largest: int, strict: bool = True
+) -> Iterator[tuple[Member, Iterator[bytes]]]:
     """As ``members``, of a ``.tar.bz2`` of ``size`` bytes, which is one compressed stream."""
-    yield from _members(_Unpacked(file, Part(0, size, None), largest, bz2.BZ2Decompressor(), _BZIP2))
+    yield from _members(_Unpacked(file, Part(0, size, None), largest, bz2.BZ2Decompressor(), _BZIP2), strict)
 
 
-def _members(tar: _Unpacked) -> Iterator[tuple[Member, Iterator[bytes]]]:
-    while (member := _next(tar)) is not None:
+def _members(tar: _Unpacked, strict: bool) -> Iterator[tuple[Member, Iterator[bytes]]]:
+    while (member := _next(tar, strict)) is not None:
         content = _content(tar, member.size)
         yield member, content
         for _ in content:
@@ -261,6 +265,7 @@ class _Unpacked:
 
     def finish(self) -> None:
         """Check that nothing but the zeros of a tar's end is left, and that the compressed data ends with the member."""
+        self._left = min(self._left, _LONGEST_END)
         # the first of the two empty headers was read
         padding = self.read(_HEADER)
         while True:
@@ -301,7 +306,7 @@ def _content(tar: _Unpacked, size: int) -> Iterator[bytes]:
         yield block
 
 
-def _next(tar: _Unpacked) -> Member | None:
+def _next(tar: _Unpacked, strict: bool) -> Member | None:
     """The next entry with what the headers in front of it say about it; None at the end."""
     said: dict[str, str] = {}
     extended: list[bytes] = []
@@ -311,10 +316,10 @@ def _next(tar: _Unpacked) -> Member | None:
             if extended:
                 raise ValueError("a tar in it ends after a header without a member")
             return None
-        _check_header(header)
+        _check_header(header, strict)
         kind, size = header[156:157], _number(header[124:136])
         if kind not in (b"L", b"K", b"x"):
-            return _member(header, _KINDS.get(kind, ""), size, said)
+            return _member(header, _KINDS.get(kind, ""), size, said, strict)
         # the two ways of saying a long name are not mixed, and neither says it twice
         if kind in extended or (extended and b"x" in (kind, extended[0])):
             raise ValueError("a tar in it has two headers for one member")
@@ -323,15 +328,18 @@ def _next(tar: _Unpacked) -> Member | None:
             raise ValueError("a tar in it has a name that is too long")
         data = tar.read(size)
         tar.skip_zeros(-size % _HEADER)
-        said |= _pax(data) if kind == b"x" else {"path" if kind == b"L" else "linkpath": _decoded(data.removesuffix(b"\0"))}
+        key = "path" if kind == b"L" else "linkpath"
+        said |= _pax(data) if kind == b"x" else {key: _decoded(data.removesuffix(b"\0"), strict)}
 
 
-def _check_header(header: bytes) -> None:
+def _check_header(header: bytes, strict: bool) -> None:
     if sum(header) - sum(header[148:156]) + 8 * ord(" ") != _number(header[148:156]):
         raise ValueError("a tar in it has a damaged header")
     # readers differ in what they make of a field that is no number, be it one that they do not need
     for start, end in ((100, 108), (108, 116), (116, 124), (136, 148)):
-        _number(header[start:end])
+        # in other forms, some builders write owners with large numbers
+        if strict or not 108 <= start < 124:
+            _number(header[start:end])
     for start, end in ((329, 337), (337, 345)):
         if any(header[start:end]):
             _number(header[start:end])
@@ -341,15 +349,17 @@ def _check_header(header: bytes) -> None:
         raise ValueError("a tar in it is of a format that packages do not have")
 
 
-def _member(header: bytes, kind: str, size: int, said: dict[str, str]) -> Member:
-    name, target = _text(header[:100]), _text(header[157:257])
-    if header[257:265] == _POSIX and (start := _text(header[345:500])):
+def _member(header: bytes, kind: str, size: int, said: dict[str, str], strict: bool) -> Member:
+    name, target = _text(header[:100], strict), _text(header[157:257], strict)
+    if header[257:265] == _POSIX and (start := _text(header[345:500], strict)):
         name = f"{start}/{name}"
     path = said.get("path", name)
     if not kind:
         raise ValueError(f"{shown(path)} in it is neither a file nor a link nor a folder")
     if size and kind != "file":
         raise ValueError(f"{shown(path)} in it is a {kind}, and has content")
+    if not strict:
+        return Member(path, kind, size)
     path = clean_path(path.removesuffix("/") if kind == "folder" else path)
     mode = _number(header[100:108])
     if kind in ("link", "hard link"):
@@ -378,6 +388,9 @@ def _pax(data: bytes) -> dict[str, str]:
         key, value = record[2].decode(), _decoded(data[record.end() : length - 1])
         if key not in _PAX or key in said:
             raise ValueError(f"a tar in it says {shown(key)} of a member, or says it twice")
+        if "\n" in value:
+            # some readers look for the next line
+            raise ValueError(f"a tar in it says {shown(key)}={shown(value)} of a member")
         if key in ("mtime", "atime", "ctime", "uid", "gid") and not _SECONDS.fullmatch(value):
             raise ValueError(f"a tar in it says {shown(key)}={shown(value)} of a member")
         said[key] = value
@@ -391,14 +404,14 @@ def _number(field: bytes) -> int:
     return int(digits[1], 8)
 
 
-def _text(field: bytes) -> str:
+def _text(field: bytes, strict: bool) -> str:
     # after the first NUL some writers leave what was there before
-    return _decoded(field.split(b"\0", 1)[0])
+    return _decoded(field.split(b"\0", 1)[0], strict)
 
 
-def _decoded(data: bytes) -> str:
+def _decoded(data: bytes, strict: bool = True) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8", errors="strict" if strict else "surrogateescape")
     except UnicodeDecodeError:
         raise ValueError(f"a name in it is not Unicode: {data[:80]!r}") from None
 

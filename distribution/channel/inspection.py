@@ -33,7 +33,7 @@ LARGEST_RATIO = 1000
 _UNSUSPICIOUS = 64 << 20
 _LARGEST_OVERHEAD, _LARGEST_END = 16 << 10, 2 << 20
 _LARGEST_VERSION = 4096
-_MOST_FOLDERS = 50_000
+MOST_FOLDERS = 50_000
 _LISTED_AS = {"file": "hardlink", "hard link": "hardlink", "link": "softlink", "folder": "directory"}
 # both tars are unpacked into one folder, and an environment has the installers' records in it
 _RESERVED = ("info", "conda-meta")
@@ -159,6 +159,11 @@ def _read(
     return package, metadata, texts["info/index.json"], contents
 
 
+def largest_payload(packed: int) -> int:
+    """How many bytes the files of a package may have, of which ``packed`` are there."""
+    return min(LARGEST_PAYLOAD, _UNSUSPICIOUS + packed * LARGEST_RATIO)
+
+
 def _check_name(package: Package, file_name: str) -> None:
     if package.file_name != file_name:
         raise DamagedPackageError(
@@ -222,7 +227,7 @@ def _read_payload(
         tree.add(path, listed.kind == "directory")
     contents.folders += len(tree.folders)
     declared = sum(listed.size for listed in paths.values())
-    if declared > min(LARGEST_PAYLOAD, _UNSUSPICIOUS + part.size * LARGEST_RATIO):
+    if declared > largest_payload(part.size):
         raise ValueError(f"it would unpack to {megabytes(declared)}")
     largest = declared + (len(paths) + len(tree.folders)) * _LARGEST_OVERHEAD + _LARGEST_END
     seen: set[str] = set()
@@ -299,8 +304,8 @@ class _Tree:
             if path in self._leaves:
                 raise ValueError(f"{shown(path)} in it is a folder and something else")
             self.folders.add(path)
-        if len(self.folders) > _MOST_FOLDERS:
-            raise ValueError(f"it has more than {_MOST_FOLDERS:,} folders")
+        if len(self.folders) > MOST_FOLDERS:
+            raise ValueError(f"it has more than {MOST_FOLDERS:,} folders")
 
 
 def _check_links(paths: Mapping[str, Listed], contents: Contents) -> None:

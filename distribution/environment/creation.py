@@ -30,7 +30,7 @@ from ..errors import (
 from ..files import cache_dir, made_folder, need_space, remove_for_good, remove_tree, write_atomically
 from ..interruption import deferred
 from ..waiting import wait
-from . import activation, places
+from . import activation, places, room
 from .reporter import InstallationReporter
 
 _AT_FDCWD = -100
@@ -50,22 +50,26 @@ def create(records: Sequence[RepoDataRecord], prefix: Path, requested: Sequence[
         EnvironmentExistsError: something is at ``prefix``, and either ``force`` is off or it is no environment.
         EnvironmentInstallError: the folder is not writable, a package is among them twice, or could not be fetched or unpacked.
         HashMismatchError: a package has other bytes than its channel's index or the lock says.
-        DiskSpaceError: the disk is full.
+        DamagedPackageError: a package unpacks to more than one may, or to something else for every reader.
+        DiskSpaceError: the disk is full, or has not the room that the packages take unpacked.
     """
     prefix = Path(os.path.abspath(prefix))
     check_free(prefix, force)
     _refuse_twice(records)
     with _translated(prefix), _staging(prefix) as folder:
-        # unpacked they need more, and with hard links into the cache less: only the hopeless is refused here
-        needed = sum(record.size or 0 for record in records)
-        remedy = "free some space, or make the environment elsewhere: -p /another/folder"
-        need_space(folder.parent, needed, "installing the packages", remedy)
+        # packed; unpacked they need more, which is known when they are here
+        _need(folder, sum(record.size or 0 for record in records))
         _install(records, folder, prefix, requested)
         _write_history(folder, records, requested)
         activation.write_script(folder, prefix)
         _move_into_place(folder, prefix, force)
     places.register(prefix)
     return prefix
+
+
+def _need(folder: Path, size: int) -> None:
+    remedy = "free some space, or make the environment elsewhere: -p /another/folder"
+    need_space(folder.parent, size, "installing the packages", remedy)
 
 
 def _refuse_twice(records: Sequence[RepoDataRecord]) -> None:
@@ -154,6 +158,7 @@ def _install(records: Sequence[RepoDataRecord], folder: Path, prefix: Path, requ
 
     async def run() -> None:
         files = await package_files.gather(records, scratch / "archives", cache_dir(), reporter.on_archive_progress)
+        _need(folder, await room.needed(files))
         await install(
             [RepoDataRecord(one, one.file_name, file.as_uri(), one.channel) for one, file in zip(records, files, strict=True)],
             target_prefix=folder,

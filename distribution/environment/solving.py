@@ -90,10 +90,12 @@ def solve_environment(
 
 
 def _gateway(channels: Sequence[str]) -> Gateway:
-    # Channels of our own change by the minute; conda-forge's index is large and may be a little old. And what is not behind TLS
-    # may be anybody's: an index in parts would be unpacked in memory, whatever its size.
-    fresh = SourceConfig(cache_action="no-cache", sharded_enabled=False)
-    return Gateway(per_channel_config={one: fresh for one in channels if urlsplit(one).scheme in ("file", "http")})
+    # Channels of our own change by the minute; an index behind TLS is large and may be a little old. And an index in parts is
+    # unpacked in memory, whatever its size: it is taken only of channels that a name is enough for (conda-forge), where it saves
+    # most of 80 MB.
+    fresh, whole = (SourceConfig(cache_action=action, sharded_enabled=False) for action in ("no-cache", "cache-or-fetch"))
+    schemes = {one: urlsplit(one).scheme for one in channels}
+    return Gateway(per_channel_config={one: whole if scheme == "https" else fresh for one, scheme in schemes.items() if scheme})
 
 
 def check_folders(channels: Sequence[str]) -> None:

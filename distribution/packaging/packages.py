@@ -18,7 +18,7 @@ from .. import toolkit, vendor
 from ..console import megabytes, say
 from ..errors import BuildError, DamagedPackageError, DiskSpaceError
 from ..fetching import answers
-from ..files import REPOSITORY, cache_dir, locked, remove_tree
+from ..files import REPOSITORY, cache_dir, load_yaml, locked, made_folder, read_regular, remove_tree
 from ..install import find_ccache
 from ..pin import Pin
 from ..progress import Bar
@@ -29,6 +29,7 @@ from .normalise import normalise
 ROOT = Path("/tmp/llama-cpp-build")
 OUTPUT = REPOSITORY / "dist" / "packages"
 CPU_ONLY = "cpu"
+_LARGEST_VARIANTS = 1 << 20
 _STEP = re.compile(r"\[(\d+)/(\d+)\]")
 
 
@@ -63,10 +64,13 @@ def build(
         DamagedPackageError: a package that is there is damaged.
     """
     check_root()
-    _check_output(output)
-    fetch_engine(repository)
-    # the recipe reads the environment when it is rendered
-    with _workspace() as workspace, _build_environment(compiler_cache):
+    _check_variables()
+    with ExitStack() as held:
+        held.enter_context(_writable(output))
+        fetch_engine(repository)
+        workspace = held.enter_context(_workspace())
+        # the recipe reads the environment when it is rendered
+        held.enter_context(_build_environment(compiler_cache))
         inputs.export(workspace / "repository", repository)
         rendered = render(variants, workspace / "repository", seeded_variants(channels))
         built: list[Path] = []
@@ -190,7 +194,8 @@ def render(
 
 def _check_toolkit(files: Sequence[Path], compilers: Mapping[str, list[str]]) -> None:
     # else the engine is built, and only then the solver says in its way that there is no such toolkit
-    wanted = [value for file in files if (value := _load_variants(file).get("cuda_version"))][-1]
+    named = [value for file in files if (value := _load_variants(file).get("cuda_version"))]
+    wanted = named[-1] if named else "none"
     offered = compilers.get("cuda_compiler_version", [wanted])
     if wanted not in (*offered, "none"):
         raise BuildError(
@@ -211,7 +216,8 @@ def variant_files(cuda: str, architectures: Sequence[str], repository: Path = RE
     choices |= {(file.stem,): _load_variants(file) for file in sorted((recipe / "variants").glob("*.yaml"))}
     for names, overruled in choices.items():
         chosen = {**defaults, **overruled}
-        if (chosen["cuda_version"], _plain(chosen["cuda_architectures"].split())) == (cuda, _plain(architectures)):
+        built = chosen.get("cuda_version"), _plain(chosen.get("cuda_architectures", "").split())
+        if built == (cuda, _plain(architectures)):
             return list(names)
     raise BuildError(
         f"no variant is for CUDA {cuda} and {' '.join(architectures)}",
@@ -220,10 +226,14 @@ def variant_files(cuda: str, architectures: Sequence[str], repository: Path = RE
 
 
 def _load_variants(file: Path) -> dict[str, str]:
-    """The keys of a variant file, each with its first value."""
-    import yaml
-
-    return {key: str(values[0]) for key, values in yaml.safe_load(file.read_text(encoding="utf-8")).items() if values}
+    """The keys of a variant file, each with its first value; BuildError if it is damaged."""
+    try:
+        found = load_yaml(read_regular(file, _LARGEST_VARIANTS), _LARGEST_VARIANTS)
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{file} cannot be read: {error}", f"restore it: git checkout -- recipe/{file.name}") from None
+    if not isinstance(found, dict) or not all(isinstance(values, list) for values in found.values()):
+        raise BuildError(f"{file} has not a list for each key", "see recipe/variants.yaml in the repository")
+    return {str(key): str(values[0]) for key, values in found.items() if values}
 
 
 def _plain(architectures: Sequence[str]) -> tuple[str, ...]:
@@ -281,13 +291,29 @@ def check_root() -> None:
         )
 
 
-def _check_output(output: Path) -> None:
-    """Raise BuildError if nothing can be written to the folder: better now than after the first compile."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
-    except OSError as error:
-        raise _unwritable(output, error) from None
+def _check_variables() -> None:
+    """Raise BuildError for a variable that is no Unicode: the build engine reads all of them, and panics."""
+    for name, value in os.environ.items():
+        try:
+            f"{name}{value}".encode()
+        except UnicodeEncodeError:
+            remedy = f"unset {ascii(name)[1:-1]}, or give it another value"
+            raise BuildError(f"the variable {ascii(name)[1:-1]} is not UTF-8: {ascii(value):.200}", remedy) from None
+
+
+@contextmanager
+def _writable(output: Path) -> Iterator[None]:
+    """A folder that is gone again after an error if it is empty; BuildError if nothing can be written to it.
+
+    Better now than after the first compile.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(made_folder(output))
+            tempfile.TemporaryFile(dir=output).close()
+        except OSError as error:
+            raise _unwritable(output, error) from None
+        yield
 
 
 def _deliver(made: Path, target: Path) -> None:

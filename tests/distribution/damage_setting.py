@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import json
@@ -84,6 +85,12 @@ PACKAGES = {f"packages/{name}": "conda" for name in (
     "libggml-cuda-0.4.0-cuda134_sm120_hb2_2.conda",
 )}  # fmt: skip
 
+RECIPE = """\
+# In place of the real one, which compiles for minutes: one package that holds a file of the repository.
+package: {name: small, version: "1"}
+build: {number: 0, script: ["mkdir -p $PREFIX/share", "cp $RECIPE_DIR/../native/small.c $PREFIX/share/small.c"]}
+"""
+
 COMMANDS = {
     "vendor": Command(("vendor", *FOLDER), {**VENDOR, **CARRIER}, (2,), SOURCE, 8),
     "vendor again": Command(("vendor", *FOLDER), VENDOR, (2,)),
@@ -107,6 +114,11 @@ COMMANDS = {
     "build --arch": Command(("build", "--arch", "no-such"), {}, (2,), share=1),
     "build --output": Command(("build", "--arch", "cpu", "--channel", "{w}/dist/channel", "--output", "{w}/a file"), {}, (),
     share=1),
+    "build": Command(
+        ("build", "--arch", "cpu", "--no-test", "--channel", "{w}/dist/channel", "--output", "{w}/made/packages"),
+        {"repo/recipe/recipe.yaml": "yml", "repo/recipe/variants.yaml": "yml", "repo/recipe/variants/cpu.yaml": "yml",
+        "repo/recipe": "folder", "repo/native/small.c": "file", "repo/native": "folder", **VENDOR}, (2, 5, 7), share=2,
+    ),
     "channel publish": Command(
         ("channel", "publish", "--channel", "{w}/dist/channel", "--environment", "{w}/environment.yml", "{w}/packages"),
         {**PACKAGES, "packages": "folder", "environment.yml": "yml", **CHANNEL, **KEYS}, (3, 5, 6), share=7,
@@ -273,11 +285,13 @@ class World:
             ("seed.pins", "fetch", _no_network),
             # a process of pip takes a second; there is nothing for it to find
             ("pip", "_download", _no_network),
-            # where it would begin to build
-            ("packaging.packages", "_workspace", _no_build),
+            ("packaging.packages", "ROOT", self.root / "building"),
         ):  # fmt: skip
             module = importlib.import_module(f"distribution.{name}")
             changes.append((module, attribute, value))
+        building = importlib.import_module("distribution.packaging.packages")
+        # its default is what REPOSITORY was when it was loaded
+        changes.append((building, "build", functools.partial(building.build, repository=self.root / "repo")))
         changes += [(module, "REPOSITORY", self.root / "repo") for module in _modules() if hasattr(module, "REPOSITORY")]
         before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
         for owner, name, value in changes:
@@ -304,6 +318,9 @@ class World:
         shutil.copy(repository / "distribution" / "seed" / "pins.toml", root)
         shutil.copytree(repository / "recipe" / "variants", root / "repo" / "recipe" / "variants")
         shutil.copy(repository / "recipe" / "variants.yaml", root / "repo" / "recipe")
+        (root / "repo" / "recipe" / "recipe.yaml").write_text(RECIPE)
+        (root / "repo" / "native").mkdir()
+        (root / "repo" / "native" / "small.c").write_text("int small;\n")
         (root / "repo" / "environment.yml").write_text(TEMPLATE)
         (root / "environment.yml").write_text(TEMPLATE)
         (root / "environment-local.yml").write_text(LOCAL)
@@ -469,12 +486,6 @@ def _describe(entry: os.DirEntry[str]) -> tuple[Any, ...]:
 
 def _interrupted(server: object) -> None:
     raise KeyboardInterrupt
-
-
-def _no_build() -> None:
-    from distribution.errors import BuildError
-
-    raise BuildError("nothing is built in this test", "none")
 
 
 def _no_network(*arguments: object) -> None:

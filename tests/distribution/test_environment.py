@@ -301,9 +301,10 @@ def test_prefix_that_cannot_be_written(channel, tmp_path):
 
 
 def test_full_disk(channel, tmp_path):
-    add_package(channel, "tiny", "2.0", files={"share/big": "a" * (3 << 20)})
+    # there is room for the bytes: what runs out is the number of files
+    add_package(channel, "tiny", "2.0", files={f"share/{number}": "" for number in range(100)})
     index(channel)
-    with _mounted(tmp_path / "mount", "size=1m"):
+    with _mounted(tmp_path / "mount", "size=64m,nr_inodes=60"):
         prefix = tmp_path / "mount/env"
         with pytest.raises(DiskSpaceError, match="full") as caught:
             run("create", "--channel", channel, "-p", prefix)

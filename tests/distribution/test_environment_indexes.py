@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bz2
+import datetime
 import gzip
 import http.server
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +15,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("rattler")
+pytest.importorskip("cryptography")
 
+from cryptography import x509  # noqa: E402
+from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
+from cryptography.x509.oid import NameOID  # noqa: E402
 from measuring import measured  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,9 +49,13 @@ def bomb(name: str) -> bytes:
     return gzip.compress(b"".join(blocks), 1)
 
 
-@pytest.fixture(params=["repodata.json.zst", "repodata.json.bz2", "repodata.json", "repodata_shards.msgpack.zst"])
-def channel(request: pytest.FixtureRequest) -> Iterator[str]:
-    name, content = request.param, bomb(request.param)
+NAMES = ["repodata.json.zst", "repodata.json.bz2", "repodata.json", "repodata_shards.msgpack.zst"]
+
+
+@pytest.fixture(params=[*(f"HTTP {name}" for name in NAMES), *(f"HTTPS {name}" for name in NAMES)])
+def channel(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    scheme, name = request.param.split()
+    content = bomb(name)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -63,10 +74,35 @@ def channel(request: pytest.FixtureRequest) -> Iterator[str]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if scheme == "HTTPS":
+            server.socket = with_tls(tmp_path, monkeypatch).wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         # a scheme may be written so, too
-        yield f"HTTP://127.0.0.1:{server.server_address[1]}"
+        yield f"{scheme}://localhost:{server.server_address[1]}"
         server.shutdown()
+
+
+def with_tls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """For a server of this machine, by an authority that py-rattler trusts from here on."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("authority", "localhost")}
+    for name, key in keys.items():
+        subject, issuer = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (name, "authority"))
+        made = (
+            x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=name == "authority", path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .sign(keys["authority"], hashes.SHA256())
+        )
+        pem = serialization.Encoding.PEM
+        secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (folder / f"{name}.pem").write_bytes(made.public_bytes(pem) + secret)
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "localhost.pem")
+    return context
 
 
 def test_an_index_that_unpacks_to_more_than_it_may(channel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
