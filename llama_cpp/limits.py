@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from .capi import llama_common_c as native
-from .capi.interrupts import DeferredInterrupts
+from .capi.interrupts import DeferredInterrupts, is_unwanted
 from .values import integer, number, refused
 
 _Stopped = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
@@ -43,8 +43,8 @@ class Limits:
             object.__setattr__(self, name, integer(name, getattr(self, name), 1, (1 << 62)))
 
     def native(self, interrupts: DeferredInterrupts) -> native.llama_common_limits:
-        """The same for the C library, which stops when a signal handler has raised something."""
-        stopped = _Stopped(lambda _data: interrupts.pending is not None)
+        """The same for the C library, which stops when a signal handler has raised something, or nobody waits any more."""
+        stopped = _Stopped(lambda _data: interrupts.pending is not None or is_unwanted())
         found = native.llama_common_limits(
             seconds=self.seconds, n_bytes=self.template_bytes, n_values=self.template_values, n_stacks=self.grammar_stacks
         )

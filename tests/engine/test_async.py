@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 
 import pytest
 
 from llama_cpp import AsyncLlama
 from llama_cpp.errors import ContextLengthError, ModelClosedError
+from llama_cpp.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +115,34 @@ def test_the_rest_of_the_interface_is_there(run):
     assert run(work) == (b"hello", 512, True, None)
     with pytest.raises(AttributeError):
         AsyncLlama.__getattr__(object.__new__(AsyncLlama), "_nothing")
+
+
+_LOOPS = "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}"
+_AMBIGUOUS = 'root ::= x x x x x x x x x x x x x x x x x x x x x x x x "b"\nx ::= ' + '"a"? ' * 60
+_SCHEMA = {"allOf": [{"type": "string", "pattern": "^(a|b)*a(a|b){%d}$" % n} for n in (9, 10, 11)]}
+
+
+@pytest.mark.parametrize("what", ["template", "grammar", "schema"])
+def test_cancelling_a_task_ends_what_its_thread_works_at(smollm2, what):
+    """It would keep one of the few threads for as long as the limits allow."""
+    far = Limits(seconds=40, template_bytes=1 << 40, template_values=1 << 40, grammar_stacks=1 << 50)
+    asked = {
+        "template": {},
+        "grammar": {"grammar": _AMBIGUOUS},
+        "schema": {"response_format": {"type": "json_object", "schema": _SCHEMA}},
+    }[what]
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
+        async with AsyncLlama(smollm2, n_ctx=512, limits=far, chat_format=_LOOPS if what == "template" else None) as llm:
+            task = asyncio.create_task(llm.create_chat_completion([{"role": "user", "content": "Hi"}], max_tokens=1, **asked))
+            await asyncio.sleep(1)
+            assert not task.done(), "it is to take long"
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            # the only thread is free again
+            assert await asyncio.wait_for(llm.tokenize(b"hello"), 20)
+
+    asyncio.run(main())
