@@ -18,7 +18,7 @@ class Limits:
     """The most that a chat template or a grammar may cost; what costs more ends with a LimitReachedError.
 
     Attributes:
-        seconds: for a template to be read and rendered, or a grammar or a schema to be read.
+        seconds: for a template to be read and rendered, or a grammar or a schema to be read, and for a grammar to take a token.
         template_bytes: of all text that a template makes on its way to the prompt.
         template_values: values (texts, numbers, lists, …) that a template has at once.
         grammar_stacks: ways to go on that are looked at when a grammar is read, and for each token.

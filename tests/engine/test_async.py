@@ -118,17 +118,18 @@ def test_the_rest_of_the_interface_is_there(run):
 
 
 _LOOPS = "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}"
-_AMBIGUOUS = 'root ::= x x x x x x x x x x x x x x x x x x x x x x x x "b"\nx ::= ' + '"a"? ' * 60
-_SCHEMA = {"allOf": [{"type": "string", "pattern": "^(a|b)*a(a|b){%d}$" % n} for n in (9, 10, 11)]}
+_DEEP = "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(40)) + '\nr40 ::= "a"?\nroot ::= r0 "b"'
+_RANGES = {f"k{i}": {"type": "integer", "minimum": i, "maximum": 10**18 + i} for i in range(40_000)}
+_SCHEMA = {"type": "object", "properties": _RANGES}
 
 
 @pytest.mark.parametrize("what", ["template", "grammar", "schema"])
 def test_cancelling_a_task_ends_what_its_thread_works_at(smollm2, what):
     """It would keep one of the few threads for as long as the limits allow."""
-    far = Limits(seconds=40, template_bytes=1 << 40, template_values=1 << 40, grammar_stacks=1 << 50)
+    far = Limits(seconds=40, template_bytes=1 << 40, template_values=1 << 40, grammar_stacks=1 << 50, grammar_bytes=1 << 40)
     asked = {
         "template": {},
-        "grammar": {"grammar": _AMBIGUOUS},
+        "grammar": {"grammar": _DEEP},
         "schema": {"response_format": {"type": "json_object", "schema": _SCHEMA}},
     }[what]
 
