@@ -44,8 +44,8 @@ llama_common_chat_free llama_common_chat_parser_free llama_common_decoder_free l
 llama_common_speculator_free llama_common_string_free llama_common_top_k_free
 """.split()
 
-#: Could only throw std::bad_alloc, and is of a size that is not the caller's: it depends on the model's vocabulary or the context,
-#: for which there was memory before, or is a few bytes.
+#: Could only throw std::bad_alloc, and is of a size that is not the caller's: it depends on the model's vocabulary or the
+#: context, for which there was memory before, or is a few bytes.
 ALLOCATES_LITTLE = """
 llama_memory_clear llama_memory_seq_cp llama_memory_seq_rm llama_model_desc llama_set_adapters_lora llama_synchronize
 llama_sampler_chain_add llama_sampler_chain_init llama_sampler_init_adaptive_p llama_sampler_init_dist llama_sampler_init_greedy
