@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import os
+import threading
 from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Mapping, Sequence
 
 from . import embeddings
 from .answers import Answer
 from .capi.handle import Uncopyable
+from .capi.interrupts import unwanted
 from .delivery import AsyncStream, async_pieces
 from .engine.asynchronous import AsyncHandle
 from .engine.requests import Request
@@ -76,8 +80,7 @@ class AsyncLlama(Uncopyable):
         return embeddings.answer(vectors, n, model or self._llama.model_path)
 
     async def _run(self, method: Any, *args: Any, **arguments: Any) -> Any:
-        # reading a long prompt takes its time
-        answer, request, stream = await asyncio.to_thread(method, *args, **arguments)
+        answer, request, stream = await _in_thread(method, *args, **arguments)
         handle = AsyncHandle(request)
         self._llama._open_engine.submit(request)
         if stream:
@@ -113,3 +116,17 @@ class AsyncLlama(Uncopyable):
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._llama, name)
+
+
+async def _in_thread(method: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+    """As :func:`asyncio.to_thread`; in a task that is cancelled, templates, schemas and grammars are not read to the end.
+
+    Threads are few, and what comes with a request could keep each of them for as long as its limits allow.
+    """
+    left = threading.Event()
+    context = contextvars.copy_context()
+    context.run(unwanted.set, left.is_set)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(None, functools.partial(context.run, method, *args, **arguments))
+    finally:
+        left.set()

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from .capi import llama_common_c as native
-from .capi.interrupts import DeferredInterrupts
+from .capi.interrupts import DeferredInterrupts, is_unwanted
 from .values import integer, number, refused
 
 _Stopped = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
@@ -18,7 +18,7 @@ class Limits:
     """The most that a chat template or a grammar may cost; what costs more ends with a LimitReachedError.
 
     Attributes:
-        seconds: for a template to be read and rendered, or a grammar or a schema to be read.
+        seconds: for a template to be read and rendered, or a grammar or a schema to be read, and for a grammar to take a token.
         template_bytes: of all text that a template makes on its way to the prompt.
         template_values: values (texts, numbers, lists, …) that a template has at once.
         grammar_stacks: ways to go on that are looked at when a grammar is read, and for each token.
@@ -43,8 +43,8 @@ class Limits:
             object.__setattr__(self, name, integer(name, getattr(self, name), 1, (1 << 62)))
 
     def native(self, interrupts: DeferredInterrupts) -> native.llama_common_limits:
-        """The same for the C library, which stops when a signal handler has raised something."""
-        stopped = _Stopped(lambda _data: interrupts.pending is not None)
+        """The same for the C library, which stops when a signal handler has raised something, or nobody waits any more."""
+        stopped = _Stopped(lambda _data: interrupts.pending is not None or is_unwanted())
         found = native.llama_common_limits(
             seconds=self.seconds, n_bytes=self.template_bytes, n_values=self.template_values, n_stacks=self.grammar_stacks
         )

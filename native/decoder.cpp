@@ -48,6 +48,7 @@ struct llama_common_sampler {
     sampler_ptr after;
     size_t      n_needed;  // how many of the best tokens decide the choice; 0 when all do
     int64_t     n_stacks;  // that the grammar may look at for one token; 0 is no limit
+    double      seconds;   // that this may take; 0 is no limit
 
     bool decided_by(const candidates & from) const {
         size_t n = 0;
@@ -191,7 +192,7 @@ struct llama_common_decoder {
     // Different rows and samplers in different threads.
     llama_token pick(int32_t row, const float * host, const llama_common_sampler & sampler, bool only_best) const {
         thread_local candidates found;
-        const grammar_limit     limited(sampler.n_stacks);
+        const grammar_limit     limited(sampler.n_stacks, sampler.grammar ? sampler.seconds : 0);
         const auto              take = [&](size_t n) {
             if (host == nullptr) {
                 device->take(row, (int64_t) n, found);
@@ -300,13 +301,14 @@ struct llama_sampler_seq_config * llama_common_top_k_configs(struct llama_common
 
 enum llama_common_status llama_common_sampler_init(
         struct llama_sampler * before, struct llama_sampler * grammar, struct llama_sampler * after, int32_t n_needed,
-        int64_t n_stacks, struct llama_common_sampler ** sampler, char ** error) {
+        const struct llama_common_limits * limits, struct llama_common_sampler ** sampler, char ** error) {
     // owned from here on, also when something is wrong
     sampler_ptr parts[] = {sampler_ptr(before), sampler_ptr(grammar), sampler_ptr(after)};
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         required(after, "after");
         *required(sampler, "sampler") = new llama_common_sampler{
-            std::move(parts[0]), std::move(parts[1]), std::move(parts[2]), (size_t) std::max(n_needed, 0), n_stacks};
+            std::move(parts[0]), std::move(parts[1]), std::move(parts[2]), (size_t) std::max(n_needed, 0),
+            limits == nullptr ? 0 : limits->n_stacks, limits == nullptr ? 0 : limits->seconds};
     });
 }
 
@@ -409,7 +411,7 @@ enum llama_common_status llama_common_pick_from(
     return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
         thread_local candidates all;
         all.take_all(required(logits, "logits"), (size_t) n_vocab);
-        const grammar_limit limited(required(sampler, "sampler")->n_stacks);
+        const grammar_limit limited(required(sampler, "sampler")->n_stacks, sampler->grammar ? sampler->seconds : 0);
         *required(token, "token") = sampler->choose_from_all(all.tokens);
         sampler->accept(*token);
     });

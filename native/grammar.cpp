@@ -141,7 +141,7 @@ enum llama_common_status llama_common_grammar_init(
             throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "the grammar does not parse: " + with_place(grammar, why));
         }
         if (!lazy) {
-            const grammar_limit limited(limits == nullptr ? 0 : limits->n_stacks);
+            const grammar_limit limited(limits == nullptr ? 0 : limits->n_stacks, limits == nullptr ? 0 : limits->seconds);
             read_generation_prompt(result.get(), vocab, field<std::string>(json, "generation_prompt", ""));
         }
         *sampler = result.release();

@@ -214,15 +214,15 @@ LLAMA_COMMON_C_API struct llama_sampler_seq_config * llama_common_top_k_configs(
 
 // What one request samples with: `before` (NULL allowed) changes logits (bias, penalties), `grammar` (NULL allowed)
 // forbids, and the chain `after` truncates and chooses. When the choice depends only on the `n_needed` best tokens, as
-// `before` left them, and `before` never raises a logit, no others are looked at; 0 looks at all. `n_stacks` is how many ways to
-// go on of the grammar may be looked at for one token; 0 is no limit. The three belong to *sampler from here on, also when this
-// fails.
+// `before` left them, and `before` never raises a logit, no others are looked at; 0 looks at all. For each token the
+// grammar may look at as many ways to go on as `limits` says (NULL for no limit), for as long. The three samplers belong to *sampler
+// from here on, also when this fails.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_sampler_init(
         struct llama_sampler *         before,
         struct llama_sampler *         grammar,
         struct llama_sampler *         after,
         int32_t                        n_needed,
-        int64_t                        n_stacks,
+        const struct llama_common_limits * limits,
         struct llama_common_sampler ** sampler,
         char **                        error);
 

@@ -11,7 +11,7 @@
 #include <mutex>
 
 // of the engine, by way of vendor/llama.cpp/patches/0008-grammar-repetitions.patch
-void llama_grammar_set_limit(uint64_t n_stacks);
+void llama_grammar_set_limit(uint64_t n_stacks, bool (*enough)(void *), void * data);
 
 namespace llama_common_c {
 
@@ -58,6 +58,13 @@ namespace {
 constexpr size_t LARGE_STACK = size_t(1) << 30;  // reserved, not committed: pages are touched as they are used
 constexpr auto   PATIENCE    = std::chrono::milliseconds(20);
 
+std::chrono::steady_clock::time_point after(double seconds) {
+    // further away there is none
+    return std::chrono::steady_clock::now() + std::chrono::microseconds((int64_t) (std::min(seconds, 1e9) * 1e6));
+}
+
+bool is_past(void * end) { return std::chrono::steady_clock::now() > *static_cast<std::chrono::steady_clock::time_point *>(end); }
+
 struct call {
     const std::function<void()> & body;
     const llama_common_limits *   limits;
@@ -68,13 +75,17 @@ struct call {
     std::mutex                    mutex;
     std::condition_variable       end;
 
+    // asked while a grammar is read
+    static bool is_enough(void * own) {
+        const auto & limits = *static_cast<const jinja::run_limits *>(own);
+        return (limits.stopped != nullptr && limits.stopped->load()) || std::chrono::steady_clock::now() > limits.deadline;
+    }
+
     void run() {
         jinja::run_limits own;
         if (limits != nullptr) {
             if (limits->seconds > 0) {
-                // further away there is none
-                own.deadline = std::chrono::steady_clock::now() +
-                               std::chrono::microseconds((int64_t) (std::min(limits->seconds, 1e9) * 1e6));
+                own.deadline = after(limits->seconds);
             }
             if (limits->n_bytes > 0) {
                 own.bytes_left = limits->n_bytes;
@@ -86,7 +97,7 @@ struct call {
             jinja::run_limits::current() = &own;
         }
         try {
-            const grammar_limit limited(limits == nullptr ? 0 : limits->n_stacks);
+            const grammar_limit limited(limits == nullptr ? 0 : limits->n_stacks, is_enough, &own);
             body();
         } catch (...) {
             thrown = std::current_exception();
@@ -145,9 +156,17 @@ void on_large_stack(const std::function<void()> & body, const llama_common_limit
     }
 }
 
-grammar_limit::grammar_limit(int64_t n_stacks) { llama_grammar_set_limit(n_stacks > 0 ? (uint64_t) n_stacks : UINT64_MAX); }
+grammar_limit::grammar_limit(int64_t n_stacks, double seconds) : grammar_limit(n_stacks, seconds > 0 ? is_past : nullptr, &end) {
+    if (seconds > 0) {
+        end = after(seconds);
+    }
+}
 
-grammar_limit::~grammar_limit() { llama_grammar_set_limit(UINT64_MAX); }
+grammar_limit::grammar_limit(int64_t n_stacks, bool (*enough)(void *), void * data) {
+    llama_grammar_set_limit(n_stacks > 0 ? (uint64_t) n_stacks : UINT64_MAX, enough, data);
+}
+
+grammar_limit::~grammar_limit() { llama_grammar_set_limit(UINT64_MAX, nullptr, nullptr); }
 
 }  // namespace llama_common_c
 

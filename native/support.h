@@ -5,6 +5,7 @@
 #include "json.h"
 #include "llama-common-c.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -80,13 +81,17 @@ bool present(const common_json & object, const char * key);
 // ends with LLAMA_COMMON_LIMIT_REACHED or LLAMA_COMMON_STOPPED where it costs more.
 void on_large_stack(const std::function<void()> & body, const llama_common_limits * limits = nullptr);
 
-// For as long as it lives, grammars may look at so many ways to go on in this thread; 0 is no limit. Others who use the engine in
-// this thread have none: what it throws would end the process there.
+// For as long as it lives, grammars may look at so many ways to go on in this thread, for so long or until it is `enough`; 0 is no
+// limit. Others who use the engine in this thread have none: what it throws would end the process there.
 struct grammar_limit {
-    explicit grammar_limit(int64_t n_stacks);
+    grammar_limit(int64_t n_stacks, double seconds);
+    grammar_limit(int64_t n_stacks, bool (*enough)(void *), void * data);
     ~grammar_limit();
     grammar_limit(const grammar_limit &)             = delete;
     grammar_limit & operator=(const grammar_limit &) = delete;
+
+private:
+    std::chrono::steady_clock::time_point end;
 };
 
 }  // namespace llama_common_c

@@ -123,6 +123,37 @@ def test_an_ambiguous_grammar_is_ended(quick, name):
         assert llm.create_completion("x", max_tokens=1)  # nobody else is harmed
 
 
+#: Each way to go on takes long to look at, so that counting them alone would not end it in a minute.
+DEEP = "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(40)) + '\nr40 ::= "a"?\nroot ::= r0 "b"'
+EVERY_WAY = {"template_bytes": 1 << 40, "grammar_stacks": 1 << 50}
+
+
+def test_a_grammar_takes_no_longer_than_it_may(quick):
+    before = time.monotonic()
+    with Llama(quick.model_path, n_ctx=64, limits=Limits(seconds=1, **EVERY_WAY)) as llm:
+        with pytest.raises(LimitReachedError, match="too long"):
+            llm.create_completion("x", grammar=DEEP)
+    assert time.monotonic() - before < 30
+
+
+def test_a_grammar_takes_no_longer_for_a_token(quick):
+    """It would hold up everybody."""
+    before = time.monotonic()
+    with Llama(quick.model_path, n_ctx=64, limits=Limits(seconds=1, **EVERY_WAY)) as llm:
+        with pytest.raises(LimitReachedError, match="too many ways"):
+            llm.create_completion("x", grammar=DEEP.replace("root ::= r0", 'root ::= "a" r0'))
+        assert llm.create_completion("x", max_tokens=1)
+    assert time.monotonic() - before < 30
+
+
+def test_ctrl_c_is_heard_in_a_grammar(quick, ctrl_c):
+    with Llama(quick.model_path, n_ctx=64, limits=Limits(seconds=60, **EVERY_WAY)) as llm:
+        before = time.monotonic()
+        with pytest.raises(Pressed):
+            llm.create_completion("x", grammar=DEEP)
+    assert time.monotonic() - before < 30
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """A model that generates thousands of tokens in a second, of single bytes."""

@@ -9,11 +9,21 @@ from __future__ import annotations
 import _signal  # signal.signal() also looks for enumerators, which takes ten times as long
 import signal
 import threading
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any, Callable
 
 # those that programs let raise: Ctrl-C, being told to stop, a time limit
 _SIGNALS = (signal.SIGALRM, signal.SIGTERM, signal.SIGINT)
+
+#: Set by who hands work to another thread and may lose interest in it: whether that has happened. None is never.
+unwanted: ContextVar[Callable[[], bool] | None] = ContextVar("unwanted", default=None)
+
+
+def is_unwanted() -> bool:
+    """Whether nobody waits any more for what this thread does, so that it had better end."""
+    asked = unwanted.get()
+    return asked is not None and asked()
 
 
 class DeferredInterrupts:

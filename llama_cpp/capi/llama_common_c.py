@@ -444,7 +444,7 @@ def llama_common_top_k_configs(top_k: llama_common_top_k_p | None, /) -> Pointer
     POINTER(llama_sampler),
     POINTER(llama_sampler),
     c_int32,
-    c_int64,
+    POINTER(llama_common_limits),
     POINTER(llama_common_sampler_p_ctypes),
     POINTER(c_char_p),
 )
@@ -453,14 +453,14 @@ def llama_common_sampler_init(
     grammar: PointerLike[llama_sampler],
     after: PointerLike[llama_sampler],
     n_needed: int,
-    n_stacks: int,
+    limits: PointerLike[llama_common_limits],
     sampler: PointerLike[llama_common_sampler_p_ctypes],
     error: PointerLike[c_char_p],
     /,
 ) -> int:
     """enum llama_common_status llama_common_sampler_init(
         struct llama_sampler * before, struct llama_sampler * grammar, struct llama_sampler * after, int32_t n_needed,
-        int64_t n_stacks, struct llama_common_sampler ** sampler, char ** error
+        const struct llama_common_limits * limits, struct llama_common_sampler ** sampler, char ** error
     )"""
     ...
 

@@ -43,7 +43,8 @@ def call(function: Callable[..., int], *args: Any) -> None:
     if status == native.LLAMA_COMMON_OUT_OF_MEMORY:
         raise MemoryError(message)
     kind, remedy = _ERRORS.get(status, (NativeError, ""))
-    raise kind(message.strip(), remedy=remedy)
+    message = message.strip()
+    raise kind(f"{message}." if remedy and message[-1:].isalnum() else message, remedy=remedy)
 
 
 def take_string(string: ctypes.c_char_p) -> str:

@@ -199,7 +199,8 @@ class Picker(Uncopyable):
         """Why no token could be picked from an output."""
         if result == native.LLAMA_COMMON_LIMIT_REACHED:
             return LimitReachedError(
-                "There are too many ways to go on in the grammar.", remedy="Make it less ambiguous, or give limits=Limits(…) with more."
+                "There are too many ways to go on in the grammar, or it takes too long.",
+                remedy="Make it less ambiguous, or give limits=Limits(…) with more.",
             )
         if result != native.LLAMA_COMMON_GRAMMAR_ERROR:
             return DecodeError("The model's logits are not numbers.", remedy="Its file may be damaged, or it overflows in f16.")

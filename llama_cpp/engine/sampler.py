@@ -45,7 +45,7 @@ class Sampler(Uncopyable):
                 grammar,
                 after.release(),
                 _n_needed(params),
-                limits.grammar_stacks,
+                ctypes.byref(limits.native(interrupts)),
                 ctypes.byref(self.pointer),
             )
 

@@ -28,6 +28,12 @@ _TYPES = {PROMPT_LOOKUP: "ngram-simple", OWN_HEADS: "draft-mtp"}
 _INT32 = ctypes.POINTER(ctypes.c_int32)
 
 
+def _cannot_guess(model: Model) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{model.path} cannot guess: it does not generate text token by token.", remedy="Take another draft model."
+    )
+
+
 class Speculator(Uncopyable):
     """Guesses for the sequences of a decoder, as many tokens as pay.
 
@@ -106,11 +112,15 @@ class Speculator(Uncopyable):
         wanted.n_outputs_max = self._n_sequences
         wanted.n_outputs_max_per_seq = 1
         with model.in_use() as pointer:
+            if llama.llama_model_has_encoder(pointer):
+                raise _cannot_guess(model)  # the engine asserts when it plans for several sequences
             context = llama.llama_init_from_model(pointer, wanted)
         if not context:
             raise ContextCreationError("There is no memory for a context of the draft model.", remedy="Ask for a smaller n_ctx.")
         self._draft = Handle(context, llama.llama_free, parent=model.in_use())
-        self._decoder.repeat_in(llama.llama_get_memory(context), keys_can_shift(model, wanted.type_k))
+        if not (memory := llama.llama_get_memory(context)):
+            raise _cannot_guess(model)
+        self._decoder.repeat_in(memory, keys_can_shift(model, wanted.type_k))
 
     def close(self) -> None:
         """Frees what guesses, before the decoder is closed."""

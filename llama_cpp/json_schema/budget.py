@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from ..errors import LimitReachedError
+from ..limits import is_unwanted
 
 #: How deep a schema may apply others to the same value (``allOf`` in ``anyOf`` in ``$ref`` …), and how deep a value that is
 #: compared may be nested.
@@ -30,11 +31,13 @@ class Budget:
         self._bytes = self._n_bytes = n_bytes
 
     def tick(self) -> None:
-        """Checks the time."""
+        """Checks the time, and whether anybody still waits."""
         if time.monotonic() > self._end:
             raise LimitReachedError(
                 f"the JSON schema takes more than {self._seconds:g} s to read.", remedy="Simplify it, or raise Limits(seconds=…)."
             )
+        if is_unwanted():
+            raise LimitReachedError("nobody waits any more for the JSON schema to be read.")
 
     def spend(self, n_bytes: int) -> None:
         """Takes so many bytes of what the grammar may have."""

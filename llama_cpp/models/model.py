@@ -78,7 +78,7 @@ class Model(Uncopyable):
                 pointer = _load(self.path, wanted, interrupts)
                 if pointer:
                     self._handle = Handle(pointer, llama.llama_model_free)
-                    self._read_vocabulary()
+                    self._read_properties()
         except BaseException:
             # who keeps the traceback of Ctrl-C must not keep the memory
             if hasattr(self, "_handle"):
@@ -91,13 +91,15 @@ class Model(Uncopyable):
                 "architecture is newer than this llama.cpp.",
             )
 
-    def _read_vocabulary(self) -> None:
+    def _read_properties(self) -> None:
         # what is needed for every token is asked for once
         self.vocab_pointer = llama.llama_model_get_vocab(self.pointer)
         self._n_vocab: int = llama.llama_vocab_n_tokens(self.vocab_pointer)
         self._token_bos: int = llama.llama_vocab_bos(self.vocab_pointer)
         self._token_eos: int = llama.llama_vocab_eos(self.vocab_pointer)
         self._token_nl: int = llama.llama_vocab_nl(self.vocab_pointer)
+        # before there is a context: with YaRN the engine changes it, and a table of positions does not grow with it
+        self._n_ctx_train: int = llama.llama_model_n_ctx_train(self.pointer)
         self._can_tokenize = llama.llama_vocab_type(self.vocab_pointer) != llama.LLAMA_VOCAB_TYPE_NONE
 
     def in_use(self) -> Handle:
@@ -135,8 +137,8 @@ class Model(Uncopyable):
     @property
     def n_ctx_train(self) -> int:
         """Context length the model was trained with, in tokens."""
-        with self._handle as pointer:
-            return llama.llama_model_n_ctx_train(pointer)
+        self.pointer
+        return self._n_ctx_train
 
     @property
     def n_embd(self) -> int:

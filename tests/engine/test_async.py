@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 
 import pytest
 
 from llama_cpp import AsyncLlama
 from llama_cpp.errors import ContextLengthError, ModelClosedError
+from llama_cpp.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +115,35 @@ def test_the_rest_of_the_interface_is_there(run):
     assert run(work) == (b"hello", 512, True, None)
     with pytest.raises(AttributeError):
         AsyncLlama.__getattr__(object.__new__(AsyncLlama), "_nothing")
+
+
+_LOOPS = "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}"
+_DEEP = "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(40)) + '\nr40 ::= "a"?\nroot ::= r0 "b"'
+_RANGES = {f"k{i}": {"type": "integer", "minimum": i, "maximum": 10**18 + i} for i in range(40_000)}
+_SCHEMA = {"type": "object", "properties": _RANGES}
+
+
+@pytest.mark.parametrize("what", ["template", "grammar", "schema"])
+def test_cancelling_a_task_ends_what_its_thread_works_at(smollm2, what):
+    """It would keep one of the few threads for as long as the limits allow."""
+    far = Limits(seconds=40, template_bytes=1 << 40, template_values=1 << 40, grammar_stacks=1 << 50, grammar_bytes=1 << 40)
+    asked = {
+        "template": {},
+        "grammar": {"grammar": _DEEP},
+        "schema": {"response_format": {"type": "json_object", "schema": _SCHEMA}},
+    }[what]
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
+        async with AsyncLlama(smollm2, n_ctx=512, limits=far, chat_format=_LOOPS if what == "template" else None) as llm:
+            task = asyncio.create_task(llm.create_chat_completion([{"role": "user", "content": "Hi"}], max_tokens=1, **asked))
+            await asyncio.sleep(1)
+            assert not task.done(), "it is to take long"
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            # the only thread is free again
+            assert await asyncio.wait_for(llm.tokenize(b"hello"), 20)
+
+    asyncio.run(main())
