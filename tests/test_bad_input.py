@@ -313,7 +313,8 @@ if pid == 0:
     llm.close()
     llm.close()
     sys.exit(status)
-assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+child = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+assert child == 0, child
 assert len(list(stream)) >= 1
 assert llm.create_completion("x", max_tokens=2, temperature=0)["usage"]["completion_tokens"] == 2
 """

@@ -68,6 +68,7 @@ def expected(llm):
     return llm.create_completion(turns + "<|im_start|>assistant\n", max_tokens=12, temperature=0)
 
 
+@pytest.mark.cpu  # what is expected ends there
 def test_a_chat_completion_has_openai_s_shape(llm, expected):
     answer = llm.create_chat_completion(QUESTION, max_tokens=12, temperature=0)
     assert answer["object"] == "chat.completion"
@@ -82,6 +83,7 @@ def test_a_chat_completion_has_openai_s_shape(llm, expected):
     assert json.loads(json.dumps(answer)) == answer
 
 
+@pytest.mark.cpu
 def test_stream_deltas_join_to_the_same_text(llm):
     request = {"max_tokens": 12, "temperature": 0}
     whole = llm.create_chat_completion(QUESTION, **request)

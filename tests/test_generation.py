@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from llama_cpp import Llama
+from llama_cpp.capi.backends import has_gpu
 from llama_cpp.engine.text import TextStream
 from llama_cpp.errors import ContextLengthError, GrammarError, InvalidArgumentError
 from llama_cpp.fit.threads import default_threads
@@ -225,8 +226,9 @@ def test_a_repeated_prompt_is_not_computed_again(llm):
     llm.reset()
     n_prompt = len(llm.tokenize(STORY.encode()))
     assert details(STORY)["cached_tokens"] == 0
-    assert details(STORY)["cached_tokens"] == n_prompt - 1  # the last one gives the logits
-    assert details(STORY + " by the sea")["cached_tokens"] == n_prompt
+    if not has_gpu():  # there this model reads short prompts anew, to be repeatable
+        assert details(STORY)["cached_tokens"] == n_prompt - 1  # the last one gives the logits
+        assert details(STORY + " by the sea")["cached_tokens"] == n_prompt
     llm.reset()
     assert details(STORY)["cached_tokens"] == 0
 
@@ -436,6 +438,7 @@ def test_text_stream_releases_what_can_no_longer_be_a_stop(vocabulary):
 # --- several at once ---
 
 
+@pytest.mark.cpu
 def test_two_streams_in_one_thread_do_not_mix(llm):
     alone = [complete(llm, FRANCE, max_tokens=8), complete(llm, STORY, max_tokens=8)]
     streams = [llm.create_completion(p, stream=True, max_tokens=8, temperature=0) for p in (FRANCE, STORY)]
@@ -446,6 +449,7 @@ def test_two_streams_in_one_thread_do_not_mix(llm):
     assert texts == alone
 
 
+@pytest.mark.cpu
 def test_two_threads_do_not_mix(llm):
     prompts = (FRANCE, STORY, "Water boils at", FRANCE)
     alone = [complete(llm, prompt, max_tokens=8) for prompt in prompts]
@@ -486,7 +490,7 @@ def test_a_keyboard_interrupt_leaves_the_model_usable(smollm2, run_python):
         """
 import os, signal, sys, threading
 from llama_cpp import Llama
-with Llama(sys.argv[1], n_ctx=1024, flash_attn=True) as llm:
+with Llama(sys.argv[1], n_ctx=1024, flash_attn=True, repeatable=True) as llm:
     bias = {token: -100 for token in range(17)}
     def answer():
         return llm.create_completion("The capital of France is", max_tokens=8, temperature=0)["choices"][0]["text"]

@@ -124,6 +124,8 @@ def test_every_number_between_bounds_can_be_said():
         ({"type": "array", "prefixItems": [{"const": 1}, {"const": 2}], "items": False, "minItems": 1}, lambda x: x in ([1], [1, 2])),
         ({"type": "array", "items": [{"const": 1}], "additionalItems": {"const": 3}}, lambda x: x[:1] in ([], [1]) and set(x[1:]) <= {3}),
         ({"type": "array", "items": {"enum": [1, 2, 3]}, "uniqueItems": True, "minItems": 2}, lambda x: len(set(x)) == len(x) >= 2),
+        ({"type": "array", "unevaluatedItems": {"type": "boolean"}, "contains": {"const": 7}}, lambda x: 7 in x and all(type(v) is bool or v == 7 for v in x)),
+        ({"type": "array", "unevaluatedItems": False, "allOf": [{"contains": {"const": 7}, "minContains": 0}]}, lambda x: set(x) <= {7}),
         ({"oneOf": [{"type": "integer", "multipleOf": 3}, {"type": "string"}]}, lambda x: isinstance(x, str) or x % 3 == 0),
         ({"oneOf": [{"type": "integer", "minimum": 0, "maximum": 10}, {"type": "integer", "minimum": 8, "maximum": 20}]}, lambda x: 0 <= x < 8 or 10 < x <= 20),
         ({"not": {"type": ["string", "object", "array", "number"]}}, lambda x: x in (True, False, None)),
