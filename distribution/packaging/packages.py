@@ -65,6 +65,7 @@ def build(
     """
     check_root()
     _check_variables()
+    _check_names(output, repository, *channels)
     with ExitStack() as held:
         held.enter_context(_writable(output))
         fetch_engine(repository)
@@ -299,6 +300,15 @@ def _check_variables() -> None:
         except UnicodeEncodeError:
             remedy = f"unset {ascii(name)[1:-1]}, or give it another value"
             raise BuildError(f"the variable {ascii(name)[1:-1]} is not UTF-8: {ascii(value):.200}", remedy) from None
+
+
+def _check_names(*names: object) -> None:
+    """Raise BuildError for a folder or a channel whose name is no Unicode: the build engine takes no other."""
+    for name in map(str, names):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise BuildError(f"{ascii(name)} is not UTF-8", "give it another name: the build engine takes no such one") from None
 
 
 @contextmanager

@@ -88,7 +88,7 @@ PACKAGES = {f"packages/{name}": "conda" for name in (
 RECIPE = """\
 # In place of the real one, which compiles for minutes: one package that holds a file of the repository.
 package: {name: small, version: "1"}
-build: {number: 0, script: ["mkdir -p $PREFIX/share", "cp $RECIPE_DIR/../native/small.c $PREFIX/share/small.c"]}
+build: {number: 0, script: ['mkdir -p "$PREFIX/share"', 'cp "$RECIPE_DIR/../native/small.c" "$PREFIX/share/small.c"']}
 """
 
 COMMANDS = {

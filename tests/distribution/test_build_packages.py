@@ -421,3 +421,9 @@ def test_the_inspection_of_the_cuda_package_fails_when_it_is_too_large(tmp_path:
         else:
             with pytest.raises(SystemExit, match="more than the 30 MB"):
                 inspection.check_size(package)
+
+
+@pytest.mark.parametrize("arguments", [{"channels": ["/tmp/a \udcff"]}, {"output": Path("/tmp/a \udcff")}, {"repository": Path("/tmp/a \udcff")}], ids=str)
+def test_names_that_the_build_engine_cannot_take_are_refused(arguments) -> None:
+    with pytest.raises(BuildError, match="is not UTF-8"):
+        packages.build(**arguments)

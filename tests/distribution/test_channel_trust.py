@@ -255,7 +255,7 @@ def test_a_whole_channel_has_no_problems(published):
 @pytest.mark.parametrize(
     ("victim", "damage", "complaint"),
     [
-        ("linux-64/tool-1.0-0.conda", lambda path: rewrite(path, path.read_bytes()[:-100]), "damaged"),
+        ("linux-64/tool-1.0-0.conda", lambda path: rewrite(path, path.read_bytes()[:-100]), "bytes instead of"),
         ("linux-64/tool-1.0-0.conda", Path.unlink, "missing"),
         ("linux-64/repodata.json", lambda path: rewrite(path, path.read_bytes().replace(b'"tool"', b'"fool"')), "changed"),
         ("noarch/repodata.json.zst", lambda path: rewrite(path, b"x"), "changed"),
