@@ -31,7 +31,7 @@ class Limits:
     seconds: float = 10.0
     template_bytes: int = 1 << 30
     template_values: int = 2_000_000
-    grammar_stacks: int = 5_000_000
+    grammar_stacks: int = 1_000_000
     grammar_bytes: int = 1 << 24
 
     def __post_init__(self) -> None:
