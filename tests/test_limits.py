@@ -190,7 +190,11 @@ def test_abort_callback_is_asked_while_a_request_is_read(quick, name):
 def test_many_values_take_no_longer_than_they_may():
     """Time is looked at while they are compared and written, too, and not only when there are rules of them."""
     values = [f"value number {i}" for i in range(100_000)]
-    for schema in ({"enum": values}, {"enum": values, "pattern": "^v.*1$"}, {"allOf": [{"enum": values}, {"enum": values}]}):
+    items = [{"type": "integer"}] * 20_000
+    for schema in (
+        {"enum": values}, {"enum": values, "pattern": "^v.*1$"}, {"allOf": [{"enum": values}, {"enum": values}]},
+        {"type": "array", "prefixItems": items}, {"type": "array", "prefixItems": items, "minItems": 20_000},
+    ):  # fmt: skip
         before = time.thread_time()
         with pytest.raises(LimitReachedError):
             json_schema_to_grammar(schema, Limits(seconds=0.1))
