@@ -302,6 +302,7 @@ class Compiler:
 
     def pattern(self, pattern: str, place: str, wide: bool = False) -> patterns.Tree | None:
         """A pattern as a tree; None where it is left out."""
+        self.grammar.budget.tick()
         try:
             return patterns.parse(pattern, wide)
         except GrammarError as error:
