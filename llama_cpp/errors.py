@@ -219,6 +219,10 @@ class MissingPackageError(LlamaCppError, ImportError):
     """A package is needed for what was asked, and is not installed."""
 
 
+class RequestAbortedError(LlamaCppError, RuntimeError):
+    """``abort_callback`` ended a request before it began, while a template, a schema or a grammar was read."""
+
+
 class LimitReachedError(LlamaCppError, RuntimeError):
     """A chat template or a grammar costs more than it may (:class:`~llama_cpp.limits.Limits`)."""
 

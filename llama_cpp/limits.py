@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .capi import llama_common_c as native
-from .capi.interrupts import DeferredInterrupts, is_unwanted
+from .capi.interrupts import DeferredInterrupts, is_unwanted, unwanted
+from .errors import LlamaCppError, RequestAbortedError
 from .values import integer, number, refused
 
 _Stopped = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
@@ -51,3 +55,48 @@ class Limits:
         found.stopped = ctypes.cast(stopped, type(found.stopped))
         found.keep_alive = stopped
         return found
+
+
+@contextmanager
+def asking(abort: Callable[[], bool] | None) -> Iterator[None]:
+    """Ends templates, schemas and grammars that are read meanwhile when ``abort``, asked ten times a second, says so.
+
+    Raises:
+        RequestAbortedError: it said so; what it raised otherwise.
+    """
+    if abort is None:
+        yield
+        return
+    asked = _Asked(abort, unwanted.get())
+    token = unwanted.set(asked)
+    try:
+        yield
+    except LlamaCppError:
+        if asked.error is not None:
+            raise asked.error from None
+        if asked.aborted:
+            raise RequestAbortedError("abort_callback ended the request before it began.") from None
+        raise
+    finally:
+        unwanted.reset(token)
+
+
+class _Asked:
+    """Whether a request is not wanted any more, by its own callback or by ``others``."""
+
+    def __init__(self, abort: Callable[[], bool], others: Callable[[], bool] | None) -> None:
+        self._abort = abort
+        self._others = others
+        self._next = time.monotonic() + 0.1
+        self.aborted = False
+        self.error: BaseException | None = None
+
+    def __call__(self) -> bool:
+        if not self.aborted and time.monotonic() >= self._next:
+            try:
+                self.aborted = bool(self._abort())
+            except BaseException as error:
+                # the engine's callbacks let none through
+                self.error, self.aborted = error, True
+            self._next = time.monotonic() + 0.1
+        return self.aborted or (self._others is not None and self._others())

@@ -37,7 +37,7 @@ from .engine.requests import Handle, Request
 from .engine.sampler import Sampler
 from .engine.text import TextStream
 from .errors import InvalidArgumentError, LlamaCppError
-from .limits import Limits
+from .limits import Limits, asking
 from .models.model import Model
 from .opening import open_model
 from .values import flag, token_ids
@@ -420,8 +420,8 @@ class Llama(Uncopyable):
             stopping_criteria: functions of all tokens so far and of the logits of the next one (as above, before any
                 processor); when one of them says True, the text ends there, without that token.
             abort_callback: asked ten times a second while the answer is waited for; when it says True, the request ends there,
-                also in the middle of its prompt, with what there is (``finish_reason`` "abort"). A stream can be closed by any
-                thread as well.
+                also in the middle of its prompt, with what there is (``finish_reason`` "abort"); while a template, a schema or a
+                grammar is read there is nothing yet: a RequestAbortedError. A stream can be closed by any thread as well.
             context_full: what to do when the answer fills n_ctx: "truncate" it, raise an "error", or "shift", which
                 forgets the older half of what was said.
             lora: scales of LoRA adapters by name, in place of lora_path's; ``{}`` is the model without any.
@@ -434,13 +434,13 @@ class Llama(Uncopyable):
 
         Raises:
             ContextLengthError: the prompt does not fit. InvalidArgumentError, UnknownArgumentError: an argument.
-            ModelBusyError: too many requests wait. While it runs: DecodeError, GrammarError, ContextFullError,
+            ModelBusyError: too many requests wait. RequestAbortedError: abort_callback said so before it began. While it runs: DecodeError, GrammarError, ContextFullError,
             ModelClosedError, and what a logits processor or a stopping criterion raises.
         """
         extra = {name: samplers.pop(name) for name in _SAMPLING & samplers.keys()}
         check_unknown(Llama.create_completion, "create_completion", samplers)
         stream, echo = flag("stream", stream, none=False), flag("echo", echo, none=False)
-        gbnf = read_grammar(grammar)
+        gbnf, abort = read_grammar(grammar), read_callback(abort_callback)
         text, tokens = self._read_prompt(prompt, read_suffix(suffix))
         params = self._sampling(
             temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
@@ -452,14 +452,14 @@ class Llama(Uncopyable):
             tokens, params, max_tokens, read_stop(stop), n_logprobs=read_logprobs(logprobs, self.n_vocab(), "logprobs"),
             processors=read_functions("logits_processor", logits_processor),
             criteria=read_functions("stopping_criteria", stopping_criteria), context_full=context_full, lora=lora,
-            speculate=flag("speculate", speculate), scores_prompt=echo and not suffix,
+            speculate=flag("speculate", speculate), scores_prompt=echo and not suffix, abort=abort,
         )  # fmt: skip
         head = (responses.new_id("cmpl"), responses.now(), read_model_name(model, self.model_path))
         answer = TextAnswer(
             head, request.generation, stream_text, usage_wanted(stream_options), self._open_model, request.n_logprobs is not None,
             prompt=text, tokens=() if suffix else tokens, echo=echo,
         )  # fmt: skip
-        return self._deliver(answer, request, stream, read_callback(abort_callback))
+        return self._deliver(answer, request, stream, abort)
 
     __call__ = create_completion
 
@@ -522,15 +522,18 @@ class Llama(Uncopyable):
         extra = {name: samplers.pop(name) for name in _SAMPLING & samplers.keys()}
         check_unknown(Llama.create_chat_completion, "create_chat_completion", samplers)
         stream, logprobs = flag("stream", stream, none=False), flag("logprobs", logprobs, none=False)
+        abort = read_callback(abort_callback)
         # close() in another thread takes the attribute away
         templates = self._templates
         if templates is None:
-            templates = self._templates = ChatTemplates(self._open_model, self._chat_template, limits=self._limits)
+            with asking(abort):
+                templates = self._templates = ChatTemplates(self._open_model, self._chat_template, limits=self._limits)
         self._open_engine
         request = ChatRequest(
             messages, tools, tool_choice, parallel_tool_calls, response_format, read_grammar(grammar), chat_template_kwargs
         )
-        prompt = request.render(templates)
+        with asking(abort):
+            prompt = request.render(templates)
         tokens = self._open_model.tokenize(prompt.text.encode("utf-8", "replace"), add_special=True, parse_special=True)
         params = self._sampling(
             temperature=temperature, top_p=top_p, min_p=min_p, typical_p=typical_p, top_k=top_k, seed=seed,
@@ -544,14 +547,14 @@ class Llama(Uncopyable):
         generated, text = self._request(
             tokens, params, max_tokens, stops, prompt.preserved, n_logprobs=n_logprobs,
             processors=read_functions("logits_processor", logits_processor), context_full=context_full, lora=lora,
-            speculate=flag("speculate", speculate),
+            speculate=flag("speculate", speculate), abort=abort,
         )  # fmt: skip
         head = (responses.new_id("chatcmpl"), responses.now(), read_model_name(model, self.model_path))
         answer = ChatAnswer(
             head, generated.generation, text, usage_wanted(stream_options), self._open_model, n_logprobs is not None,
             reader=prompt.reader(),
         )  # fmt: skip
-        return self._deliver(answer, generated, stream, read_callback(abort_callback))
+        return self._deliver(answer, generated, stream, abort)
 
     # --- inside ---
 
@@ -604,12 +607,14 @@ class Llama(Uncopyable):
         stop: Sequence[str],
         preserved: Sequence[str] = (),
         lora: Mapping[str, float] | None = None,
+        abort: Callable[[], bool] | None = None,
         **request: Any,
     ) -> tuple[Request, TextStream]:
         """A request, not yet submitted, and what turns its tokens into text."""
         model, engine = self._open_model, self._open_engine
         engine.check_prompt(tokens)
-        sampler = Sampler(model, params, engine.n_ctx, self._limits)
+        with asking(abort):
+            sampler = Sampler(model, params, engine.n_ctx, self._limits)
         sampler.accept_prompt(tokens)
         single = (model.tokenize(text.encode(), add_special=False, parse_special=True) for text in preserved)
         text = TextStream(model, stop, [ids[0] for ids in single if len(ids) == 1])

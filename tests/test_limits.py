@@ -19,7 +19,7 @@ from gguf_writer import tiny_model
 
 from llama_cpp import Llama
 from llama_cpp.chat.templates import ChatTemplates, json_schema_to_grammar
-from llama_cpp.errors import GrammarError, InvalidArgumentError, LimitReachedError, LlamaCppError
+from llama_cpp.errors import GrammarError, InvalidArgumentError, LimitReachedError, LlamaCppError, RequestAbortedError
 from llama_cpp.limits import Limits
 
 ASKED = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -152,6 +152,53 @@ def test_ctrl_c_is_heard_in_a_grammar(quick, ctrl_c):
         with pytest.raises(Pressed):
             llm.create_completion("x", grammar=DEEP)
     assert time.monotonic() - before < 30
+
+
+#: Requests that are read for minutes before anything is computed.
+LONG_READ = {
+    "a template": ({"chat_format": GREEDY["nested loops"]}, {}),
+    "a grammar": ({}, {"grammar": DEEP}),
+    "a schema": ({}, {"response_format": {"type": "json_schema", "schema": {"enum": [f"{i}" for i in range(100_000)]}}}),
+}
+
+
+@pytest.mark.parametrize("name", LONG_READ)
+def test_abort_callback_is_asked_while_a_request_is_read(quick, name):
+    """Else nobody could end it but by Ctrl-C."""
+    loaded, asked = LONG_READ[name]
+    n = 0
+
+    def third():
+        nonlocal n
+        n += 1
+        return n == 3
+
+    def failing():
+        raise Pressed
+
+    before = time.monotonic()
+    with Llama(quick.model_path, n_ctx=64, **{"chat_format": "chatml", **loaded}, limits=Limits(seconds=600, **EVERY_WAY)) as llm:
+        with pytest.raises(RequestAbortedError):
+            llm.create_chat_completion(ASKED["messages"], abort_callback=third, **asked)
+        assert n == 3
+        with pytest.raises(Pressed):
+            llm.create_chat_completion(ASKED["messages"], abort_callback=failing, **asked)
+        assert llm.create_completion("x", max_tokens=1, abort_callback=lambda: False)
+    assert time.monotonic() - before < 60
+
+
+def test_many_values_take_no_longer_than_they_may():
+    """Time is looked at while they are compared and written, too, and not only when there are rules of them."""
+    values = [f"value number {i}" for i in range(100_000)]
+    items = [{"type": "integer"}] * 20_000
+    for schema in (
+        {"enum": values}, {"enum": values, "pattern": "^v.*1$"}, {"allOf": [{"enum": values}, {"enum": values}]},
+        {"type": "array", "prefixItems": items}, {"type": "array", "prefixItems": items, "minItems": 20_000},
+    ):  # fmt: skip
+        before = time.thread_time()
+        with pytest.raises(LimitReachedError):
+            json_schema_to_grammar(schema, Limits(seconds=0.1))
+        assert time.thread_time() - before < 1
 
 
 @pytest.fixture(scope="module")

@@ -41,14 +41,15 @@ class _Array:
         bounds = [int(schema["maxItems"]) for schema in schemas if "maxItems" in schema]
         self.most = min(bounds) if bounds else None
         self.unique = any(schema.get("uniqueItems") for schema in schemas)
-        self.n_first = max(len(_prefix(member.node)) for member in members)
+        self._prefixes = {member.node: _prefix(member.node) for member in members}
+        self.n_first = max(map(len, self._prefixes.values()))
 
     def expression(self) -> Expression:
         never = self.compiler.never
         if self.most is not None and self.most < self.least:
             return never(self.place, f"maxItems {self.most} is less than minItems {self.least}.")
         self.grammar.budget.spend(40 * self.n_first)
-        first = [self._schemas(at) for at in range(self.n_first)]
+        first = [self._schemas(at) for at in self.grammar.budget.each(range(self.n_first))]
         rest = self._schemas(self.n_first)
         # where nothing can follow, it ends
         for at, nodes in enumerate([*first, rest]):
@@ -79,7 +80,7 @@ class _Array:
         child, found = self.compiler.document.child, []
         for member in self.members:
             node = member.node
-            prefix = _prefix(node)
+            prefix = self._prefixes[node]
             if at < len(prefix):
                 found.append(child(node, *prefix[at]))
             elif (word := _rest(node)) is not None:
@@ -102,7 +103,7 @@ class _Array:
     def _evaluated(self, owner: Member, at: int) -> bool:
         for member in self.members:
             if owner.node in member.inside:
-                if at < len(_prefix(member.node)) or _rest(member.node) is not None:
+                if at < len(self._prefixes[member.node]) or _rest(member.node) is not None:
                     return True
                 if member is not owner and "unevaluatedItems" in member.node.schema:
                     return True
@@ -121,7 +122,7 @@ class _Array:
                 inner = seq(item, times(seq(_COMMA, item), max(0, least - 1), None if most is None else most - 1))
                 return inner if least else times(inner, 0, 1)
             more = times(seq(_COMMA, item), least, most)
-        for at in range(n - 1, -1, -1):
+        for at in self.grammar.budget.each(range(n - 1, -1, -1)):
             more = seq(*([_COMMA] if at else []), first[at], more)
             if at >= self.least:
                 more = times(more, 0, 1)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from ..errors import LimitReachedError
 from ..limits import is_unwanted
+
+T = TypeVar("T")
 
 #: How deep a schema may apply others to the same value (``allOf`` in ``anyOf`` in ``$ref`` …), and how deep a value that is
 #: compared may be nested.
@@ -38,6 +42,13 @@ class Budget:
             )
         if is_unwanted():
             raise LimitReachedError("nobody waits any more for the JSON schema to be read.")
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, with the time checked between them."""
+        for n, item in enumerate(items):
+            if n % 64 == 0:
+                self.tick()
+            yield item
 
     def spend(self, n_bytes: int) -> None:
         """Takes so many bytes of what the grammar may have."""

@@ -84,7 +84,7 @@ class Compiler:
             if listed is not None:
                 texts = [
                     value
-                    for value in listed
+                    for value in self.grammar.budget.each(listed)
                     if isinstance(value, str) and all(accepts(automaton, value) for automaton in automata)
                 ]
                 found = literals.one_of(texts, self.grammar) if texts else NEVER
@@ -222,9 +222,9 @@ class Compiler:
         if listed is not None:
             if not listed:
                 return self.never(place, "none of the values that it lists satisfies the rest of it.")
-            return literals.one_of(map(literals.text_of, listed), self.grammar)
+            return literals.one_of(map(literals.text_of, self.grammar.budget.each(listed)), self.grammar)
         excluded = [value for member in one.members for value in member.node.schema.get("$excluded", ())]
-        excluded_keys = {key_of(value) for value in excluded}
+        excluded_keys = {key_of(value) for value in self.grammar.budget.each(excluded)}
         parts = []
         if "object" in one.types:
             if any(isinstance(value, dict) for value in excluded):
@@ -259,10 +259,11 @@ class Compiler:
             for member in one.members for word in member.node.schema
             if word in _CHECKED and not (member.node is source and word == source_word)
         ]  # fmt: skip
-        keys = [{key_of(value) for value in found} for node, word, found in lists if (node, word) != (source, source_word)]
+        each = self.grammar.budget.each
+        keys = [{key_of(value) for value in each(found)} for node, word, found in lists if (node, word) != (source, source_word)]
         checks = [(node, word) for node, word in checks if word not in ("const", "enum")]
         return [
-            value for value in values
+            value for value in each(values)
             if {"number": "$fraction"}.get(kind := type_of(value), kind) in one.types
             and all(key_of(value) in found for found in keys)
             and all(self._satisfies(node, word, value) for node, word in checks)
@@ -301,6 +302,7 @@ class Compiler:
 
     def pattern(self, pattern: str, place: str, wide: bool = False) -> patterns.Tree | None:
         """A pattern as a tree; None where it is left out."""
+        self.grammar.budget.tick()
         try:
             return patterns.parse(pattern, wide)
         except GrammarError as error:
