@@ -194,6 +194,8 @@ def test_many_values_take_no_longer_than_they_may():
     for schema in (
         {"enum": values}, {"enum": values, "pattern": "^v.*1$"}, {"allOf": [{"enum": values}, {"enum": values}]},
         {"type": "array", "prefixItems": items}, {"type": "array", "prefixItems": items, "minItems": 20_000},
+        {"type": "string", "pattern": "|".join(values)},
+        {"type": "string", "allOf": [{"pattern": f"{value}|other {value}"} for value in values]},
     ):  # fmt: skip
         before = time.thread_time()
         with pytest.raises(LimitReachedError):

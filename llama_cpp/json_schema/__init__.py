@@ -88,13 +88,14 @@ def standing_alone(name: str, lines: str) -> str:
 
 def _compiled(text: str, place: str, written: Written, name: str, prefix: str, limits: Limits, strict: bool) -> str:
     document = Document(parse(text))
-    compiler = Compiler(document, Grammar(Budget(limits.seconds, limits.grammar_bytes), prefix), strict)
     try:
-        node = document.locate(place)
-        if not written.raw:
-            return compiler.compile(node, name)
-        mixed = written.raw == "mixed"
-        return compiler.compile_raw(node, name, written.end, with_end=written.with_end, mixed=mixed, absent=written.absent)
+        with Budget(limits.seconds, limits.grammar_bytes).used() as budget:
+            compiler = Compiler(document, Grammar(budget, prefix), strict)
+            node = document.locate(place)
+            if not written.raw:
+                return compiler.compile(node, name)
+            mixed = written.raw == "mixed"
+            return compiler.compile_raw(node, name, written.end, with_end=written.with_end, mixed=mixed, absent=written.absent)
     except RecursionError:
         raise GrammarError("The JSON schema is nested too deep for a grammar.") from None
 
@@ -109,5 +110,5 @@ def check_parts(text: str, place: str, how: str, limits: Limits = Limits(), stri
         GrammarError: it need not; with the keyword and its place.
     """
     document = Document(parse(text))
-    compiler = Compiler(document, Grammar(Budget(limits.seconds, limits.grammar_bytes)), strict)
-    parts.check(compiler, document.locate(place), how)
+    with Budget(limits.seconds, limits.grammar_bytes).used() as budget:
+        parts.check(Compiler(document, Grammar(budget), strict), document.locate(place), how)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 from . import characters
-from .budget import STATES, Budget
+from .budget import STATES, Budget, tick
 from .characters import Characters
 from .gbnf import NEVER, Expression, Grammar, any_of, seq, times
 from .patterns import Tree
@@ -84,6 +84,8 @@ class Matches:
         self._moves.append([])
         if len(self._free) > 4 * STATES:
             raise TooLarge
+        if len(self._free) % 256 == 0:
+            tick()
         return len(self._free) - 1
 
     def _add(self, tree: Tree, first: int, last: int) -> None:

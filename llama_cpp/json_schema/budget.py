@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from ..errors import LimitReachedError
@@ -22,6 +24,16 @@ STATES = 6000
 STEPS = 40_000
 
 
+_current: ContextVar[Budget | None] = ContextVar("_current", default=None)
+
+
+def tick() -> None:
+    """Checks the time of the budget that is :meth:`~Budget.used`; for what is kept from one schema to the next, and has none."""
+    budget = _current.get()
+    if budget is not None:
+        budget.tick()
+
+
 class Budget:
     """Counts what is used of ``seconds`` and of ``n_bytes`` of grammar.
 
@@ -33,6 +45,15 @@ class Budget:
         self._seconds = seconds
         self._end = time.monotonic() + seconds
         self._bytes = self._n_bytes = n_bytes
+
+    @contextmanager
+    def used(self) -> Iterator[Budget]:
+        """Lets :func:`tick` check this one meanwhile."""
+        token = _current.set(self)
+        try:
+            yield self
+        finally:
+            _current.reset(token)
 
     def tick(self) -> None:
         """Checks the time, and whether anybody still waits."""

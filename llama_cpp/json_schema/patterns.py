@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import GrammarError
 from . import characters
+from .budget import tick
 from .characters import Characters
 
 Tree = tuple[Any, ...]
@@ -62,6 +63,7 @@ def parse(pattern: str, wide: bool = False) -> Tree:
 class _Parser:
     def __init__(self, text: str, wide: bool) -> None:
         self.text, self.at, self.wide = text, 0, wide
+        self.n_atoms = 0
 
     def wrong(self, why: str) -> GrammarError:
         return GrammarError(f"{self.text[:80]!r} is no regular expression: {why}, at character {self.at + 1}.")
@@ -97,6 +99,9 @@ class _Parser:
         return parts[0] if len(parts) == 1 else ("seq", tuple(parts))
 
     def atom(self, depth: int) -> Tree:
+        self.n_atoms += 1
+        if self.n_atoms % 256 == 0:
+            tick()
         char = self.next()
         if char == "^":
             return ("start",)
