@@ -557,6 +557,7 @@ def test_a_package_of_another_size_is_not_read(place, tmp_path):
     """A sparse file of 64 GiB takes minutes to read."""
     place.publish(*release(tmp_path / "one", 0, cuda=False))
     grown = next(place.channel.path.glob("noarch/*.conda"))
+    grown.chmod(0o644)
     os.truncate(grown, 1 << 36)
     (wrong,) = [finding for finding in verify(place.channel) if finding.problems]
     assert grown.name in wrong.path and f"has {1 << 36} bytes instead of" in wrong.problems[0]
