@@ -5,7 +5,7 @@
 Prints, for each way of sharing the cache, how many questions have the same answer at temperature 0 when they are asked twice more,
 after other questions and after their own next turn, and after `reset()`. Then, for chats of several turns, the milliseconds to
 the first token of a later turn with and without repeatable=True, the sides taking turns: medians, and how many tokens of the
-prompt were in the cache. `--cost-of` names another model for that; time does not depend on what it says.
+prompt were read, as they were not in the cache. `--cost-of` names another model for that; time does not depend on what it says.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ import numpy as np
 from llama_cpp import Llama
 
 CACHES: dict[str, dict[str, Any]] = {
-    "shared by 8": {}, "a stream for each of 8": {"n_parallel": 8}, "one request": {"n_parallel": 1}, "prompt-lookup": {"draft_model": "prompt-lookup"},
-}  # fmt: skip
+    "shared by 8": {},
+    "a stream for each of 8": {"n_parallel": 8},
+    "one request": {"n_parallel": 1},
+    "prompt-lookup": {"draft_model": "prompt-lookup"},
+}
 
 
 def words(numbers: random.Random, llm: Llama, n: int) -> list[int]:
@@ -76,8 +79,10 @@ def same(model: Path, n_questions: int, n: int, **arguments: Any) -> tuple[int, 
     return twice, after, reset
 
 
-def chats(model: Path, arguments: dict[str, dict[str, Any]], n_chats: int, n_turns: int, n_answer: int) -> dict[str, tuple[list[float], list[int]]]:
-    """Seconds to the first token of each chat's later turns, and tokens of their prompts that were cached."""
+def chats(
+    model: Path, arguments: dict[str, dict[str, Any]], n_chats: int, n_turns: int, n_answer: int
+) -> dict[str, tuple[list[float], list[int]]]:
+    """Seconds to the first token of each chat's later turns, and how many tokens of their prompts were read for that."""
     numbers = random.Random(2)
     sides = {name: Llama(model, n_ctx=4096, n_parallel=1, **given) for name, given in arguments.items()}
     found: dict[str, tuple[list[float], list[int]]] = {name: ([], []) for name in sides}
@@ -118,7 +123,8 @@ def main() -> None:
     sides: dict[str, dict[str, Any]] = {"as it is": {}}
     sides |= {f"repeatable, n_ubatch {n}": {"repeatable": True, "n_ubatch": n} for n in options.n_ubatch}
     print("\nlater turns of a chat              ms to the first token   tokens read")
-    for name, (seconds, read) in chats(options.cost_of or options.model, sides, options.chats, options.turns, options.answer).items():
+    found = chats(options.cost_of or options.model, sides, options.chats, options.turns, options.answer)
+    for name, (seconds, read) in found.items():
         print(f"{name:34} {1000 * statistics.median(seconds):21.1f} {statistics.median(read):13.0f}", flush=True)
 
 

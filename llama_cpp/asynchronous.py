@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import functools
 import os
 import threading
 from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Mapping, Sequence
@@ -124,9 +122,9 @@ async def _in_thread(method: Callable[..., Any], *args: Any, **arguments: Any) -
     Threads are few, and what comes with a request could keep each of them for as long as its limits allow.
     """
     left = threading.Event()
-    context = contextvars.copy_context()
-    context.run(unwanted.set, left.is_set)
+    token = unwanted.set(left.is_set)  # to_thread() takes a copy along
     try:
-        return await asyncio.get_running_loop().run_in_executor(None, functools.partial(context.run, method, *args, **arguments))
+        return await asyncio.to_thread(method, *args, **arguments)
     finally:
         left.set()
+        unwanted.reset(token)

@@ -434,8 +434,9 @@ class Llama(Uncopyable):
 
         Raises:
             ContextLengthError: the prompt does not fit. InvalidArgumentError, UnknownArgumentError: an argument.
-            ModelBusyError: too many requests wait. RequestAbortedError: abort_callback said so before it began. While it runs: DecodeError, GrammarError, ContextFullError,
-            ModelClosedError, and what a logits processor or a stopping criterion raises.
+            ModelBusyError: too many requests wait. RequestAbortedError: abort_callback said so before it began.
+            While it runs: DecodeError, GrammarError, ContextFullError, ModelClosedError, and what a logits processor or a
+            stopping criterion raises.
         """
         extra = {name: samplers.pop(name) for name in _SAMPLING & samplers.keys()}
         check_unknown(Llama.create_completion, "create_completion", samplers)

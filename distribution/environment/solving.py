@@ -27,7 +27,7 @@ from .specification import Specification
 
 CUDA_PLUGIN = "libggml-cuda"
 LARGEST_INDEX = 2 << 30
-"""Bytes of an index that nobody signed, unpacked. conda-forge's has some 50 MB packed, and a fraction of this unpacked."""
+"""Bytes of an index that nobody signed, unpacked; conda-forge's is far smaller."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def solve_environment(
 def _gateway(channels: Sequence[str]) -> Gateway:
     # Channels of our own change by the minute; an index behind TLS is large and may be a little old. And an index in parts is
     # unpacked in memory, whatever its size: it is taken only of channels that a name is enough for (conda-forge), where it saves
-    # most of 80 MB.
+    # most of a large download.
     fresh, whole = (SourceConfig(cache_action=action, sharded_enabled=False) for action in ("no-cache", "cache-or-fetch"))
     schemes = {one: urlsplit(one).scheme for one in channels}
     return Gateway(per_channel_config={one: whole if scheme == "https" else fresh for one, scheme in schemes.items() if scheme})

@@ -295,20 +295,21 @@ def check_root() -> None:
 def _check_variables() -> None:
     """Raise BuildError for a variable that is no Unicode: the build engine reads all of them, and panics."""
     for name, value in os.environ.items():
-        try:
-            f"{name}{value}".encode()
-        except UnicodeEncodeError:
+        if not _is_unicode(name + value):
             remedy = f"unset {ascii(name)[1:-1]}, or give it another value"
-            raise BuildError(f"the variable {ascii(name)[1:-1]} is not UTF-8: {ascii(value):.200}", remedy) from None
+            raise BuildError(f"the variable {ascii(name)[1:-1]} is not UTF-8: {ascii(value):.200}", remedy)
 
 
 def _check_names(*names: object) -> None:
     """Raise BuildError for a folder or a channel whose name is no Unicode: the build engine takes no other."""
     for name in map(str, names):
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise BuildError(f"{ascii(name)} is not UTF-8", "give it another name: the build engine takes no such one") from None
+        if not _is_unicode(name):
+            raise BuildError(f"{ascii(name)} is not UTF-8", "give it another name: the build engine takes no such one")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether all bytes of what the system handed in were UTF-8; Python has the others as half of a surrogate pair."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 @contextmanager

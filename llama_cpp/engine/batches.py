@@ -47,6 +47,11 @@ class Running:
         """Tokens that are not computed yet; none while the next one is being picked."""
         return len(self.request.tokens) - self.n_held
 
+    def count_whole(self, part: Part, n_batch: int) -> None:
+        """Notes a part that was a batch by itself: if it filled it, and so did all before, it was computed as it always is."""
+        if len(part.tokens) == n_batch and part.start == self.n_whole:
+            self.n_whole += n_batch
+
     def is_as_guessed(self) -> bool:
         """Whether the token picked last was guessed, so that what follows it is computed already; goes on there then."""
         if not (self.n_ahead and self.guess and self.n_pending == 1 and self.request.tokens[-1] == self.guess[0]):

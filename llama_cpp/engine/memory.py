@@ -160,10 +160,10 @@ class Checkpointed(FullAttention):
 class SlidingWindow(Checkpointed):
     """Some layers only keep the last tokens: the token after a cut must find all that it looks back at."""
 
-    @property
-    def in_order(self) -> bool:  # type: ignore[override]
-        """As in :class:`FullAttention`: new tokens take the cells of those that are left behind, wherever these are."""
-        return self._decoder.keeps_all
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__(decoder)
+        # else new tokens take the cells of those that are left behind, wherever these are
+        self.in_order = decoder.keeps_all
 
     def stops(self, n_held: int, n_common: int, n_prompt: int) -> list[int]:
         """As in :class:`Checkpointed`; none where those layers have room for all tokens, too, and so forget nothing."""

@@ -16,7 +16,7 @@ from ..errors import DecodeError, GrammarError, InvalidArgumentError, LimitReach
 from .batches import Part, Running
 from .decoder import Decoder, logprobs_of, pick_from
 from .going_on import GoingOn
-from .requests import Request
+from .requests import Request, TokenLogprobs
 from .threads import Threads
 
 _NAME = "llama-cpp-picker"
@@ -214,6 +214,20 @@ class Picker(Uncopyable):
         """Ends a request as its model would."""
         one.request.generation.finish_reason = "stop"
         self._end(one)
+
+
+def score_prompt(decoder: Decoder, part: Part, request: Request) -> Exception | None:
+    """Notes the log-probabilities of the prompt's tokens that follow those of a part; returns what went wrong."""
+    assert request.n_logprobs is not None
+    try:
+        logits = np.empty(decoder.model.n_vocab, np.float32)
+        for i in range(part.n_scored):
+            token = request.tokens[part.start + i + 1]
+            found = logprobs_of(decoder.logits(part.scored_row + i, into=logits), token, request.n_logprobs)
+            request.generation.prompt_logprobs.append(TokenLogprobs(token, *found))
+    except (LlamaCppError, MemoryError) as error:
+        return error
+    return None
 
 
 def _as_logits(returned: object, shape: tuple[int, ...]) -> np.ndarray:

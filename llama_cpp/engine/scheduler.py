@@ -8,14 +8,13 @@ batch by itself, without Python. On a GPU the tokens of one batch are handed out
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import os
 import queue
 import threading
 import time
 from typing import Any, Callable, Mapping, Sequence
-
-import numpy as np
 
 from ..capi import llama
 from ..capi.handle import Uncopyable
@@ -24,7 +23,6 @@ from ..errors import (
     ContextLengthError,
     DecodeError,
     InvalidArgumentError,
-    LlamaCppError,
     ModelBusyError,
     ModelClosedError,
     NativeError,
@@ -32,12 +30,12 @@ from ..errors import (
 from ..models.model import Model
 from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
 from .caches import BaseLlamaCache
-from .decoder import Decoder, can_be_cut, ggml_cpu_set_batch_invariant, logprobs_of
+from .decoder import Decoder, can_be_cut, ggml_cpu_set_batch_invariant
 from .going_on import GoingOn
 from .guessing import Guesses
 from .memory import pays_per_sequence
-from .picking import Picker, Statistics, in_helper
-from .requests import Request, TokenLogprobs, put_all
+from .picking import Picker, Statistics, in_helper, score_prompt
+from .requests import Request, put_all
 from .saved import SavedStates, fingerprint_of
 from .sequences import InPlace, Shelved
 from .speculation import Speculator
@@ -125,7 +123,7 @@ class BatchingEngine(Uncopyable):
         # exactly so many: the engine's cache has room for more, as it rounds up
         self.n_ctx = min(self._decoder.n_ctx, n_ctx or self._decoder.n_ctx)
         self.statistics = Statistics()
-        self._is_end = _EndTokens(model)
+        self._is_end = functools.cache(model.is_end)  # the engine is asked once for each token
         self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
         self._going_on = GoingOn(self._decoder, n_parallel)
         self._guesses = Guesses(speculator, self.statistics, self._pick, self._forget_ahead)
@@ -371,8 +369,9 @@ class BatchingEngine(Uncopyable):
             else:
                 part.running.n_ahead = max(part.n_outputs - 1, 0)
                 self._count(part.running, len(part.tokens) - part.running.n_ahead)
-                if len(parts) == 1:
-                    self._count_whole(part.running, part)
+                # cells that are shared have others between them, or behind, when somebody else runs
+                if self._repeatable and len(parts) == 1 and (part.running.alone or self._n_cells is None):
+                    part.running.count_whole(part, self._decoder.n_batch)
         lost = [part for part in parts if part.n_scored and not self._score(part)]
         outputs = [(part.running, part.row) for part in parts if part.running and part.row >= 0 and part not in lost]
         n_before = self.statistics.n_outputs
@@ -435,18 +434,10 @@ class BatchingEngine(Uncopyable):
     def _score(self, part: Part) -> bool:
         """Notes the log-probabilities of the prompt's tokens that follow those of a batch; False if that ended the request."""
         assert part.running is not None
-        request = part.running.request
-        assert request.n_logprobs is not None
-        try:
-            logits = np.empty(self._model.n_vocab, np.float32)
-            for i in range(part.n_scored):
-                token = request.tokens[part.start + i + 1]
-                found = logprobs_of(self._decoder.logits(part.scored_row + i, into=logits), token, request.n_logprobs)
-                request.generation.prompt_logprobs.append(TokenLogprobs(token, *found))
-        except (LlamaCppError, MemoryError) as error:
+        error = score_prompt(self._decoder, part, part.running.request)
+        if error is not None:
             self._end(part.running, error)
-            return False
-        return True
+        return error is None
 
     def _count(self, one: Running, n: int) -> None:
         """Notes that a request's sequence holds ``n`` tokens more."""
@@ -454,12 +445,6 @@ class BatchingEngine(Uncopyable):
         if one.stops and one.n_held == one.stops[0]:
             del one.stops[0]
             self._sequences.checkpoint(one.sequence, one.n_held)
-
-    def _count_whole(self, one: Running, part: Part) -> None:
-        """Notes that a part that was a batch by itself was computed as it always is."""
-        # cells that are shared have others between them, or behind, when somebody else runs
-        if len(part.tokens) == self._decoder.n_batch and part.start == one.n_whole and (one.alone or self._n_cells is None):
-            one.n_whole += self._decoder.n_batch
 
     def _kept(self, one: Running) -> Sequence[int]:
         """The tokens of a request that others can begin with."""
@@ -481,7 +466,7 @@ class BatchingEngine(Uncopyable):
     def _give(self, one: Running, token: int) -> None:
         """Adds a token to a request, or ends it."""
         request = one.request
-        if self._is_end[token]:
+        if self._is_end(token):
             request.generation.finish_reason = "stop"
             self._end(one)
             return
@@ -607,14 +592,3 @@ class BatchingEngine(Uncopyable):
         self._waiting.clear()
         if not self._exiting:
             self._hand_out()
-
-
-class _EndTokens(dict[int, bool]):
-    """Whether a token ends generation; the engine is asked once for each."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    def __missing__(self, token: int) -> bool:
-        self[token] = self._model.is_end(token)
-        return self[token]

@@ -28,9 +28,9 @@ _TYPES = {PROMPT_LOOKUP: "ngram-simple", OWN_HEADS: "draft-mtp"}
 _INT32 = ctypes.POINTER(ctypes.c_int32)
 
 
-def _cannot_guess(model: Model) -> InvalidArgumentError:
+def _no_draft_model(model: Model) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{model.path} cannot guess: it does not generate text token by token.", remedy="Take another draft model."
+        f"{model.path} is no draft model: it does not generate text token by token.", remedy="Take another draft model."
     )
 
 
@@ -42,7 +42,7 @@ class Speculator(Uncopyable):
         params: the fields of ``llama_context_params`` that ``decoder`` was made with.
         source: ``"prompt-lookup"``, ``"mtp"``, or the path of a smaller model with the same vocabulary.
         n_most: tokens guessed at once at most.
-        always: guess so many each time, and do not look at the clock.
+        always: draft so many tokens for each batch, whether that pays or not.
 
     Attributes:
         n_guessed, n_right: tokens guessed so far, and those of them that the model would have picked, too.
@@ -113,13 +113,13 @@ class Speculator(Uncopyable):
         wanted.n_outputs_max_per_seq = 1
         with model.in_use() as pointer:
             if llama.llama_model_has_encoder(pointer):
-                raise _cannot_guess(model)  # the engine asserts when it plans for several sequences
+                raise _no_draft_model(model)  # the engine asserts when it plans for several sequences
             context = llama.llama_init_from_model(pointer, wanted)
         if not context:
             raise ContextCreationError("There is no memory for a context of the draft model.", remedy="Ask for a smaller n_ctx.")
         self._draft = Handle(context, llama.llama_free, parent=model.in_use())
         if not (memory := llama.llama_get_memory(context)):
-            raise _cannot_guess(model)
+            raise _no_draft_model(model)
         self._decoder.repeat_in(memory, keys_can_shift(model, wanted.type_k))
 
     def close(self) -> None:
@@ -151,7 +151,7 @@ class Speculator(Uncopyable):
         n_sequences = max(one.sequence for one in running) + 1
         n_left = max(one.request.n_left if one.request.n_left > 0 else self._n_most + 1 for one in wanting) - 1
         if self._always:
-            n_left = self._n_most  # how wide a batch is must not depend on how many guesses were right
+            n_left = self._n_most  # how wide a batch is must not depend on how many drafts were accepted
         self._n_room = min(self._decoder.n_outputs, self._decoder.n_batch) // n_sequences - 1
         n_most = min([self._n_most, self._n_room, n_left, *(n_ctx - 2 - one.n_held for one in running)])
         n = min(self._n_most if self._always else self._pace.number(len(ready)), n_most)

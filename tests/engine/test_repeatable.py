@@ -8,26 +8,19 @@ import math
 import random
 
 import pytest
-import tiny_models
-from test_memory_kinds import CHECKPOINTED, GENERATIVE
+import test_memory_kinds
+from test_memory_kinds import CHECKPOINTED, GENERATIVE, models  # noqa: F401
 
-from llama_cpp import Llama, LlamaRAMCache
+from llama_cpp import LlamaRAMCache
 
 UNIT = 64
 """Tokens of a batch: beginnings of prompts are reused up to multiples of it."""
 CACHES = [{}, {"kv_unified": False, "n_kv": 2048}, {"n_parallel": 1}, {"n_kv": 700}, {"kv_unified": False, "n_kv": 512, "n_parallel": 1}]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("repeatable")
-    return {kind: tiny_models.write(kind, folder / f"{number}.gguf") for number, kind in enumerate(tiny_models.KINDS)}
-
-
 def load(models, kind, **arguments):
-    kind, short, _ = kind.partition(", short")
-    arguments = {"n_ctx": 512, "n_batch": UNIT, "n_parallel": 4, "n_threads": 1, "n_threads_batch": 1, **arguments}
-    return Llama(models[kind], swa_full=not short, batch_invariant=False, repeatable=True, **arguments)
+    arguments = {"n_batch": UNIT, "n_parallel": 4, "batch_invariant": False, "repeatable": True, **arguments}
+    return test_memory_kinds.load(models, kind, **arguments)
 
 
 def answer(llm, prompt, n=12):
@@ -124,14 +117,14 @@ def test_what_comes_back_from_outside(models):
             assert [cached(llm, prompt) for prompt in prompts] == [3 * UNIT] * 4
 
 
-@pytest.mark.parametrize("guesses", ["prompt-lookup", "draft"])
+@pytest.mark.parametrize("draft", ["prompt-lookup", "a model"])
 @pytest.mark.parametrize("cache", CACHES, ids=str)
-def test_with_guesses(models, cache, guesses):
-    guesses = {"draft_model": models["dense"] if guesses == "draft" else guesses, "n_draft": 3}
-    with load(models, "dense", **cache, **guesses) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
+def test_with_speculative_decoding(models, cache, draft):
+    draft = {"draft_model": models["dense"] if draft == "a model" else draft, "n_draft": 3}
+    with load(models, "dense", **cache, **draft) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
         caller = Caller(llm, seed=2)
         asked = [(*caller.ask(), caller.disturb(pool))[:2] for _ in range(8)]
-    with load(models, "dense", **cache, **guesses) as llm:
+    with load(models, "dense", **cache, **draft) as llm:
         for number, (prompt, found) in enumerate(asked):
             llm.reset()
             assert answer(llm, prompt) == found, f"number {number}, of {len(prompt)} tokens"
