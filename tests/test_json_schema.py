@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
 import re
-import time
 
 import pytest
 from gbnf_walker import Walker
+from measures import calls
 
 from llama_cpp.chat.templates import json_schema_to_grammar
-from llama_cpp.errors import GrammarError, InvalidArgumentError, LimitReachedError, LlamaCppError
+from llama_cpp.errors import GrammarError, InvalidArgumentError, LimitReachedError
 from llama_cpp.limits import Limits
 
 
@@ -254,12 +255,8 @@ def test_annotations_are_no_constraints(schema):
     ids=lambda schema: json.dumps(schema)[:60],
 )  # fmt: skip
 def test_hostile_schemas_end(schema):
-    before = time.process_time()
-    try:
+    with contextlib.suppress(GrammarError, LimitReachedError):
         json_schema_to_grammar(schema, Limits(seconds=3))
-    except LlamaCppError as error:
-        assert isinstance(error, (GrammarError, LimitReachedError))
-    assert time.process_time() - before < 8
 
 
 def test_the_size_of_a_grammar_is_limited():
@@ -279,11 +276,14 @@ def test_nesting_is_limited():
 
 
 def test_ten_thousand_values_are_read_quickly():
-    schema = {"type": "string", "enum": [f"value number {i}" for i in range(10_000)]}
-    before = time.process_time()
-    grammar = json_schema_to_grammar(schema)
-    assert time.process_time() - before < 1
-    assert len(grammar) < 200_000
+    """0.2 s on an idle machine; twice as many take twice as much."""
+
+    def cost(n: int) -> int:
+        schema = {"type": "string", "enum": [f"value number {i}" for i in range(n)]}
+        return calls(lambda: json_schema_to_grammar(schema))[0]
+
+    assert cost(10_000) < 2.5 * cost(5_000) and cost(10_001) < 1_500_000
+    assert len(json_schema_to_grammar({"type": "string", "enum": [f"value number {i}" for i in range(10_000)]})) < 200_000
 
 
 # --- as programs send them ---

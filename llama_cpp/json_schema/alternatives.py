@@ -158,10 +158,10 @@ class Expander:
                     self._unsupported(node.at(word), word, "references that depend on who refers are not followed")
                     continue
                 more.append(below(document.follow(node, word)))
-        for n in range(len(schema.get("allOf", ()))):
+        for n in self._budget.each(range(len(schema.get("allOf", ())))):
             more.append(below(document.child(node, "allOf", n)))
         if "anyOf" in schema:
-            forks.append([[below(document.child(node, "anyOf", n))] for n in range(len(schema["anyOf"]))])
+            forks.append([[below(document.child(node, "anyOf", n))] for n in self._budget.each(range(len(schema["anyOf"])))])
         if "oneOf" in schema:
             forks.append(self._one_of(node, below))
         if "not" in schema:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 from . import characters
-from .budget import STATES, Budget, tick
+from .budget import STATES, Budget, tick_sometimes
 from .characters import Characters
 from .gbnf import NEVER, Expression, Grammar, any_of, seq, times
 from .patterns import Tree
@@ -84,8 +84,7 @@ class Matches:
         self._moves.append([])
         if len(self._free) > 4 * STATES:
             raise TooLarge
-        if len(self._free) % 256 == 0:
-            tick()
+        tick_sometimes()
         return len(self._free) - 1
 
     def _add(self, tree: Tree, first: int, last: int) -> None:
@@ -451,6 +450,7 @@ def _kinds(sets: set[Characters], budget: Budget) -> list[tuple[int, Characters]
     for first, after in zip(edges, edges[1:]):
         if 0xD800 <= first <= 0xDFFF:
             continue
+        budget.tick()
         sign = 0
         for index, found in enumerate(listed):
             while at[index] < len(found) and found[at[index]][1] < first:
@@ -458,5 +458,4 @@ def _kinds(sets: set[Characters], budget: Budget) -> list[tuple[int, Characters]
             if at[index] < len(found) and found[at[index]][0] <= first:
                 sign |= 1 << index
         signs.setdefault(sign, []).append((first, after - 1))
-    budget.tick()
     return [(found[0][0], characters.ranges(found)) for found in signs.values()]

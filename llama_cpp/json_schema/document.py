@@ -11,6 +11,7 @@ from typing import Any, Union
 from urllib.parse import unquote, urldefrag, urljoin
 
 from ..errors import GrammarError
+from .budget import tick_sometimes
 
 Schema = Union[Mapping[str, Any], bool]
 
@@ -62,6 +63,7 @@ class Document:
 
     def child(self, node: Node, *keywords: str | int) -> Node:
         """A schema within a schema."""
+        tick_sometimes()
         found = node.schema
         for keyword in keywords:
             found = found[keyword]
@@ -221,6 +223,7 @@ class Document:
         """
         if node.checked:
             return
+        tick_sometimes()
         schema = node.schema
         if isinstance(schema, bool):
             return

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .budget import Budget
+from .budget import Budget, tick_sometimes
 
 Expression = tuple[Any, ...]
 
@@ -82,6 +82,7 @@ class Grammar:
 
     def name(self, hint: str) -> str:
         """A name that no rule has yet."""
+        tick_sometimes()
         base = self._prefix + (re.sub(r"[^a-zA-Z0-9]+", "-", hint).strip("-")[:60] or "rule")
         name = base
         while name in self.rules:
@@ -161,6 +162,7 @@ class Grammar:
 
 def names(expression: Expression) -> Iterator[str]:
     """The rules that an expression refers to."""
+    tick_sometimes()
     if expression[0] == "rule":
         yield expression[1]
     elif expression[0] in ("seq", "any"):
@@ -171,6 +173,7 @@ def names(expression: Expression) -> Iterator[str]:
 
 
 def _leads(expression: Expression, productive: set[str]) -> bool:
+    tick_sometimes()
     kind = expression[0]
     if kind == "text":
         return True
@@ -185,6 +188,7 @@ def _leads(expression: Expression, productive: set[str]) -> bool:
 
 def _pruned(expression: Expression, productive: set[str]) -> Expression:
     """Without what leads to no text."""
+    tick_sometimes()
     kind = expression[0]
     if kind == "rule":
         return expression if expression[1] in productive else NEVER
@@ -198,6 +202,7 @@ def _pruned(expression: Expression, productive: set[str]) -> Expression:
 
 
 def _written(expression: Expression, where: str, named: Callable[[str], str]) -> str:
+    tick_sometimes()
     kind = expression[0]
     if kind == "text":
         return expression[1]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import GrammarError
 from . import characters
-from .budget import tick
+from .budget import tick, tick_sometimes
 from .characters import Characters
 
 Tree = tuple[Any, ...]
@@ -100,7 +100,7 @@ class _Parser:
 
     def atom(self, depth: int) -> Tree:
         self.n_atoms += 1
-        if self.n_atoms % 256 == 0:
+        if self.n_atoms % 64 == 0:
             tick()
         char = self.next()
         if char == "^":
@@ -286,6 +286,7 @@ class _Parser:
 
 def lengths(tree: Tree) -> tuple[int, int | None]:
     """The fewest and the most characters that a tree stands for."""
+    tick_sometimes()
     kind = tree[0]
     if kind == "set":
         return 1, 1
@@ -324,6 +325,7 @@ def unanchored(tree: Tree) -> tuple[Tree, bool, bool] | None:
 
 
 def _anchored(tree: Tree) -> bool:
+    tick_sometimes()
     if tree[0] in ("start", "end"):
         return True
     if tree[0] == "times":

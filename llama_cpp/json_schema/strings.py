@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from . import characters, patterns
 from .automata import Automaton, Excluded, Length, Matches, Table, TooLarge
+from .budget import tick_sometimes
 from .characters import Characters
 from .gbnf import EMPTY, NEVER, Expression, Grammar, any_of, literal, seq, times
 from .patterns import Tree
@@ -160,6 +161,7 @@ def _limited(tree: Tree, rules: StringRules) -> Tree | None:
 
 
 def _written(tree: Tree, grammar: Grammar) -> Expression:
+    tick_sometimes()
     kind = tree[0]
     if kind == "set":
         return _one(tree[1], grammar) if tree[1] else NEVER
@@ -171,6 +173,7 @@ def _written(tree: Tree, grammar: Grammar) -> Expression:
     parts: list[Expression] = []
     text = ""
     for part in (*tree[1], None):
+        tick_sometimes()
         if part is not None and part[0] == "set" and len(part[1]) == 1 and part[1][0][0] == part[1][0][1]:
             text += chr(part[1][0][0])
             continue
