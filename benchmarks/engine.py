@@ -26,17 +26,18 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from llama_cpp import Llama, LlamaRAMCache  # noqa: E402
-from llama_cpp.capi.loader import library_folder  # noqa: E402
-from llama_cpp.fit.devices import gpus  # noqa: E402
+from llama_cpp import Llama, LlamaRAMCache
+from llama_cpp.capi.loader import library_folder
+from llama_cpp.fit.devices import gpus
 
 STREAMS = {
     "stream": {"temperature": 0},

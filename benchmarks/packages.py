@@ -24,11 +24,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from distribution.packaging import packages  # noqa: E402
-from distribution.packaging.commands import variants_of  # noqa: E402
 from distribution.channel.generations import Channel  # noqa: E402
 from distribution.channel.publishing import publish  # noqa: E402
 from distribution.environment import creation, solving, specification  # noqa: E402
+from distribution.packaging import packages  # noqa: E402
+from distribution.packaging.commands import variants_of  # noqa: E402
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import BinaryIO
 
 import numpy as np
 

@@ -57,9 +57,7 @@ def _load(add: Any) -> Callable[[argparse.ArgumentParser], None]:
 
 
 def _add_vendor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--folder", type=Path, default=vendor.FOLDER, help="where pin.toml is (default: this repository's)"
-    )
+    parser.add_argument("--folder", type=Path, default=vendor.FOLDER, help="where pin.toml is (default: this repository's)")
     parser.add_argument("--force", action="store_true", help="throw away changes made in source/")
     parser.add_argument(
         "--from-git", nargs="?", const="", metavar="URL", help="fetch the commit from a git repository (default: upstream)"

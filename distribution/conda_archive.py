@@ -147,9 +147,7 @@ def members(file: IO[bytes], part: Part, largest: int, strict: bool = True) -> I
     yield from _members(_Unpacked(file, part, largest, decoder, _ZSTD), strict)
 
 
-def bzip2_members(
-    file: IO[bytes], size: int, largest: int, strict: bool = True
-) -> Iterator[tuple[Member, Iterator[bytes]]]:
+def bzip2_members(file: IO[bytes], size: int, largest: int, strict: bool = True) -> Iterator[tuple[Member, Iterator[bytes]]]:
     """As ``members``, of a ``.tar.bz2`` of ``size`` bytes, which is one compressed stream."""
     yield from _members(_Unpacked(file, Part(0, size, None), largest, bz2.BZ2Decompressor(), _BZIP2), strict)
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import hardware
-from .packaging import packages
 from .console import say
 from .errors import BuildError
 from .files import REPOSITORY, cache_dir
 from .interruption import run_program
+from .packaging import packages
 
 CHANNEL = REPOSITORY / "dist" / "channel"
 PREFIX = REPOSITORY / "dist" / "envs" / "llm-dev"

@@ -74,9 +74,7 @@ def load(path: Path) -> Patch:
     try:
         data = read_regular(path, _LARGEST)
     except FileNotFoundError:
-        raise PatchError(
-            f"patches/series lists {path.name}, which is not there", "remove the line, or add the file"
-        ) from None
+        raise PatchError(f"patches/series lists {path.name}, which is not there", "remove the line, or add the file") from None
     except OSError as error:
         raise PatchError(f"{path} cannot be read: {error.strerror}", "restore the file, or remove the line") from None
     text = data.decode("utf-8", errors="replace")

@@ -40,7 +40,7 @@ _LARGEST = 4 << 30
 # pip asks a source distribution for its metadata before it keeps the file, and would install what that is built with, and
 # run it. This stands in for the build backend, in the one process that pip starts for it: the metadata is in PKG-INFO, which
 # every source distribution has. A backend that lies in the archive itself is left alone.
-BACKEND = '''\
+BACKEND = """\
 import email.parser, os, pathlib, sys, types
 
 def prepare_metadata_for_build_wheel(folder, config_settings=None):
@@ -58,7 +58,7 @@ for prefix in ("_PYPROJECT_HOOKS_", "PEP517_"):  # newer and older pips
         stand_in.prepare_metadata_for_build_wheel = prepare_metadata_for_build_wheel
         for attribute in filter(None, attributes.split(".")):
             setattr(stand_in, attribute, stand_in)
-'''
+"""
 
 # What pip says, in its log or on stderr, and what to do about it; the first that matches counts.
 CAUSES = (

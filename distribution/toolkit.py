@@ -149,11 +149,7 @@ def verify(cache: Path | None = None, pins: Pins | None = None) -> Path:
     folder = assembled_path(cache, pins)
     if folder is None:
         raise ToolkitError("the toolkit is not assembled", "python -m distribution toolkit")
-    changed = [
-        name
-        for name, (size, digest) in _manifest(folder).items()
-        if _digest_if_there(folder / name, size) != digest
-    ]
+    changed = [name for name, (size, digest) in _manifest(folder).items() if _digest_if_there(folder / name, size) != digest]
     _refuse_if_damaged(folder, changed)
     return folder
 

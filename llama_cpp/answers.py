@@ -8,13 +8,14 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import time
-from typing import Any, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from . import responses
 from .chat.session import ChatReader
 from .engine.requests import Generation, TokenLogprobs
-from .errors import SchemaViolationError
 from .engine.text import TextStream
+from .errors import SchemaViolationError
 from .models.model import Model
 
 

@@ -7,8 +7,9 @@ import difflib
 import inspect
 import math
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 from .capi import ggml, llama
 from .errors import IgnoredArgumentWarning, InvalidArgumentError, UnknownArgumentError
@@ -303,6 +304,8 @@ def read_bias(logit_bias: Any) -> dict[int, float]:
             try:
                 token = int(token)
             except ValueError:
-                raise refused("logit_bias", logit_bias, "a mapping from token ids to numbers", f"{token!r} is no token id.") from None
+                raise refused(
+                    "logit_bias", logit_bias, "a mapping from token ids to numbers", f"{token!r} is no token id."
+                ) from None
         found[integer("a token of logit_bias", token)] = number(f"logit_bias[{token!r}]", bias)
     return found

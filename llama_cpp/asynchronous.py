@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from . import embeddings
 from .answers import Answer
@@ -89,9 +90,7 @@ class AsyncLlama(Uncopyable):
         """As :meth:`Llama.tokenize`."""
         return await asyncio.to_thread(self._llama.tokenize, text, add_bos, special)
 
-    async def detokenize(
-        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
-    ) -> bytes:
+    async def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
         """As :meth:`Llama.detokenize`."""
         return await asyncio.to_thread(self._llama.detokenize, tokens, prev_tokens, special)
 

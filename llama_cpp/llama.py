@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from . import embeddings, responses
 from .answers import Answer, ChatAnswer, TextAnswer
@@ -234,9 +234,7 @@ class Llama(Uncopyable):
                     self._engine.close()
                     raise
         if self._engine is None:
-            raise InvalidArgumentError(
-                "This model was loaded with vocab_only=True.", remedy="Load it without to generate text."
-            )
+            raise InvalidArgumentError("This model was loaded with vocab_only=True.", remedy="Load it without to generate text.")
         return self._engine
 
     @property
@@ -299,9 +297,7 @@ class Llama(Uncopyable):
             special: read special tokens written out as tokens.
         """
         if not isinstance(text, (bytes, bytearray)):
-            raise InvalidArgumentError(
-                f"tokenize() takes bytes, not {type(text).__name__}.", remedy='Call text.encode("utf-8").'
-            )
+            raise InvalidArgumentError(f"tokenize() takes bytes, not {type(text).__name__}.", remedy='Call text.encode("utf-8").')
         flags = {"add_special": flag("add_bos", add_bos), "parse_special": flag("special", special)}
         return self._open_model.tokenize(bytes(text), **flags)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .arguments import context_sizes, load_mode, read_adapters, read_servers
 from .capi import llama as capi
@@ -74,9 +75,7 @@ def open_model(options: Mapping[str, Any]) -> Opened:
             )
         model_params["devices"] = remote_devices(servers)
     try:
-        model = Model(
-            path, params=model_params, kv_overrides=options["kv_overrides"], tensor_split=options["tensor_split"]
-        )
+        model = Model(path, params=model_params, kv_overrides=options["kv_overrides"], tensor_split=options["tensor_split"])
     except ModelLoadError as error:
         raise explained(error, path, model_params, {}) from error
     note_user(servers, model.in_use())

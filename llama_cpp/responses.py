@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from .engine.requests import Generation, TokenLogprobs
 
@@ -87,9 +88,7 @@ def chat_logprobs(entries: Sequence[tuple[TokenLogprobs, int]], piece: Callable[
     def one(token: int, value: float) -> dict[str, Any]:
         return {"token": _text(piece(token)), "logprob": value, "bytes": list(piece(token))}
 
-    content = [
-        {**one(entry.token, entry.logprob), "top_logprobs": [one(*pair) for pair in entry.top]} for entry, _ in entries
-    ]
+    content = [{**one(entry.token, entry.logprob), "top_logprobs": [one(*pair) for pair in entry.top]} for entry, _ in entries]
     return {"content": content, "refusal": None}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import operator
+import os
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -136,7 +136,9 @@ def plain(value: Any) -> Any:
 
 def _is_truth(value: Any) -> bool:
     """Whether it is a bool of Python's or numpy's."""
-    return isinstance(value, bool) or (getattr(getattr(value, "dtype", None), "kind", "") == "b" and not getattr(value, "shape", ()))
+    return isinstance(value, bool) or (
+        getattr(getattr(value, "dtype", None), "kind", "") == "b" and not getattr(value, "shape", ())
+    )
 
 
 def _range(least: int | None, most: int | None) -> str:

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import pytest
 
@@ -104,7 +104,7 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
-def llm(smollm2: Path):  # noqa: ANN201
+def llm(smollm2: Path):
     """SmolLM2, shared by the tests that leave it as they found it; what it answers does not depend on what came before."""
     from llama_cpp import Llama
 

@@ -51,7 +51,9 @@ class Walker:
                 todo.append((rng.choice(parts), level))
             else:
                 least, most = node[2:]
-                stop = least if level > depth or len(found) > 3000 else min(least + MANY, most if most is not None else least + MANY)
+                stop = (
+                    least if level > depth or len(found) > 3000 else min(least + MANY, most if most is not None else least + MANY)
+                )
                 # the bounds themselves are where faults are
                 n = rng.choice([least, stop, rng.randint(least, stop)]) if least <= 3000 else least
                 if most is not None and most <= 60 and level <= depth and rng.random() < 0.2:
@@ -93,7 +95,9 @@ def _character(node: Any, rng: random.Random) -> str:
         return chr(rng.choice([first, last, rng.randint(first, last)]))
     edges = [edge for first, last in ranges for edge in (first - 1, last + 1)]
     while True:
-        code = rng.choice([*edges, rng.randint(0x20, 0x7E), rng.randint(0x20, 0x7E), rng.randint(0, 0x2FF), rng.randint(0, 0x10FFFF)])
+        code = rng.choice(
+            [*edges, rng.randint(0x20, 0x7E), rng.randint(0x20, 0x7E), rng.randint(0, 0x2FF), rng.randint(0, 0x10FFFF)]
+        )
         if 0 <= code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF and not any(first <= code <= last for first, last in ranges):
             return chr(code)
 

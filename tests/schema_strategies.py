@@ -11,11 +11,31 @@ PATTERNS = [
     "^a", "b$", "^[a-z]{2,4}$", r"\d", r"^\d{3}-\d{4}$", r"^\w+$", "x|y", "^(?:ab|cd)+$", r"^[^\s]*$", r"^\/a\/?$", 'x"y', r"^\\$", "", ".", "^.{2,5}$",
     r"\u0041+", r"^\p{L}+$", "^(a|b)*?c$", r"[\W]", r"^\D+$", "[^a]", "^$", r"\n", "^a|b$", r"[\]\-]", "^(0|[1-9][0-9]*)$", r"\x41", "(?<n>q)+", "^[😀-😂é]{1,2}$",
 ]  # fmt: skip
-FORMATS = ["date", "time", "date-time", "uuid", "ipv4", "ipv6", "email", "hostname", "uri", "duration", "made-up", "json-pointer", "uri-reference"]
+FORMATS = [
+    "date",
+    "time",
+    "date-time",
+    "uuid",
+    "ipv4",
+    "ipv6",
+    "email",
+    "hostname",
+    "uri",
+    "duration",
+    "made-up",
+    "json-pointer",
+    "uri-reference",
+]
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-20, 120), st.sampled_from([0.5, -2.25, 1.0, 1e20]), st.sampled_from(["", "a", "ab", "b", 'q"', "\n", "é😀"])
+    st.none(),
+    st.booleans(),
+    st.integers(-20, 120),
+    st.sampled_from([0.5, -2.25, 1.0, 1e20]),
+    st.sampled_from(["", "a", "ab", "b", 'q"', "\n", "é😀"]),
 )
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=2), max_leaves=3)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=2), max_leaves=3
+)
 BOUNDS = st.one_of(st.integers(-30, 300), st.sampled_from([0.5, -0.25, 1e-3, 12.345, 99.99, -7.5, 10**18, -(10**17), 2.0]))
 
 
@@ -55,9 +75,16 @@ def objects(schemas: Any) -> Any:
 @st.composite
 def nodes(draw: Any, schemas: Any) -> Any:
     """One schema: of one type mostly, sometimes of several or none, with what combines schemas."""
-    kind = draw(st.sampled_from(["number", "integer", "string", "array", "object", "object", "array", "any", "listed", "combined", "reference"]))
+    kind = draw(
+        st.sampled_from(
+            ["number", "integer", "string", "array", "object", "object", "array", "any", "listed", "combined", "reference"]
+        )
+    )
     if kind == "reference":
-        return {"$ref": draw(st.sampled_from(["#", "#/$defs/one", "#/$defs/two%20words~1", "#here"])), **draw(some(description=st.just("x"), required=st.just(["a"])))}
+        return {
+            "$ref": draw(st.sampled_from(["#", "#/$defs/one", "#/$defs/two%20words~1", "#here"])),
+            **draw(some(description=st.just("x"), required=st.just(["a"]))),
+        }
     schema: dict[str, Any] = {}
     if kind in ("number", "integer"):
         schema = {"type": kind, **draw(NUMBERS)}
@@ -70,9 +97,23 @@ def nodes(draw: Any, schemas: Any) -> Any:
     elif kind == "any":
         schema = {**draw(NUMBERS), **draw(STRINGS), **draw(arrays(schemas)), **draw(objects(schemas))}
         if draw(st.booleans()):
-            schema["type"] = draw(st.lists(st.sampled_from(["null", "boolean", "integer", "number", "string", "array", "object"]), min_size=1, unique=True))
+            schema["type"] = draw(
+                st.lists(
+                    st.sampled_from(["null", "boolean", "integer", "number", "string", "array", "object"]),
+                    min_size=1,
+                    unique=True,
+                )
+            )
     elif kind == "listed":
-        schema = draw(some(**{"const": VALUES, "enum": st.lists(VALUES, min_size=1, max_size=6)}, minimum=BOUNDS, minLength=COUNTS, pattern=st.sampled_from(PATTERNS)))
+        schema = draw(
+            some(
+                const=VALUES,
+                enum=st.lists(VALUES, min_size=1, max_size=6),
+                minimum=BOUNDS,
+                minLength=COUNTS,
+                pattern=st.sampled_from(PATTERNS),
+            )
+        )
     if kind == "combined" or draw(st.integers(0, 9)) == 0:
         several = st.lists(schemas, min_size=1, max_size=3)
         schema |= draw(some(
@@ -94,5 +135,12 @@ def documents(draw: Any) -> Any:
     """A whole document, with definitions that references lead to."""
     schema = draw(SCHEMAS)
     if isinstance(schema, dict):
-        schema = {**schema, "$defs": {"one": draw(SCHEMAS), "two words/": draw(SCHEMAS), "three": {"$anchor": "here", "type": ["integer", "null"]}}}
+        schema = {
+            **schema,
+            "$defs": {
+                "one": draw(SCHEMAS),
+                "two words/": draw(SCHEMAS),
+                "three": {"$anchor": "here", "type": ["integer", "null"]},
+            },
+        }
     return schema

@@ -64,7 +64,9 @@ def test_offsets_are_places_in_the_text(llm, echo):
 
 
 def test_the_chosen_token_is_among_the_most_probable(llm):
-    found = llm.create_completion(PROMPT, max_tokens=20, temperature=3, top_k=0, top_p=1, min_p=0, seed=1, logprobs=1)["choices"][0]["logprobs"]
+    found = llm.create_completion(PROMPT, max_tokens=20, temperature=3, top_k=0, top_p=1, min_p=0, seed=1, logprobs=1)["choices"][
+        0
+    ]["logprobs"]
     assert any(len(top) == 2 for top in found["top_logprobs"]) and all(1 <= len(top) <= 2 for top in found["top_logprobs"])
     for token, value, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"]):
         assert top[token] >= value
@@ -80,7 +82,9 @@ def test_tokens_that_are_parts_of_a_character_are_told_apart(llm):
 
 @pytest.mark.parametrize("stop", [" there", "re", "zzz", "there lived"])
 def test_what_a_stop_string_cuts_off_is_not_listed(llm, stop):
-    how = dict(max_tokens=12, temperature=0, grammar='root ::= " in a house there lived a man and so on and on"', logprobs=0, stop=stop)
+    how = dict(
+        max_tokens=12, temperature=0, grammar='root ::= " in a house there lived a man and so on and on"', logprobs=0, stop=stop
+    )
     choice = llm.create_completion(PROMPT, **how)["choices"][0]
     found, text = streamed(llm.create_completion(PROMPT, stream=True, **how))
     assert found == choice["logprobs"] and text == choice["text"]
@@ -89,14 +93,23 @@ def test_what_a_stop_string_cuts_off_is_not_listed(llm, stop):
     if stop == "zzz":
         assert listed == text
     messages = [{"role": "user", "content": "Hi"}]
-    chat = llm.create_chat_completion(messages, max_tokens=12, temperature=0, logprobs=True, grammar=how["grammar"], stop=stop)["choices"][0]
+    chat = llm.create_chat_completion(messages, max_tokens=12, temperature=0, logprobs=True, grammar=how["grammar"], stop=stop)[
+        "choices"
+    ][0]
     assert "".join(entry["token"] for entry in chat["logprobs"]["content"]).startswith(chat["message"]["content"])
 
 
 def test_no_tokens_are_empty_lists(llm):
     choice = llm.create_completion(PROMPT, max_tokens=5, grammar='root ::= ""', logprobs=2)["choices"][0]
-    assert choice["text"] == "" and choice["logprobs"] == {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    chat = llm.create_chat_completion([{"role": "user", "content": "Hi"}], max_tokens=5, grammar='root ::= ""', logprobs=True)["choices"][0]
+    assert choice["text"] == "" and choice["logprobs"] == {
+        "tokens": [],
+        "token_logprobs": [],
+        "top_logprobs": [],
+        "text_offset": [],
+    }
+    chat = llm.create_chat_completion([{"role": "user", "content": "Hi"}], max_tokens=5, grammar='root ::= ""', logprobs=True)[
+        "choices"
+    ][0]
     assert chat["logprobs"] == {"content": [], "refusal": None}
     assert llm.create_completion(PROMPT, max_tokens=2)["choices"][0]["logprobs"] is None
 
@@ -161,7 +174,9 @@ def test_a_request_is_ended_by_a_callback(slow):
         return len(calls) > 2
 
     text = ""
-    for chunk in slow.create_completion("x", max_tokens=None, logit_bias={slow.token_eos(): -100}, stream=True, abort_callback=third):
+    for chunk in slow.create_completion(
+        "x", max_tokens=None, logit_bias={slow.token_eos(): -100}, stream=True, abort_callback=third
+    ):
         text += chunk["choices"][0]["text"]
         last = chunk["choices"][0]["finish_reason"]
     assert last == "abort" and len(calls) == 3
@@ -222,7 +237,9 @@ def test_an_asynchronous_stream_is_closed_by_another_task(smollm2):
 )  # fmt: skip
 def test_a_processor_that_leaves_nothing(llm, returned, match, temperature):
     with pytest.raises(InvalidArgumentError, match=match):
-        llm.create_completion("x", max_tokens=2, temperature=temperature, logits_processor=lambda _tokens, logits: returned(logits))
+        llm.create_completion(
+            "x", max_tokens=2, temperature=temperature, logits_processor=lambda _tokens, logits: returned(logits)
+        )
 
 
 def test_a_bias_that_leaves_nothing(llm):
@@ -293,14 +310,23 @@ def test_an_echoed_prompt_is_scored(smollm2, arguments, one_by_one):
         assert choice["text"].startswith(text) and len(found["tokens"]) == n + 3 == len(found["top_logprobs"])
         assert found["token_logprobs"][0] is None and found["top_logprobs"][0] is None
         assert found["token_logprobs"][1:n] == pytest.approx(expected, abs=ROUNDING)
-        assert all(len(top) in (2, 3) and max(top.values()) >= value for top, value in zip(found["top_logprobs"][1:], found["token_logprobs"][1:]))
-        places = [text[offset:].startswith(token) for token, offset in zip(found["tokens"][:n], found["text_offset"]) if "bytes:" not in token]
+        assert all(
+            len(top) in (2, 3) and max(top.values()) >= value
+            for top, value in zip(found["top_logprobs"][1:], found["token_logprobs"][1:])
+        )
+        places = [
+            text[offset:].startswith(token)
+            for token, offset in zip(found["tokens"][:n], found["text_offset"])
+            if "bytes:" not in token
+        ]
         assert all(places) and found["text_offset"][0] == 0 and found["text_offset"][n] == len(text)
         # the same in a stream, from token ids, and with everything in the cache
         for prompt in (text, tokens):
             chunks = list(llm.create_completion(prompt, stream=True, **how))
-            joined = {name: [value for c in chunks if (part := c["choices"][0]["logprobs"]) for value in part[name]] for name in found}
-            assert has_gpu() or joined == found and "".join(c["choices"][0]["text"] for c in chunks) == choice["text"]
+            joined = {
+                name: [value for c in chunks if (part := c["choices"][0]["logprobs"]) for value in part[name]] for name in found
+            }
+            assert has_gpu() or (joined == found and "".join(c["choices"][0]["text"] for c in chunks) == choice["text"])
 
 
 def test_a_prompt_longer_than_a_batch_is_scored(smollm2):

@@ -133,17 +133,28 @@ def test_numbers_of_numpy_are_numbers(llm):
     asked = llm.create_completion(tokens, **plain)["choices"]
     assert llm.create_completion(np.array(tokens, np.int32), **numpy)["choices"] == asked
     assert llm.detokenize(np.array(tokens)) == llm.detokenize(tokens) != b""
-    schema = {"type": "object", "properties": {"a": {"enum": [np.int64(5)]}}, "required": ["a"], "additionalProperties": np.bool_(False)}
-    answer = llm.create_chat_completion(MESSAGES, temperature=0, max_tokens=40, response_format={"type": "json_object", "schema": schema})
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [np.int64(5)]}},
+        "required": ["a"],
+        "additionalProperties": np.bool_(False),
+    }
+    answer = llm.create_chat_completion(
+        MESSAGES, temperature=0, max_tokens=40, response_format={"type": "json_object", "schema": schema}
+    )
     assert "".join(answer["choices"][0]["message"]["content"].split()).startswith('{"a":5')
 
 
 def test_a_model_takes_numbers_of_numpy(smollm2):
-    with Llama(smollm2, n_ctx=np.int64(300), n_batch=np.uint16(32), rope_freq_base=np.float32(10000), use_mmap=np.bool_(True)) as llm:
+    with Llama(
+        smollm2, n_ctx=np.int64(300), n_batch=np.uint16(32), rope_freq_base=np.float32(10000), use_mmap=np.bool_(True)
+    ) as llm:
         assert llm.n_ctx() == 300
 
 
-@pytest.mark.parametrize("name", [name for name in inspect.signature(Llama.__init__).parameters if name not in ("self", "unknown", "model_path")])
+@pytest.mark.parametrize(
+    "name", [name for name in inspect.signature(Llama.__init__).parameters if name not in ("self", "unknown", "model_path")]
+)
 def test_a_model_refuses_other_kinds(smollm2, name):
     for value in ("x\0y", 1j, object(), {None: None}, b"\xff", -(10**400), np.array(["a"])):
         if name in ("draft_model", "lora_path") and isinstance(value, bytes):
@@ -178,7 +189,15 @@ def test_a_request_has_exactly_so_many_tokens(llm, n_ctx, n_parallel):
 def test_what_owns_native_memory_is_not_copied(smollm2):
     with Llama(smollm2, n_ctx=64) as llm:
         stream = llm.create_completion("x", stream=True, max_tokens=2)
-        owned = [llm, llm._model, llm._engine, llm._engine._decoder, llm._model.in_use(), stream, ChatTemplates(None, "{{ messages }}")]
+        owned = [
+            llm,
+            llm._model,
+            llm._engine,
+            llm._engine._decoder,
+            llm._model.in_use(),
+            stream,
+            ChatTemplates(None, "{{ messages }}"),
+        ]
         for thing in owned:
             for copied in (copy.copy, copy.deepcopy, pickle.dumps):
                 with pytest.raises(UncopyableError, match=type(thing).__name__):

@@ -87,9 +87,7 @@ def test_a_chat_completion_has_openai_s_shape(llm, expected):
 def test_stream_deltas_join_to_the_same_text(llm):
     request = {"max_tokens": 12, "temperature": 0}
     whole = llm.create_chat_completion(QUESTION, **request)
-    chunks = list(
-        llm.create_chat_completion(QUESTION, stream=True, stream_options={"include_usage": True}, **request)
-    )
+    chunks = list(llm.create_chat_completion(QUESTION, stream=True, stream_options={"include_usage": True}, **request))
     *chunks, last = chunks
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
@@ -321,9 +319,7 @@ def test_a_streamed_tool_call_joins_to_the_same(name):
 
 
 def test_two_calls_of_one_answer_have_ids_of_their_own():
-    prompt = family("Qwen-Qwen2.5-7B-Instruct").apply(
-        {"messages": QUESTION, "tools": [WEATHER], "parallel_tool_calls": True}
-    )
+    prompt = family("Qwen-Qwen2.5-7B-Instruct").apply({"messages": QUESTION, "tools": [WEATHER], "parallel_tool_calls": True})
     answer = _HERMES + "\n" + _HERMES.replace("Zürich", "Bern")
     calls = ChatParser(prompt.format).parse(answer)["tool_calls"]
     assert [json.loads(call["function"]["arguments"])["city"] for call in calls] == ["Zürich", "Bern"]
@@ -522,7 +518,7 @@ SCHEMAS = [
     {"allOf": [{"type": "object", "properties": {"a": {"type": "string"}}}, {"properties": {"b": {"type": "integer"}}}]},
     {"$defs": {"tree": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}, "$ref": "#/$defs/tree"},
     {"type": ["string", "null"]},
-    {"const": "Zürich \"🦙\""},
+    {"const": 'Zürich "🦙"'},
 ]
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -377,7 +377,9 @@ def test_a_closed_stdin_is_nothing_piped_in(smollm2):
     command = f"exec {shlex.join([*COMMAND, 'chat', '-m', str(smollm2), *GREEDY])} <&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "nothing was piped in" in done.stderr and "Traceback" not in done.stderr
-    done = subprocess.run(["sh", "-c", command.replace(" <&-", " -p Hi --max-tokens 2 <&-")], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        ["sh", "-c", command.replace(" <&-", " -p Hi --max-tokens 2 <&-")], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0 and done.stdout
 
 
@@ -390,7 +392,9 @@ def test_a_full_disk_is_said(smollm2):
 
 
 def test_a_closed_pipe_is_no_error(smollm2):
-    command = f"{shlex.join([*COMMAND, 'chat', '-m', str(smollm2), '-p', 'Tell me a story.', '--max-tokens', '60', *GREEDY])} | true"
+    command = (
+        f"{shlex.join([*COMMAND, 'chat', '-m', str(smollm2), '-p', 'Tell me a story.', '--max-tokens', '60', *GREEDY])} | true"
+    )
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "Traceback" not in done.stderr and "error" not in done.stderr.lower()
 

@@ -25,14 +25,22 @@ def test_nulls_are_absent(llm):
     }  # fmt: skip
     read = read_messages([answered, {"role": "tool", "content": "5", "tool_call_id": None}])
     assert read == [
-        {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}], "content": None},
+        {
+            "role": "assistant",
+            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}],
+            "content": None,
+        },
         {"role": "tool", "content": "5"},
     ]
-    answer = llm.create_chat_completion([{**answered, "tool_calls": None}, {"role": "user", "content": "Hi", "name": None}], max_tokens=2)
+    answer = llm.create_chat_completion(
+        [{**answered, "tool_calls": None}, {"role": "user", "content": "Hi", "name": None}], max_tokens=2
+    )
     assert answer["choices"][0]["message"]["content"]
 
 
-@pytest.mark.parametrize("arguments, read", [("", "{}"), (" ", "{}"), (None, "{}"), ({"a": 1}, '{"a": 1}'), ('{"a": 1}', '{"a": 1}')])
+@pytest.mark.parametrize(
+    "arguments, read", [("", "{}"), (" ", "{}"), (None, "{}"), ({"a": 1}, '{"a": 1}'), ('{"a": 1}', '{"a": 1}')]
+)
 def test_arguments_of_a_call(arguments, read):
     message = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
     assert read_messages([message])[0]["tool_calls"][0]["function"]["arguments"] == read
@@ -89,7 +97,9 @@ def test_choices_of_tools(choice, expected):
     assert choose_tools([TOOL], choice) == ([TOOL], expected)
 
 
-@pytest.mark.parametrize("choice", ["always", 5, True, {"type": "function"}, {"type": "function", "function": {"name": "g"}}, {}, []])
+@pytest.mark.parametrize(
+    "choice", ["always", 5, True, {"type": "function"}, {"type": "function", "function": {"name": "g"}}, {}, []]
+)
 def test_choices_that_are_none(choice):
     with pytest.raises(InvalidArgumentError, match="tool_choice"):
         choose_tools([TOOL], choice)
@@ -162,11 +172,19 @@ WEATHER = {
         },
     },
 }  # fmt: skip
-TIME = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {"zone": {"enum": ["UTC"]}}, "required": ["zone"]}}}
+TIME = {
+    "type": "function",
+    "function": {
+        "name": "time",
+        "parameters": {"type": "object", "properties": {"zone": {"enum": ["UTC"]}}, "required": ["zone"]},
+    },
+}
 ASKED = [{"role": "user", "content": "How is the weather in Paris?"}]
 
 
-@pytest.mark.parametrize("choice, names", [("required", {"weather", "time"}), ({"type": "function", "function": {"name": "time"}}, {"time"})])
+@pytest.mark.parametrize(
+    "choice, names", [("required", {"weather", "time"}), ({"type": "function", "function": {"name": "time"}}, {"time"})]
+)
 def test_a_tool_that_is_required_is_called(llm, choice, names):
     """SmolLM2's own template knows nothing of tools: they are described in the first message, and the grammar enforces a call."""
     how = dict(tools=[WEATHER, TIME], tool_choice=choice, temperature=0, max_tokens=200)
@@ -190,7 +208,11 @@ def test_the_tools_are_in_the_prompt(llm):
 
 def test_a_conversation_with_calls_goes_on(llm):
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"place": "Paris"}'}}
-    messages = [*ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": "call_1", "content": "Sunny."}]
+    messages = [
+        *ASKED,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "Sunny."},
+    ]
     prompt = ChatRequest(messages, tools=[WEATHER]).render(ChatTemplates(llm._model))
     assert "Sunny." in prompt.text and '"place": "Paris"' in prompt.text
     answer = llm.create_chat_completion(messages, tools=[WEATHER], temperature=0, max_tokens=300)["choices"][0]["message"]
@@ -199,13 +221,18 @@ def test_a_conversation_with_calls_goes_on(llm):
 
 # --- grammars of one's own, where a template thinks ---
 
+
 def test_the_answer_of_a_grammar_is_the_content(smollm2, llama_source):
     template = (llama_source / "models/templates/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja").read_text()
     with Llama(smollm2, n_ctx=512, chat_format=template) as llm:
         answer = llm.create_chat_completion(ASKED, grammar='root ::= "sunny"', temperature=0)["choices"][0]["message"]
         assert answer == {"role": "assistant", "content": "sunny"}
-        parts = [chunk["choices"][0]["delta"] for chunk in llm.create_chat_completion(ASKED, grammar='root ::= "sunny"', stream=True)]
-        assert "".join(part.get("content") or "" for part in parts) == "sunny" and not any("reasoning_content" in part for part in parts)
+        parts = [
+            chunk["choices"][0]["delta"] for chunk in llm.create_chat_completion(ASKED, grammar='root ::= "sunny"', stream=True)
+        ]
+        assert "".join(part.get("content") or "" for part in parts) == "sunny" and not any(
+            "reasoning_content" in part for part in parts
+        )
 
 
 def test_a_schema_holds_with_every_template(quick_templates):
@@ -216,7 +243,9 @@ def test_a_schema_holds_with_every_template(quick_templates):
     for name, templates in quick_templates:
         for how in ({}, {"tools": [TOOL], "tool_choice": "none"}, {"tools": [TOOL], "tool_choice": "auto"}):
             try:
-                prompt = ChatRequest(ASKED, response_format=given, chat_template_kwargs={"enable_thinking": False}, **how).render(templates)
+                prompt = ChatRequest(ASKED, response_format=given, chat_template_kwargs={"enable_thinking": False}, **how).render(
+                    templates
+                )
             except ChatTemplateError:
                 continue
             if not prompt.grammar or prompt.grammar.get("grammar_lazy") or "a" not in prompt.grammar["grammar"]:

@@ -49,7 +49,7 @@ def small(smollm2):
 @pytest.fixture(scope="module")
 def ends(llm):
     """A bias that forbids the model to end."""
-    return {llm.token_eos(): -math.inf, **{token: -math.inf for token in range(17)}}
+    return {llm.token_eos(): -math.inf, **dict.fromkeys(range(17), -math.inf)}
 
 
 # --- the same as the engine's own tool ---

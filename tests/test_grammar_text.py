@@ -42,7 +42,13 @@ class Lazy:
         triggers = [{"type": kind, "value": trigger, "token": -1}]
         format = {"grammar": 'root ::= "wake" [0-9]+', "grammar_lazy": True, "grammar_triggers": triggers, "preserved_tokens": []}
         self._model, self._sampler = model, ctypes.POINTER(llama.llama_sampler)()
-        call(llama_common_c.llama_common_grammar_init, model.vocab_pointer, json.dumps(format).encode(), None, ctypes.byref(self._sampler))
+        call(
+            llama_common_c.llama_common_grammar_init,
+            model.vocab_pointer,
+            json.dumps(format).encode(),
+            None,
+            ctypes.byref(self._sampler),
+        )
 
     def accept(self, text: str) -> None:
         for token in self._model.tokenize(text.encode(), add_special=False, parse_special=False):
@@ -57,7 +63,8 @@ class Lazy:
 
 
 @pytest.mark.parametrize(
-    ("kind", "trigger"), [(WORD, "wake"), (PATTERN, r"(wake)"), (PATTERN, r"\s+(wake)"), (PATTERN_FULL, r"\s*(wake)"), (PATTERN, "^wake$")]
+    ("kind", "trigger"),
+    [(WORD, "wake"), (PATTERN, r"(wake)"), (PATTERN, r"\s+(wake)"), (PATTERN_FULL, r"\s*(wake)"), (PATTERN, "^wake$")],
 )
 def test_a_lazy_grammar_waits_as_long_as_it_takes(smollm2, run_with_stack, kind, trigger):
     """Behind 60,000 spaces and more, in a thread with a small stack, in time that grows with the answer and no faster."""

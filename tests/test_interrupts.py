@@ -228,32 +228,29 @@ def _raise(number, _frame):
 def test_what_a_handler_raises_comes_on_leaving(handlers):
     signal.signal(signal.SIGALRM, _raise)
     reached = False
-    with pytest.raises(RuntimeError, match="signal 14"):
-        with DeferredInterrupts() as interrupts:
-            assert interrupts.pending is None
-            signal.raise_signal(signal.SIGALRM)
-            assert isinstance(interrupts.pending, RuntimeError)
-            reached = True
+    with pytest.raises(RuntimeError, match="signal 14"), DeferredInterrupts() as interrupts:
+        assert interrupts.pending is None
+        signal.raise_signal(signal.SIGALRM)
+        assert isinstance(interrupts.pending, RuntimeError)
+        reached = True
     assert reached
     assert signal.getsignal(signal.SIGALRM) is _raise
 
 
 def test_it_comes_even_when_the_block_raises(handlers):
     signal.signal(signal.SIGTERM, _raise)
-    with pytest.raises(RuntimeError, match="signal 15") as caught:
-        with DeferredInterrupts():
-            signal.raise_signal(signal.SIGTERM)
-            raise KeyError("meanwhile")
+    with pytest.raises(RuntimeError, match="signal 15") as caught, DeferredInterrupts():
+        signal.raise_signal(signal.SIGTERM)
+        raise KeyError("meanwhile")
     assert isinstance(caught.value.__context__, KeyError)
 
 
 def test_the_first_of_several_counts_and_all_handlers_come_back(handlers):
     for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise)
-    with pytest.raises(RuntimeError, match="signal 15"):
-        with DeferredInterrupts():
-            for number in (signal.SIGTERM, signal.SIGALRM, signal.SIGINT):
-                signal.raise_signal(number)
+    with pytest.raises(RuntimeError, match="signal 15"), DeferredInterrupts():
+        for number in (signal.SIGTERM, signal.SIGALRM, signal.SIGINT):
+            signal.raise_signal(number)
     for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
         assert signal.getsignal(number) is _raise
 
@@ -261,12 +258,11 @@ def test_the_first_of_several_counts_and_all_handlers_come_back(handlers):
 def test_one_inside_another(handlers):
     signal.signal(signal.SIGALRM, _raise)
     steps = []
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError), DeferredInterrupts():
         with DeferredInterrupts():
-            with DeferredInterrupts():
-                signal.raise_signal(signal.SIGALRM)
-                steps.append("inner")
-            steps.append("outer")
+            signal.raise_signal(signal.SIGALRM)
+            steps.append("inner")
+        steps.append("outer")
     assert steps == ["inner", "outer"]
     assert signal.getsignal(signal.SIGALRM) is _raise
 

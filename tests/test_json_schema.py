@@ -29,6 +29,7 @@ def values(schema, n: int = 60, **how) -> list:
 
 # --- the issue's examples ---
 
+
 @pytest.mark.parametrize(
     "pattern, text", [('^x"y$', r'"x\"y"'), (r"^\\$", r'"\\"'), (r"^\n$", r'"\n"'), (r"^\/a$", '"/a"'), (r"^\u0041$", '"A"'), ("^\x01$", r'"\u0001"')]
 )  # fmt: skip
@@ -51,7 +52,10 @@ def test_patterns_mean_what_they_mean_in_json_schema(pattern):
     assert all(re.search(pattern, text) for text in found) and len(set(found)) > 3
 
 
-@pytest.mark.parametrize("pattern, what", [(r"(?=a)b", "ahead"), (r"(?<!a)b", "behind"), (r"(a)\1", "reference"), (r"\bfoo", "word"), (r"\p{Script=Greek}", "Script")])
+@pytest.mark.parametrize(
+    "pattern, what",
+    [(r"(?=a)b", "ahead"), (r"(?<!a)b", "behind"), (r"(a)\1", "reference"), (r"\bfoo", "word"), (r"\p{Script=Greek}", "Script")],
+)
 def test_what_no_grammar_expresses_of_patterns_is_named(pattern, what):
     with pytest.raises(GrammarError, match=what) as caught:
         json_schema_to_grammar({"type": "object", "properties": {"x": {"type": "string", "pattern": pattern}}})
@@ -148,7 +152,12 @@ def test_keywords_hold(schema, holds):
 
 def test_a_name_is_not_given_twice_in_another_writing():
     """What is not listed is told apart from what is, also escaped: "a" again would replace the member that was checked."""
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": {"type": "null"}}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": {"type": "null"},
+    }
     for text in texts(schema, 500):
         names = []
         json.loads(text, object_pairs_hook=lambda pairs: names.extend(name for name, _ in pairs))
@@ -156,6 +165,7 @@ def test_a_name_is_not_given_twice_in_another_writing():
 
 
 # --- references ---
+
 
 @pytest.mark.parametrize(
     "schema, expected",
@@ -174,7 +184,11 @@ def test_references(schema, expected):
 
 
 def test_a_schema_refers_to_itself():
-    schema = {"type": "object", "properties": {"name": {"enum": ["x"]}, "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["name", "next"]}
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["x"]}, "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+        "required": ["name", "next"],
+    }
     for value in values(schema):
         while value is not None:
             assert value["name"] == "x"
@@ -226,6 +240,7 @@ def test_what_nothing_satisfies_is_refused_at_once(schema):
 
 # --- what is left out ---
 
+
 def test_what_is_not_strict_is_left_out_and_said(caplog, capfd):
     schema = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 1}
     with caplog.at_level(logging.WARNING, "llama_cpp"):
@@ -233,12 +248,16 @@ def test_what_is_not_strict_is_left_out_and_said(caplog, capfd):
     assert "#/uniqueItems" in caplog.text and capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("schema", [{"type": "string", "format": "made-up"}, {"type": "string", "contentEncoding": "base64"}, {"x-mine": 1, "type": "null"}])
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "string", "format": "made-up"}, {"type": "string", "contentEncoding": "base64"}, {"x-mine": 1, "type": "null"}],
+)
 def test_annotations_are_no_constraints(schema):
     assert values(schema, 3)
 
 
 # --- limits ---
+
 
 @pytest.mark.parametrize(
     "schema",
@@ -270,7 +289,11 @@ def test_nesting_is_limited():
         deep = {"anyOf": [deep]}
     with pytest.raises((GrammarError, InvalidArgumentError)):
         json_schema_to_grammar(deep)
-    chain = {"$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(5000)} | {"d5000": {}}, "$ref": "#/$defs/d0", "type": "null"}
+    chain = {
+        "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(5000)} | {"d5000": {}},
+        "$ref": "#/$defs/d0",
+        "type": "null",
+    }
     with pytest.raises(GrammarError, match="deep"):
         json_schema_to_grammar(chain)
 

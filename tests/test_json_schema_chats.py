@@ -196,14 +196,20 @@ def test_an_answer_that_breaks_its_schema_is_not_lost(llm):
     with pytest.raises(SchemaViolationError) as caught:
         llm.create_chat_completion(ASKED, response_format=asked_loosely(LOOSE), max_tokens=200, temperature=0)
     error = caught.value
-    assert json.loads(error.answer) == {"tags": ["x", "x"]} and error.place == "/tags" and error.schema_place.endswith("/uniqueItems")
+    assert (
+        json.loads(error.answer) == {"tags": ["x", "x"]}
+        and error.place == "/tags"
+        and error.schema_place.endswith("/uniqueItems")
+    )
     assert error.response["choices"][0]["message"]["content"] == error.answer and isinstance(error, ValueError)
 
 
 def test_a_stream_raises_at_its_end(llm):
     text = ""
     with pytest.raises(SchemaViolationError) as caught:
-        for chunk in llm.create_chat_completion(ASKED, response_format=asked_loosely(LOOSE), max_tokens=200, temperature=0, stream=True):
+        for chunk in llm.create_chat_completion(
+            ASKED, response_format=asked_loosely(LOOSE), max_tokens=200, temperature=0, stream=True
+        ):
             choice = chunk["choices"][0]
             text += choice["delta"].get("content") or ""
             reason = choice["finish_reason"]
@@ -220,7 +226,9 @@ def test_an_answer_that_follows_is_given(llm):
 
 def test_arguments_of_a_tool_that_is_not_strict_are_compared(llm):
     with pytest.raises(SchemaViolationError) as caught:
-        llm.create_chat_completion(ASKED, tools=[tool(LOOSE, strict=False)], tool_choice="required", max_tokens=300, temperature=0)
+        llm.create_chat_completion(
+            ASKED, tools=[tool(LOOSE, strict=False)], tool_choice="required", max_tokens=300, temperature=0
+        )
     assert json.loads(caught.value.answer) == {"tags": ["x", "x"]} and "'f'" in str(caught.value)
     assert caught.value.response["choices"][0]["message"]["tool_calls"]
 

@@ -195,7 +195,9 @@ def test_what_a_model_answers_its_schema_accepts(babbling, n):
 
     def examine(schema, grammar, checker) -> int:
         nonlocal ended
-        choice = babbling.create_completion("x", grammar=grammar, temperature=1, top_k=0, top_p=1, min_p=0, seed=n, max_tokens=120)["choices"][0]
+        choice = babbling.create_completion(
+            "x", grammar=grammar, temperature=1, top_k=0, top_p=1, min_p=0, seed=n, max_tokens=120
+        )["choices"][0]
         if choice["finish_reason"] != "stop":
             return 0
         ended += 1

@@ -65,7 +65,9 @@ def test_a_model_has_limits_by_default(smollm2, name):
         assert llm.create_completion("x", max_tokens=1)
 
 
-@pytest.mark.parametrize("how", [{"seconds": 0}, {"seconds": float("inf")}, {"template_bytes": -1}, {"grammar_stacks": 1.5}, {"seconds": "1"}])
+@pytest.mark.parametrize(
+    "how", [{"seconds": 0}, {"seconds": float("inf")}, {"template_bytes": -1}, {"grammar_stacks": 1.5}, {"seconds": "1"}]
+)
 def test_limits_that_are_none(how):
     with pytest.raises(InvalidArgumentError):
         Limits(**how)
@@ -121,7 +123,9 @@ AMBIGUOUS = {
 def test_an_ambiguous_grammar_is_ended(quick, name):
     with Llama(quick.model_path, n_ctx=64, limits=Limits(grammar_stacks=20_000)) as llm:
         with pytest.raises(LlamaCppError) as caught:
-            llm.create_completion("x", max_tokens=50, grammar=AMBIGUOUS[name], temperature=0, logit_bias={llm.tokenize(b"a")[-1]: 5.0})
+            llm.create_completion(
+                "x", max_tokens=50, grammar=AMBIGUOUS[name], temperature=0, logit_bias={llm.tokenize(b"a")[-1]: 5.0}
+            )
         assert isinstance(caught.value, LimitReachedError), caught.value
         assert llm.create_completion("x", max_tokens=1)  # nobody else is harmed
 
@@ -319,5 +323,9 @@ def test_one_of_some_values_is_generated(quick, n):
     for _ in range(n):
         values = ["".join(rng.choice(parts) for _ in range(rng.randrange(4))) for _ in range(rng.randrange(1, 8))]
         values += rng.sample([1, 10, 100, -1, 1.5, True, None, [1], {"a": "b"}], rng.randrange(3))
-        text, reason = follows(quick, json_schema_to_grammar({"enum": values}), temperature=2, seed=rng.randrange(1 << 30), max_tokens=60)
-        assert reason == "stop" and any(type(value) is type(json.loads(text)) and value == json.loads(text) for value in values), text
+        text, reason = follows(
+            quick, json_schema_to_grammar({"enum": values}), temperature=2, seed=rng.randrange(1 << 30), max_tokens=60
+        )
+        assert reason == "stop" and any(
+            type(value) is type(json.loads(text)) and value == json.loads(text) for value in values
+        ), text

@@ -25,9 +25,7 @@ def _copy(lib_dir: Path, target: Path, leave_out: str = "") -> Path:
 
 
 def _compile(source: str, target: Path) -> Path:
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(target)], input=source, text=True, check=True
-    )
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(target)], input=source, text=True, check=True)
     return target
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
-from gguf_writer import tiny_model  # noqa: E402
+from gguf_writer import tiny_model
 
 _DRIVER = r"""
 #include "llama-common-c.h"

@@ -110,11 +110,59 @@ def test_it_finds_what_std_regex_finds(harness, n):
 
 
 #: Pre-tokenizers whose expressions differ (tokenizer.ggml.pre).
-PRE = (
-    "default llama3 jais-2 dbrx deepseek-llm deepseek-v3 deepseek-coder falcon starcoder gpt-2 qwen2 qwen35 poro-chat chatglm-bpe viking tekken chameleon gpt-4o "
-    "granite-embed-multi-97m tiny_aya kimi-k2 superbpe bailingmoe seed-coder grok-2 afmoe exaone-moe minicpm5 youtu"
-).split()
-CHARACTERS = [" ", "\n", "\t", "A", "a", "1", "'", "!", "é", "É", "中", "か", "한", "\u00a0", "\u0301", "٣", "😀", "\u2028", "ไ", "_"]
+PRE = [
+    "default",
+    "llama3",
+    "jais-2",
+    "dbrx",
+    "deepseek-llm",
+    "deepseek-v3",
+    "deepseek-coder",
+    "falcon",
+    "starcoder",
+    "gpt-2",
+    "qwen2",
+    "qwen35",
+    "poro-chat",
+    "chatglm-bpe",
+    "viking",
+    "tekken",
+    "chameleon",
+    "gpt-4o",
+    "granite-embed-multi-97m",
+    "tiny_aya",
+    "kimi-k2",
+    "superbpe",
+    "bailingmoe",
+    "seed-coder",
+    "grok-2",
+    "afmoe",
+    "exaone-moe",
+    "minicpm5",
+    "youtu",
+]
+CHARACTERS = [
+    " ",
+    "\n",
+    "\t",
+    "A",
+    "a",
+    "1",
+    "'",
+    "!",
+    "é",
+    "É",
+    "中",
+    "か",
+    "한",
+    "\u00a0",
+    "\u0301",
+    "٣",
+    "😀",
+    "\u2028",
+    "ไ",
+    "_",
+]
 
 
 @pytest.mark.parametrize("pre", PRE)

@@ -76,7 +76,7 @@ def _imports(path: Path) -> set[str]:
 
 
 def _part(name: str) -> str:
-    """"chat" for ``llama_cpp.chat.templates.ChatParser``; "" for the package itself."""
+    """ "chat" for ``llama_cpp.chat.templates.ChatParser``; "" for the package itself."""
     parts = name.split(".")
     return parts[1] if len(parts) > 1 else ""
 

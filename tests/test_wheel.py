@@ -91,7 +91,7 @@ def test_the_suite_passes_against_the_wheel(installed: Path, root: Path, tmp_pat
 
     left_out = {*ABOUT_THE_CHECKOUT, *WHEREVER_IT_LIES}
     tests = [p for p in sorted((root / "tests").iterdir()) if p.name not in left_out]
-    selected = [str(p) for p in tests if p.is_dir() and p.name != "__pycache__" or p.name.startswith("test_")]
+    selected = [str(p) for p in tests if (p.is_dir() and p.name != "__pycache__") or p.name.startswith("test_")]
     shutil.copy(root / "pyproject.toml", tmp_path)  # pytest's settings
     # this process may be a worker itself
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}

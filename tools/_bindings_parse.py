@@ -149,9 +149,7 @@ class Parser:
         anonymous: names for members without one, by record.
     """
 
-    def __init__(
-        self, headers: list[pathlib.Path], include: list[pathlib.Path], anonymous: dict[str, list[str]]
-    ) -> None:
+    def __init__(self, headers: list[pathlib.Path], include: list[pathlib.Path], anonymous: dict[str, list[str]]) -> None:
         self._headers = {str(header): header for header in headers}
         self._anonymous = anonymous
         self._arguments = ["-x", "c", "-std=c11", "-isystem", _compiler_headers()]

@@ -56,9 +56,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
     export = _add(actions, "export", "write our packages and all they need into one file", _export)
     export.add_argument("file", type=Path, metavar="FILE", help="the file to write, for example llama-cpp.tar")
-    export.add_argument(
-        "--environment", type=Path, metavar="FILE", help="what else must be inside (default: the channel's own)"
-    )
+    export.add_argument("--environment", type=Path, metavar="FILE", help="what else must be inside (default: the channel's own)")
 
     import_ = _add(actions, "import", "publish what an exported file holds", _import)
     import_.add_argument("file", type=Path, metavar="FILE")
@@ -159,9 +157,7 @@ def _list(options: argparse.Namespace) -> None:
             {**{one: getattr(package, one) for one in fields}, **{one: getattr(entry, one) for one in more}}
             for package, entry in rows
         ]
-        print(
-            json.dumps({"generation": state.manifest.generation, "also": state.manifest.also, "packages": packages}, indent=1)
-        )
+        print(json.dumps({"generation": state.manifest.generation, "also": state.manifest.also, "packages": packages}, indent=1))
         return
     # ours first, as they are what the channel is for
     for package, entry in sorted(rows, key=lambda row: (not row[0].is_ours, row[0].name, row[1].generation)):

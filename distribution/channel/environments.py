@@ -19,8 +19,8 @@ from pathlib import Path
 import yaml
 from rattler.exceptions import InvalidMatchSpecError
 
-from ..errors import ChannelDamagedError, DistributionError, EnvironmentFileError
 from ..environment import specification
+from ..errors import ChannelDamagedError, DistributionError, EnvironmentFileError
 from ..fetching import answers
 from ..files import REPOSITORY, read_regular, write_atomically
 from . import manifest, siblings
@@ -152,9 +152,7 @@ def neutral_digest(text: str, address: str) -> str:
     return hashlib.sha256(text.replace(address, manifest.ADDRESS).encode()).hexdigest()
 
 
-def render(
-    wanted: Wanted, file: str, address: str, also: Sequence[str], packages: Sequence[Package], cpu: bool = False
-) -> str:
+def render(wanted: Wanted, file: str, address: str, also: Sequence[str], packages: Sequence[Package], cpu: bool = False) -> str:
     """The text of an environment file of the channel at ``address``; ``file`` is its name."""
     content = {
         **({"name": wanted.name} if wanted.name else {}),
@@ -244,9 +242,7 @@ def _go_together(leading: Package, others: Sequence[str], ours: Sequence[Package
     )
 
 
-def _lock(
-    folder: Path, channel: Channel, environment: Path, packages: Sequence[Package], also: Sequence[str], cpu: bool
-) -> str:
+def _lock(folder: Path, channel: Channel, environment: Path, packages: Sequence[Package], also: Sequence[str], cpu: bool) -> str:
     """The lock of an environment file, or nothing where channels it needs are out of reach."""
     if not all(_reachable(one) for one in also):
         return ""

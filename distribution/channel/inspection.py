@@ -41,6 +41,7 @@ _RESERVED = ("info", "conda-meta")
 _SYSROOT = re.compile(r"[^/]+/sysroot/")
 _SITE_PACKAGES = f"lib/python{PYTHON[0]}.{PYTHON[1]}/site-packages"
 
+
 @dataclass(frozen=True)
 class Package:
     """A conda package as it describes itself.

@@ -94,9 +94,7 @@ class Manifest:
         """Whether one of the keys signed the package at ``path``."""
         entry = self.packages[path]
         message = statement(path, entry)
-        return any(
-            one in trusted and is_signed(trusted[one], signature, message) for one, signature in entry.signatures.items()
-        )
+        return any(one in trusted and is_signed(trusted[one], signature, message) for one, signature in entry.signatures.items())
 
     @functools.cached_property
     def public_keys(self) -> dict[str, Ed25519PublicKey]:

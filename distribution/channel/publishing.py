@@ -85,9 +85,7 @@ class State:
         """
         content = manifest.read(folder)
         records = {
-            f"{subdir}/{file_name}": record
-            for subdir in SUBDIRS
-            for file_name, record in read_index(folder / subdir).items()
+            f"{subdir}/{file_name}": record for subdir in SUBDIRS for file_name, record in read_index(folder / subdir).items()
         }
         if records.keys() != content.packages.keys():
             raise ChannelDamagedError(
@@ -158,9 +156,7 @@ def described(path: str, record: Mapping[str, Any], commit: str | None = None) -
 
 def _check_taken(name: str, record: Mapping[str, Any]) -> None:
     try:
-        PackageRecord(
-            record["name"], record["version"], BuildString(record["build"]), record["build_number"], record["subdir"]
-        )
+        PackageRecord(record["name"], record["version"], BuildString(record["build"]), record["build_number"], record["subdir"])
     # py-rattler raises another kind for each field
     except Exception as error:
         raise ValueError(f"{name!r:.80} is described as no package can be: {str(error)[:200]}") from None

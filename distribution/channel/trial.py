@@ -138,9 +138,9 @@ def _stand_in_for_python(scratch: Path) -> tuple[Path, Path]:
 def _compare_unpacked(folder: Path, contents: Contents) -> None:
     left = contents.files.keys() | contents.links.keys()
     for path, entry in _walk(folder):
-        if entry.is_symlink() and contents.links.get(path) == os.readlink(entry.path):
-            left.discard(path)
-        elif entry.is_file(follow_symlinks=False) and contents.files.get(path) == _file(entry):
+        if (entry.is_symlink() and contents.links.get(path) == os.readlink(entry.path)) or (
+            entry.is_file(follow_symlinks=False) and contents.files.get(path) == _file(entry)
+        ):
             left.discard(path)
         elif path != "info/repodata_record.json":
             raise ValueError(f"the installer unpacks {shown(path)} otherwise than it is in the package")

@@ -109,9 +109,7 @@ def open_sources(channels: Sequence[str], trust: Trust, allow_older: bool = Fals
                 sources.for_solver.append(channel)
                 continue
             sources.signed[address], texts = found
-            sources.indexes[address] = [
-                _sparse(address, subdir, text, scratch / str(number)) for subdir, text in texts.items()
-            ]
+            sources.indexes[address] = [_sparse(address, subdir, text, scratch / str(number)) for subdir, text in texts.items()]
             sources.for_solver.extend(sources.indexes[address])
         yield sources
 
@@ -194,9 +192,7 @@ def _read_signed(address: str, trust: Trust, allow_older: bool) -> tuple[Manifes
             return None
         texts = {subdir: _read_file(address, f"{subdir}/{INDEX}") for subdir in SUBDIRS}
         wrong = [
-            subdir
-            for subdir, text in texts.items()
-            if hashlib.sha256(text).hexdigest() != content.files.get(f"{subdir}/{INDEX}")
+            subdir for subdir, text in texts.items() if hashlib.sha256(text).hexdigest() != content.files.get(f"{subdir}/{INDEX}")
         ]
         if not wrong:
             if trust.configured:

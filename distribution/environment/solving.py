@@ -154,8 +154,7 @@ def _fit_to_hardware(
             # made for these GPUs and not suitable: it is the driver
             hardware.check_driver(variant, found.gpus, found.driver)
     raise EnvironmentUnsolvableError(
-        f"the channels have no {CUDA_PLUGIN} for {found}"
-        + (f"; they have {', '.join(sorted(offered))}" if offered else ""),
+        f"the channels have no {CUDA_PLUGIN} for {found}" + (f"; they have {', '.join(sorted(offered))}" if offered else ""),
         "build it (ARCH=120 make packages, with your GPU's compute capability), or use the CPU: --cpu",
     )
 

@@ -297,14 +297,14 @@ def _check_variables() -> None:
     for name, value in os.environ.items():
         if not _is_unicode(name + value):
             remedy = f"unset {ascii(name)[1:-1]}, or give it another value"
-            raise BuildError(f"the variable {ascii(name)[1:-1]} is not UTF-8: {ascii(value):.200}", remedy)
+            raise BuildError(f"the variable {ascii(name)[1:-1]} is not UTF-8: {value!a:.200}", remedy)
 
 
 def _check_names(*names: object) -> None:
     """Raise BuildError for a folder or a channel whose name is no Unicode: the build engine takes no other."""
     for name in map(str, names):
         if not _is_unicode(name):
-            raise BuildError(f"{ascii(name)} is not UTF-8", "give it another name: the build engine takes no such one")
+            raise BuildError(f"{name!a} is not UTF-8", "give it another name: the build engine takes no such one")
 
 
 def _is_unicode(text: str) -> bool:

@@ -37,9 +37,7 @@ def rebuild(
         if only:
             shutil.copytree(packages.OUTPUT, output)  # what they depend on
         # not without a cache: several packages come from one compile, which the build engine repeats for each
-        second = packages.build(
-            variants, channels, output, copy, test=False, rebuild=True, only=only, compiler_cache=cache
-        )
+        second = packages.build(variants, channels, output, copy, test=False, rebuild=True, only=only, compiler_cache=cache)
         differences = []
         for one, other in zip(first, second, strict=True):
             try:
@@ -66,9 +64,7 @@ def compare(one: Path, other: Path) -> None:
         kept.mkdir(parents=True, exist_ok=True)
         for path, label in ((one, "first"), (other, "second")):
             shutil.copyfile(path, kept / f"{label}-{path.name}")
-        raise NotReproducibleError(
-            f"{one.name} is not reproducible: {name} {what}", f"compare the two packages in {kept}", name
-        )
+        raise NotReproducibleError(f"{one.name} is not reproducible: {name} {what}", f"compare the two packages in {kept}", name)
     raise NotReproducibleError(
         f"{one.name} holds the same files, packed in another way", "the archives' order or compression differs", ""
     )

@@ -112,17 +112,18 @@ def packages(compiler: Compiler) -> list[Package]:
     return [
         _activation(compiler, "gcc_linux-64", {"CC": compiler.cc, **_tools()}, [f"libgcc >={major}"], []),
         _activation(
-            compiler, "gxx_linux-64", {"CXX": compiler.cxx},
-            [f"libgcc >={major}", f"libstdcxx >={major}"], [f"gcc_linux-64 {compiler.version}.*"],
+            compiler,
+            "gxx_linux-64",
+            {"CXX": compiler.cxx},
+            [f"libgcc >={major}", f"libstdcxx >={major}"],
+            [f"gcc_linux-64 {compiler.version}.*"],
         ),  # fmt: skip
         *(_runtime(compiler, soname, file) for soname, file in compiler.runtime.items()),
         _sysroot(compiler),
     ]
 
 
-def _activation(
-    compiler: Compiler, name: str, programs: dict[str, Path], run_exports: list[str], depends: list[str]
-) -> Package:
+def _activation(compiler: Compiler, name: str, programs: dict[str, Path], run_exports: list[str], depends: list[str]) -> Package:
     settings = {variable: shlex.quote(str(program)) for variable, program in programs.items()}
     if name.startswith("gcc"):
         settings |= {"CPPFLAGS": '"-isystem $_seed_prefix/include"', "LDFLAGS": f'"{LINK_FLAGS}"'}

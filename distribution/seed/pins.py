@@ -173,5 +173,3 @@ def _is_python(version: object) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
-
-

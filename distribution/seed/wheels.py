@@ -39,8 +39,7 @@ def package(wheel: Path, python: tuple[int, int] = sys.version_info[:2]) -> Pack
     with zipfile.ZipFile(wheel) as archive:
         members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
         contents = {
-            name: Entry(archive.read(info), executable=bool(info.external_attr >> 16 & 0o100))
-            for name, info in members.items()
+            name: Entry(archive.read(info), executable=bool(info.external_attr >> 16 & 0o100)) for name, info in members.items()
         }
     info, metadata = read_metadata(wheel)
     made = Package(

@@ -145,9 +145,7 @@ def _load_cuda(plugin: Path) -> None:
 
 def _warn_no_device(reason: str) -> None:
     # quietly running on the CPU is the one thing a CUDA build must not do
-    warnings.warn(
-        f"This is a CUDA build of llama.cpp, but it will run on the CPU: {reason}.", NoDeviceWarning, stacklevel=2
-    )
+    warnings.warn(f"This is a CUDA build of llama.cpp, but it will run on the CPU: {reason}.", NoDeviceWarning, stacklevel=2)
 
 
 def _check_architectures(plugin: Path, gpus: list[cuda_driver.GPU]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import _signal  # signal.signal() also looks for enumerators, which takes ten times as long
 import signal
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from types import FrameType
-from typing import Any, Callable
+from typing import Any
 
 # those that programs let raise: Ctrl-C, being told to stop, a time limit
 _SIGNALS = (signal.SIGALRM, signal.SIGTERM, signal.SIGINT)

@@ -11,8 +11,9 @@ import ctypes
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import ForkedProcessError, LibraryMismatchError, LibraryNotFoundError, MissingSymbolError
 from . import pinned

@@ -13,7 +13,9 @@ from .messages import to_json
 _LETTERS = string.ascii_letters + string.digits
 
 
-def add_to_messages(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], required: bool) -> list[dict[str, Any]]:
+def add_to_messages(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], required: bool
+) -> list[dict[str, Any]]:
     """The conversation with the tools in its first message, and with calls and their results as text."""
     listed = "\n".join(to_json("tools", tool["function"]) for tool in tools)
     how = 'Answer with JSON: {"tool_calls": [{"name": …, "arguments": {…}}]} to call tools'
@@ -88,7 +90,8 @@ def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
         return {"role": "user", "content": f"The tool{name} answered:\n{message['content']}"}
     if "tool_calls" in message:
         calls = [
-            {"name": call["function"]["name"], "arguments": _parsed(call["function"]["arguments"])} for call in message["tool_calls"]
+            {"name": call["function"]["name"], "arguments": _parsed(call["function"]["arguments"])}
+            for call in message["tool_calls"]
         ]
         text = f"{message['content']}\n" if message.get("content") else ""
         return {"role": "assistant", "content": text + to_json("tool_calls", {"tool_calls": calls})}

@@ -60,9 +60,7 @@ def choose_tools(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[st
     function = named.get("function", named)
     name = function.get("name") if isinstance(function, Mapping) else None
     if kind != "function" or not isinstance(name, str):
-        raise refused(
-            "tool_choice", choice, '"auto", "none", "required", or {"type": "function", "function": {"name": …}}'
-        )
+        raise refused("tool_choice", choice, '"auto", "none", "required", or {"type": "function", "function": {"name": …}}')
     # one function by name: the same as being required to call it, with no other there
     found = [tool for tool in tools if tool["function"]["name"] == name]
     if not found:
@@ -87,7 +85,9 @@ def read_response_format(given: Any) -> Any:
     places = [name for name in ("schema", "json_schema") if given.get(name) is not None]
     if kind == "text":
         if places:
-            raise InvalidArgumentError('response_format has a schema, and type "text".', remedy='Its type is to be "json_schema".')
+            raise InvalidArgumentError(
+                'response_format has a schema, and type "text".', remedy='Its type is to be "json_schema".'
+            )
         return None
     if kind not in ("json_object", "json_schema"):
         raise InvalidArgumentError(
@@ -190,7 +190,7 @@ def _call(place: str, given: Any) -> dict[str, Any]:
         if not isinstance(arguments, Mapping):
             raise refused(f'{where}["arguments"]', arguments, "JSON text, or a mapping")
         arguments = to_json(f'{where}["arguments"]', arguments)
-    function["arguments"] = arguments.strip() and arguments or "{}"
+    function["arguments"] = (arguments.strip() and arguments) or "{}"
     call["function"] = function
     return call
 

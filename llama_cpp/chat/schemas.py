@@ -13,7 +13,6 @@ from ..json_schema.check import Check
 from ..limits import Limits
 from ..values import plain
 
-
 #: How ``llama_common_chat_apply()`` says that a value is written part by part.
 _PART_BY_PART = ("members", "items", "union")
 

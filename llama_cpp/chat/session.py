@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ..errors import ChatParseError, InvalidArgumentError
 from ..json_schema.check import can_check
@@ -143,7 +144,9 @@ def _checks(
         if function.get("strict") is True or can_check():
             compared.add(at)
         else:
-            logger.warning("%r: this chat format holds no arguments to their schema, and jsonschema is not installed", function["name"])
+            logger.warning(
+                "%r: this chat format holds no arguments to their schema, and jsonschema is not installed", function["name"]
+            )
     arguments = {tools[at]["function"]["name"]: schemas.text_of(tools[at]["function"]["parameters"]) for at in compared}
     if schema is None and not arguments:
         return None

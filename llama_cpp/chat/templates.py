@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping
+from typing import Any
 
 from .. import json_schema
 from ..capi import llama_common_c as native

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -25,7 +25,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
 ) -> None:
     """Run GGUF models with llama.cpp."""
 
@@ -33,14 +35,14 @@ def _common(
 @app.command()
 def chat(
     model: Annotated[str, typer.Option("--model", "-m", help="A GGUF file, or smollm2 for the small sample.")] = "smollm2",
-    prompt: Annotated[Optional[str], typer.Option("--prompt", "-p", help="Answer this once and exit.")] = None,
-    system: Annotated[Optional[str], typer.Option("--system", "-s", help="System message.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this once and exit.")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
     n_ctx: Annotated[int, typer.Option(min=0, help="Tokens of context; 0 is what the model was trained with.")] = 8192,
     n_gpu_layers: Annotated[int, typer.Option(min=-1, help="Layers on the GPU; -1 is all.")] = -1,
-    threads: Annotated[Optional[int], typer.Option(min=1, help="CPU threads.")] = None,
-    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the most probable token.")] = 0.2,
-    seed: Annotated[Optional[int], typer.Option(help="Makes an answer repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes an answer repeatable.")] = None,
     stats: Annotated[bool, typer.Option(help="Show speed figures.")] = True,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the engine's log.")] = False,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from typing import AsyncIterator
+from collections.abc import AsyncIterator
 
 from .requests import Generation, Handle, Outbox, Request
 

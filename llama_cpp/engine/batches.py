@@ -7,8 +7,8 @@ same here; only a sequence whose last token is in the batch has an output.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Sequence
 
 from .decoder import Decoder
 from .requests import Adapters, Request

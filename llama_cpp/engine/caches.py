@@ -10,8 +10,9 @@ import collections
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, Protocol
+from typing import Any, Protocol
 
 from ..errors import CacheError
 from ..values import integer
@@ -87,8 +88,9 @@ class LlamaDiskCache:
     persistent = True
 
     def __init__(self, cache_dir: str | os.PathLike[str] = ".cache/llama_cache", capacity_bytes: int = 2 << 30) -> None:
-        import diskcache
         import sqlite3
+
+        import diskcache
 
         self.capacity_bytes = _checked(capacity_bytes)
         folder = Path(cache_dir)

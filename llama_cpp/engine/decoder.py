@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,6 @@ def ggml_cpu_set_batch_invariant(value: bool, /) -> None:
 
     For the graphs that the calling thread computes on the CPU; on unless switched off.
     """
-    ...
 
 
 def can_be_cut(model: Model) -> bool:
@@ -156,9 +156,7 @@ class Decoder(Uncopyable):
                     self._read_properties(pointer, model_pointer)
                     if not has_gpu():
                         self._thread_pools = attach_threads(pointer)
-                    call(
-                        native.llama_common_decoder_init, pointer, self._top_k, n_active, ctypes.byref(self._native)
-                    )
+                    call(native.llama_common_decoder_init, pointer, self._top_k, n_active, ctypes.byref(self._native))
         except BaseException:
             # who keeps the traceback of Ctrl-C must not keep the memory
             if hasattr(self, "_handle"):
@@ -414,9 +412,7 @@ def logprobs_of(logits: np.ndarray, token: int, n_top: int) -> tuple[float, list
         InvalidArgumentError: there is no such token, or there are not so many.
     """
     if not 0 <= token < len(logits):
-        raise InvalidArgumentError(
-            f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {len(logits) - 1}."
-        )
+        raise InvalidArgumentError(f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {len(logits) - 1}.")
     with np.errstate(invalid="ignore"):  # a damaged model's logits may be anything
         best = logits.max()
         shifted = logits - best

@@ -8,8 +8,9 @@ import logging
 import os
 import queue
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -233,7 +234,7 @@ class Embedder(Uncopyable):
             self._end_all()
 
     def _take_in(self) -> None:
-        while not self._jobs and not self._closing or not self._inbox.empty():
+        while (not self._jobs and not self._closing) or not self._inbox.empty():
             job = self._inbox.get()
             if job is not None:
                 self._jobs.append(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from ..capi import llama_common_c as native
 from .batches import Part, Running
@@ -32,9 +32,7 @@ class GoingOn:
         self._allowed = ctypes.c_int32()
         self._outboxes = (native.llama_common_outbox_p_ctypes * n_active)()
         tokens = (ctypes.c_int32 * (n_active * N_MOST))()
-        self.native = native.llama_common_going_on(
-            allowed=ctypes.pointer(self._allowed), outboxes=self._outboxes, tokens=tokens
-        )
+        self.native = native.llama_common_going_on(allowed=ctypes.pointer(self._allowed), outboxes=self._outboxes, tokens=tokens)
         self._begun: list[Part] = []
 
     def hold_back(self) -> None:
@@ -60,7 +58,7 @@ class GoingOn:
             if n_most < 0 or request.sits_out or not request.generation.tokens:
                 return False
             outbox = request.outbox
-            if request.n_logprobs is not None or outbox.streaming and not outbox.native:
+            if request.n_logprobs is not None or (outbox.streaming and not outbox.native):
                 n_most = 0  # to be seen in Python, one by one
             self._outboxes[i] = outbox.native if outbox.streaming else None
         self.native.n_most, self.native.begin = n_most, begins

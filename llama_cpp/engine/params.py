@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from ..errors import InvalidArgumentError
 from ..values import integer, number, refused
@@ -111,9 +112,7 @@ class SamplingParams:
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} is not a probability (0 to 1).")
         if self.repeat_penalty <= 0:
-            raise InvalidArgumentError(
-                f"repeat_penalty={self.repeat_penalty} must be positive.", remedy="1.0 means no penalty."
-            )
+            raise InvalidArgumentError(f"repeat_penalty={self.repeat_penalty} must be positive.", remedy="1.0 means no penalty.")
         if self.mirostat_mode not in (0, 1, 2):
             raise InvalidArgumentError(f"mirostat_mode={self.mirostat_mode} does not exist.", remedy="Use 0, 1 or 2.")
         for name in ("penalty_last_n", "dry_penalty_last_n"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -236,11 +236,13 @@ def _as_logits(returned: object, shape: tuple[int, ...]) -> np.ndarray:
         found = np.asarray(returned, np.float32)
     except (TypeError, ValueError, OverflowError):
         raise InvalidArgumentError(
-            f"A logits processor returned {type(returned).__name__}.", remedy=f"Return an array of the shape it was given, {shape}."
+            f"A logits processor returned {type(returned).__name__}.",
+            remedy=f"Return an array of the shape it was given, {shape}.",
         ) from None
     if found.shape != shape:
         raise InvalidArgumentError(
-            f"A logits processor returned an array of shape {found.shape}.", remedy=f"Return one of the shape it was given, {shape}."
+            f"A logits processor returned an array of shape {found.shape}.",
+            remedy=f"Return one of the shape it was given, {shape}.",
         )
     return found
 

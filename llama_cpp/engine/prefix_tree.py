@@ -6,13 +6,13 @@ edge. Source of the idea: Zheng et al. 2023, "SGLang: Efficient Execution of Str
 
 from __future__ import annotations
 
-from typing import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
 
 class _Node:
-    __slots__ = ("label", "children", "owners", "parent")
+    __slots__ = ("children", "label", "owners", "parent")
 
     def __init__(self, label: np.ndarray, parent: _Node | None) -> None:
         self.label = label

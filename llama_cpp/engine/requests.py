@@ -6,8 +6,9 @@ import ctypes
 import functools
 import os
 import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..capi import llama_common_c as native
 from ..capi.handle import Uncopyable, refuse_fork

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import json
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..capi import llama
 from ..capi import llama_common_c as native
+from ..capi.handle import Uncopyable
 from ..capi.interrupts import DeferredInterrupts
 from ..capi.status import call
-from ..capi.handle import Uncopyable
 from ..errors import InvalidArgumentError
 from ..limits import Limits
 from ..models.model import Model
@@ -73,9 +74,7 @@ class Sampler(Uncopyable):
         if p.repeat_penalty != 1 or p.frequency_penalty or p.presence_penalty:
             window = self._window(p.penalty_last_n)
             chain.add(
-                llama.llama_sampler_init_penalties(
-                    n_vocab, window, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
-                )
+                llama.llama_sampler_init_penalties(n_vocab, window, p.repeat_penalty, p.frequency_penalty, p.presence_penalty)
             )
         if p.dry_multiplier:
             window = self._window(p.dry_penalty_last_n)

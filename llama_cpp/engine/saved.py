@@ -7,8 +7,9 @@ import hashlib
 import logging
 import re
 import struct
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 

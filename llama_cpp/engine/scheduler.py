@@ -14,7 +14,8 @@ import os
 import queue
 import threading
 import time
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ..capi import llama
 from ..capi.handle import Uncopyable

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Hashable, NamedTuple, Sequence
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -219,7 +220,7 @@ class InPlace:
             return None
         entry, n_saved = self.saved.best(tokens[:-1], whole=self._kind.whole)
         n_usable = n_saved - n_saved % self._unit
-        if n_usable < n + N_LEAST or self._kind.whole and n_usable < n_saved:
+        if n_usable < n + N_LEAST or (self._kind.whole and n_usable < n_saved):
             return None
         state = self.saved.load(entry)
         return None if state is None else (state, n_usable)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from typing import Any, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -155,12 +156,12 @@ class Speculator(Uncopyable):
         self._n_room = min(self._decoder.n_outputs, self._decoder.n_batch) // n_sequences - 1
         n_most = min([self._n_most, self._n_room, n_left, *(n_ctx - 2 - one.n_held for one in running)])
         n = min(self._n_most if self._always else self._pace.number(len(ready)), n_most)
-        if n > 1 or self._always and n == 1:
+        if n > 1 or (self._always and n == 1):
             for one, guess in zip(wanting, self._draft_for(wanting, n)):
                 one.guess = guess
             self._n_without = 0 if any(one.guess for one in wanting) else self._n_without + 1
             # on a GPU another shape costs more than tokens for nothing, for a while
-            padded = self._always or self._decoder.on_device and self._n_without < 4
+            padded = self._always or (self._decoder.on_device and self._n_without < 4)
             return n if padded else max(len(one.guess) for one in wanting)
         if n_most > 1 and self._pace.wants_look():
             for one, guess in zip(wanting, self._draft_for(wanting, min(2, n_most))):

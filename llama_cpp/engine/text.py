@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from typing import Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from ..models.model import Model
 

@@ -6,7 +6,8 @@ import atexit
 import queue
 import threading
 import weakref
-from typing import Any, Callable, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from ..capi.handle import Uncopyable
 

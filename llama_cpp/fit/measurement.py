@@ -7,9 +7,10 @@ import ctypes
 import json
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 from ..capi import llama
 from ..capi import llama_common_c as native
@@ -53,9 +54,7 @@ class Measurement:
     n_layer: int
 
 
-def measure(
-    path: str | os.PathLike[str], model_params: Mapping[str, Any], context_params: Mapping[str, Any]
-) -> Measurement:
+def measure(path: str | os.PathLike[str], model_params: Mapping[str, Any], context_params: Mapping[str, Any]) -> Measurement:
     """Asks the engine what it would allocate.
 
     A long context is measured by two short ones: its needs grow evenly, and planning alone takes some bytes for each token.
@@ -80,9 +79,7 @@ def measure(
     return replace(more, needs=tuple(map(grown, some.needs, more.needs)))
 
 
-def _measure(
-    path: str | os.PathLike[str], model_params: Mapping[str, Any], context_params: Mapping[str, Any]
-) -> Measurement:
+def _measure(path: str | os.PathLike[str], model_params: Mapping[str, Any], context_params: Mapping[str, Any]) -> Measurement:
     of_model, of_context = llama.llama_model_default_params(), llama.llama_context_default_params()
     set_fields(of_model, model_params)
     set_fields(of_context, context_params)
@@ -110,9 +107,7 @@ def host_memory() -> int:
     return max(0, min(free))
 
 
-def check_host_memory(
-    model: Model, model_params: Mapping[str, Any], context_params: Mapping[str, Any]
-) -> None:
+def check_host_memory(model: Model, model_params: Mapping[str, Any], context_params: Mapping[str, Any]) -> None:
     """Refuses a context that main memory cannot hold: the kernel would promise it, and end the process when it is used.
 
     Raises:
@@ -137,9 +132,7 @@ def check_host_memory(
         )
 
 
-def what_would_fit(
-    path: str | os.PathLike[str], model_params: Mapping[str, Any], context_params: Mapping[str, Any]
-) -> str:
+def what_would_fit(path: str | os.PathLike[str], model_params: Mapping[str, Any], context_params: Mapping[str, Any]) -> str:
     """In words: which device is short of memory and what to ask for instead; empty when none seems to be."""
     try:
         found = measure(path, model_params, context_params)
@@ -187,4 +180,3 @@ def _context_that_fits(
     # some is left for what is not known before
     room = short.free * 0.95 - (short.total - per_token * n_ctx)
     return int(room / per_token) // _CELLS * _CELLS if per_token > 0 and room > 0 else 0
-

@@ -155,7 +155,7 @@ class Compiler:
         """What a schema that is nothing but a reference leads to."""
         for _ in range(DEPTH):
             schema = self._checked(node)
-            if isinstance(schema, bool) or "$ref" not in schema or len(schema) > 1 and not _SAY_NOTHING.issuperset(schema):
+            if isinstance(schema, bool) or "$ref" not in schema or (len(schema) > 1 and not _SAY_NOTHING.issuperset(schema)):
                 break
             node = self.document.follow(node)
         return node

@@ -26,7 +26,11 @@ _OF_SCALARS = {
     "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern", "format",
 }  # fmt: skip
 #: What says nothing about values of that kind.
-_OF_OTHERS: dict[str, set[str]] = {"members": _OF_SCALARS | arrays.KEYWORDS, "items": _OF_SCALARS | objects.KEYWORDS, "union": set()}
+_OF_OTHERS: dict[str, set[str]] = {
+    "members": _OF_SCALARS | arrays.KEYWORDS,
+    "items": _OF_SCALARS | objects.KEYWORDS,
+    "union": set(),
+}
 
 
 def check(compiler: Compiler, node: Node, how: str) -> None:

@@ -56,7 +56,9 @@ def check_adapter(file: GGUFFile, model: Model) -> None:
         AdapterLoadError: it was made for another model.
     """
 
-    def invalid(what: str, remedy: str = "Convert the adapter again with llama.cpp's convert_lora_to_gguf.py.") -> InvalidGGUFError:
+    def invalid(
+        what: str, remedy: str = "Convert the adapter again with llama.cpp's convert_lora_to_gguf.py."
+    ) -> InvalidGGUFError:
         return InvalidGGUFError(f"{file.path} is not an adapter that can be used: {what}.", remedy=remedy)
 
     for key, expected in _KEY_TYPES.items():
@@ -112,9 +114,7 @@ class AdapterSet(Uncopyable):
         default: scales by name for requests that do not choose.
     """
 
-    def __init__(
-        self, model: Model, paths: Mapping[str, str | os.PathLike[str]], default: Mapping[str, float]
-    ) -> None:
+    def __init__(self, model: Model, paths: Mapping[str, str | os.PathLike[str]], default: Mapping[str, float]) -> None:
         self._adapters = {name: Adapter(model, path) for name, path in paths.items()}
         self._default = self.choose(default)
 

@@ -12,7 +12,8 @@ import logging
 import socket
 import struct
 import weakref
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from ..capi import ggml_backend as backend
 from ..capi import ggml_rpc, llama

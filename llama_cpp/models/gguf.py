@@ -10,8 +10,8 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 from ..errors import (
     EmptyGGUFError,

@@ -50,9 +50,7 @@ def _hrm_layers(n: Numbers) -> bool:
 
 _HEADS = _positive("attention.head_count")
 _EXPERTS = _positive("expert_count")
-_TWICE = Rule(
-    "ssm.inner_size must be twice embedding_length", lambda n: n("ssm.inner_size") == 2 * n("embedding_length")
-)
+_TWICE = Rule("ssm.inner_size must be twice embedding_length", lambda n: n("ssm.inner_size") == 2 * n("embedding_length"))
 _ROPE_PART = Rule("rope.dimension_count must be less than the head size", _rope_smaller_than_head)
 
 _SAME_HEADS = Rule("attention.key_length must equal attention.value_length", _same_head_sizes)
@@ -97,9 +95,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         Rule("hyper_connection.count must be 4", lambda n: n("hyper_connection.count") == 4),
     ),
-    "nanbeige": (
-        Rule("block_count * num_loops must be at most 512", lambda n: n("block_count") * n("num_loops") <= 512),
-    ),
+    "nanbeige": (Rule("block_count * num_loops must be at most 512", lambda n: n("block_count") * n("num_loops") <= 512),),
 }
 
 

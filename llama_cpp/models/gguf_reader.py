@@ -138,8 +138,7 @@ class HeaderReader:
         version = self._uint32("the header")
         if version and version & 0xFFFF == 0:
             raise GGUFVersionError(
-                f"{self._path} is a big-endian GGUF file (version {version:#x}, byte-swapped); this machine is "
-                "little-endian.",
+                f"{self._path} is a big-endian GGUF file (version {version:#x}, byte-swapped); this machine is little-endian.",
                 remedy="Get the little-endian file, or convert it with gguf-py's gguf_convert_endian.py.",
             )
         if version < 2:
@@ -194,9 +193,7 @@ class HeaderReader:
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
-            raise self._invalid(
-                f"metadata key {index} at offset {start} is not UTF-8: {raw[:80]!r}", DOWNLOAD_AGAIN
-            ) from None
+            raise self._invalid(f"metadata key {index} at offset {start} is not UTF-8: {raw[:80]!r}", DOWNLOAD_AGAIN) from None
 
     def _value_type(self, what: str) -> ValueType:
         start = self._position
@@ -279,9 +276,7 @@ class HeaderReader:
             if tensor.name in names:
                 raise self._invalid(f"tensor '{tensor.name}' (number {index}) occurs twice")
             if tensor.offset != expected:
-                reason = (
-                    f"not a multiple of the alignment {alignment}" if tensor.offset % alignment else "not contiguous"
-                )
+                reason = f"not a multiple of the alignment {alignment}" if tensor.offset % alignment else "not contiguous"
                 raise self._invalid(
                     f"tensor '{tensor.name}' has data offset {tensor.offset}, expected {expected}: {reason}",
                     DOWNLOAD_AGAIN,

@@ -211,13 +211,7 @@ def _check_special_tokens(model: GGUFFile, kind: str, n_tokens: int) -> None:
         token = token if token < n_tokens else -1
         key = f"tokenizer.ggml.{name}_token_id"
         stored = model.metadata.get(key, n_tokens)
-        if (
-            adds
-            and kind in SPECIAL_TOKENS
-            and token < 0
-            and stored >= n_tokens
-            and (name != "seperator" or kind == "bert")
-        ):
+        if adds and kind in SPECIAL_TOKENS and token < 0 and stored >= n_tokens and (name != "seperator" or kind == "bert"):
             what = f"is {stored} of {n_tokens} tokens" if key in model.metadata else "is missing"
             raise _invalid(model, f"the tokenizer adds a {flag.upper()} token, but key '{key}' {what}")
 
@@ -225,11 +219,7 @@ def _check_special_tokens(model: GGUFFile, kind: str, n_tokens: int) -> None:
 def _check_byte_tokens(model: GGUFFile, texts: list[bytes]) -> None:
     """SentencePiece spells what it does not know in bytes; a byte without a token ends the process then."""
     known = set(texts)
-    missing = [
-        b
-        for b in range(256)
-        if b"<0x%02X>" % b not in known and (b in (0, *range(128, 256)) or bytes([b]) not in known)
-    ]
+    missing = [b for b in range(256) if b"<0x%02X>" % b not in known and (b in (0, *range(128, 256)) or bytes([b]) not in known)]
     if missing:
         raise _invalid(
             model,
@@ -243,9 +233,7 @@ def _check_no_byte_tokens(model: GGUFFile) -> None:
     types = model.metadata.get("tokenizer.ggml.token_type", ())
     for index, token_type in enumerate(types):
         if token_type == 6:
-            raise _invalid(
-                model, f"token {index} of a BERT vocabulary has type 6 (byte) in 'tokenizer.ggml.token_type'"
-            )
+            raise _invalid(model, f"token {index} of a BERT vocabulary has type 6 (byte) in 'tokenizer.ggml.token_type'")
 
 
 def _check_rwkv(model: GGUFFile, texts: list[bytes]) -> None:
@@ -297,9 +285,7 @@ def _per_layer(model: GGUFFile, name: str) -> Sequence[int]:
     n_layer = int(_number(model, "block_count"))
     if isinstance(value, GGUFArray):
         if value.element_type not in (_U, ValueType.INT32, ValueType.BOOL):
-            raise _invalid(
-                model, f"key '{key}' must be UINT32 or an array of it, but is one of {value.element_type.name}"
-            )
+            raise _invalid(model, f"key '{key}' must be UINT32 or an array of it, but is one of {value.element_type.name}")
         if len(value) != n_layer:
             raise _invalid(model, f"key '{key}' has {len(value)} values for {n_layer} layers (block_count)")
         return [int(v) & 0xFFFFFFFF for v in value]
@@ -339,9 +325,7 @@ def _check_layers(model: GGUFFile) -> None:
             remedy=_DAMAGE_REMEDY,
         )
     if n_nextn > n_layer:
-        raise _invalid(
-            model, f"key '{model.architecture}.nextn_predict_layers' is {n_nextn}, more than block_count, {n_layer}"
-        )
+        raise _invalid(model, f"key '{model.architecture}.nextn_predict_layers' is {n_nextn}, more than block_count, {n_layer}")
 
 
 def _check_experts(model: GGUFFile) -> None:
@@ -359,7 +343,7 @@ def _check_experts(model: GGUFFile) -> None:
         )
     if n_used > n_expert or (n_expert and not n_used):
         raise _invalid(model, f"key '{arch}.expert_used_count' is {n_used} for {n_expert} experts (expert_count)")
-    if not n_expert and n_groups or n_expert and n_groups >= n_expert:
+    if (not n_expert and n_groups) or (n_expert and n_groups >= n_expert):
         raise _invalid(model, f"key '{arch}.expert_group_count' is {n_groups} for {n_expert} experts (expert_count)")
     if n_groups > 1:
         n_group_used = _number(model, "expert_group_used_count")
@@ -369,9 +353,7 @@ def _check_experts(model: GGUFFile) -> None:
                 f"key '{arch}.expert_group_used_count' is {n_group_used} of {n_groups} groups of {n_expert} experts",
             )
     if n_expert and not used[0] and not _per_layer(model, "expert_feed_forward_length")[0]:
-        raise _invalid(
-            model, f"key '{arch}.expert_used_count' is 0 in layer 0, and there is no expert_feed_forward_length"
-        )
+        raise _invalid(model, f"key '{arch}.expert_used_count' is 0 in layer 0, and there is no expert_feed_forward_length")
 
 
 def _check_architecture(model: GGUFFile) -> None:

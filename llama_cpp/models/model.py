@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from ..capi import llama
 from ..capi import llama_common_c as native
@@ -175,11 +176,9 @@ class Model(Uncopyable):
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raises InvalidArgumentError for a token that the vocabulary does not have; there must be one at least."""
         n_vocab = self.n_vocab
-        if not (0 <= min(tokens) and max(tokens) < n_vocab):
+        if not (min(tokens) >= 0 and max(tokens) < n_vocab):
             token = next(token for token in tokens if not 0 <= token < n_vocab)
-            raise InvalidArgumentError(
-                f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {n_vocab - 1}."
-            )
+            raise InvalidArgumentError(f"Token {token} is not in the vocabulary.", remedy=f"Tokens run from 0 to {n_vocab - 1}.")
 
     @property
     def description(self) -> str:
@@ -284,9 +283,7 @@ class Model(Uncopyable):
         size, n = 64, ctypes.c_int32()
         while True:
             buffer = ctypes.create_string_buffer(size)
-            call(
-                native.llama_common_token_to_piece, self.vocab_pointer, token, buffer, size, special, ctypes.byref(n)
-            )
+            call(native.llama_common_token_to_piece, self.vocab_pointer, token, buffer, size, special, ctypes.byref(n))
             if n.value >= 0:
                 return buffer.raw[: n.value]
             size = -n.value

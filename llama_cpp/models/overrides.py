@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import math
-from typing import Any, Mapping, Union
+from collections.abc import Mapping
+from typing import Any, Union
 
 from ..capi import llama
 from ..errors import InvalidArgumentError, MetadataOverrideError
@@ -36,9 +37,23 @@ _KINDS: dict[type, tuple[ValueType, frozenset[ValueType], int, str]] = {
 
 #: Keys that are read per layer: the engine does not look at their override when the file does not have them.
 _PER_LAYER = frozenset(
-    "attention.head_count attention.head_count_kv feed_forward_length expert_feed_forward_length expert_used_count "
-    "attention.compress_ratios attention.indexer.types attention.recurrent_layers rope.dimension_sections "
-    "swiglu_clamp_exp swiglu_clamp_shexp xielu.alpha_n xielu.alpha_p xielu.beta xielu.eps".split()
+    [
+        "attention.head_count",
+        "attention.head_count_kv",
+        "feed_forward_length",
+        "expert_feed_forward_length",
+        "expert_used_count",
+        "attention.compress_ratios",
+        "attention.indexer.types",
+        "attention.recurrent_layers",
+        "rope.dimension_sections",
+        "swiglu_clamp_exp",
+        "swiglu_clamp_shexp",
+        "xielu.alpha_n",
+        "xielu.alpha_p",
+        "xielu.beta",
+        "xielu.eps",
+    ]
 )
 
 
@@ -99,9 +114,7 @@ def _check_value(key: str, value: Any) -> Override:
     # bool before int, which it is too
     kind = next((kind for kind in _KINDS if isinstance(value, kind)), None)
     if kind is None:
-        raise MetadataOverrideError(
-            key, f"{value!r} is {type(value).__name__}", remedy="Give a bool, an int, a float or a str."
-        )
+        raise MetadataOverrideError(key, f"{value!r} is {type(value).__name__}", remedy="Give a bool, an int, a float or a str.")
     if kind is str and not _fits(value):
         raise MetadataOverrideError(key, f"a string has at most {_MAX_BYTES} bytes and no NUL character")
     if kind is int and not 0 <= value < 1 << 32:

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 from ..errors import ModelDownloadError
 

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import tiny_model
+
 from llama_cpp import Llama
 from llama_cpp.capi.loader import library_folder
 

@@ -16,43 +16,129 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "llama_cpp"
 
 #: Sets, reads or copies fields, or looks something up; nothing is allocated.
-LOOKS_UP = """
-ggml_backend_buffer_get_base ggml_backend_dev_backend_reg ggml_backend_dev_by_type ggml_backend_dev_count
-ggml_backend_dev_description ggml_backend_dev_get ggml_backend_dev_host_buffer_type ggml_backend_dev_memory ggml_backend_dev_name
-ggml_backend_dev_type ggml_backend_reg_by_name ggml_backend_reg_count ggml_backend_reg_dev_count ggml_backend_reg_dev_get
-ggml_backend_reg_get ggml_backend_reg_get_proc_address ggml_backend_reg_name ggml_backend_score ggml_commit
-ggml_cpu_set_batch_invariant ggml_is_quantized ggml_threadpool_params_default
-llama_attach_threadpool llama_context_default_params llama_get_memory llama_log_set llama_max_devices llama_max_parallel_sequences
-llama_memory_can_shift llama_memory_seq_pos_max llama_memory_seq_pos_min llama_model_default_params llama_model_get_vocab
-llama_model_has_encoder llama_model_is_hybrid llama_model_is_recurrent llama_model_meta_count llama_model_meta_key_by_index
-llama_model_meta_val_str_by_index llama_model_n_cls_out llama_model_n_ctx_train llama_model_n_embd llama_model_n_embd_out
-llama_model_n_layer llama_model_n_layer_nextn llama_model_n_swa llama_model_size llama_n_batch llama_n_ctx_seq llama_n_rs_seq
-llama_n_seq_max llama_n_threads llama_n_threads_batch llama_n_ubatch llama_sampler_chain_default_params llama_vocab_bos
-llama_vocab_eos llama_vocab_fim_mid llama_vocab_fim_pre llama_vocab_fim_suf llama_vocab_get_add_bos llama_vocab_is_eog
-llama_vocab_n_tokens llama_vocab_nl llama_vocab_sep llama_vocab_type mtmd_helper_log_set
-llama_common_commit llama_common_decoder_on_device llama_common_headers_sha256 llama_common_is_set llama_common_log_set
-llama_common_log_discard llama_common_outbox_take llama_common_top_k_configs
-""".split()
+LOOKS_UP = [
+    "ggml_backend_buffer_get_base",
+    "ggml_backend_dev_backend_reg",
+    "ggml_backend_dev_by_type",
+    "ggml_backend_dev_count",
+    "ggml_backend_dev_description",
+    "ggml_backend_dev_get",
+    "ggml_backend_dev_host_buffer_type",
+    "ggml_backend_dev_memory",
+    "ggml_backend_dev_name",
+    "ggml_backend_dev_type",
+    "ggml_backend_reg_by_name",
+    "ggml_backend_reg_count",
+    "ggml_backend_reg_dev_count",
+    "ggml_backend_reg_dev_get",
+    "ggml_backend_reg_get",
+    "ggml_backend_reg_get_proc_address",
+    "ggml_backend_reg_name",
+    "ggml_backend_score",
+    "ggml_commit",
+    "ggml_cpu_set_batch_invariant",
+    "ggml_is_quantized",
+    "ggml_threadpool_params_default",
+    "llama_attach_threadpool",
+    "llama_context_default_params",
+    "llama_get_memory",
+    "llama_log_set",
+    "llama_max_devices",
+    "llama_max_parallel_sequences",
+    "llama_memory_can_shift",
+    "llama_memory_seq_pos_max",
+    "llama_memory_seq_pos_min",
+    "llama_model_default_params",
+    "llama_model_get_vocab",
+    "llama_model_has_encoder",
+    "llama_model_is_hybrid",
+    "llama_model_is_recurrent",
+    "llama_model_meta_count",
+    "llama_model_meta_key_by_index",
+    "llama_model_meta_val_str_by_index",
+    "llama_model_n_cls_out",
+    "llama_model_n_ctx_train",
+    "llama_model_n_embd",
+    "llama_model_n_embd_out",
+    "llama_model_n_layer",
+    "llama_model_n_layer_nextn",
+    "llama_model_n_swa",
+    "llama_model_size",
+    "llama_n_batch",
+    "llama_n_ctx_seq",
+    "llama_n_rs_seq",
+    "llama_n_seq_max",
+    "llama_n_threads",
+    "llama_n_threads_batch",
+    "llama_n_ubatch",
+    "llama_sampler_chain_default_params",
+    "llama_vocab_bos",
+    "llama_vocab_eos",
+    "llama_vocab_fim_mid",
+    "llama_vocab_fim_pre",
+    "llama_vocab_fim_suf",
+    "llama_vocab_get_add_bos",
+    "llama_vocab_is_eog",
+    "llama_vocab_n_tokens",
+    "llama_vocab_nl",
+    "llama_vocab_sep",
+    "llama_vocab_type",
+    "mtmd_helper_log_set",
+    "llama_common_commit",
+    "llama_common_decoder_on_device",
+    "llama_common_headers_sha256",
+    "llama_common_is_set",
+    "llama_common_log_set",
+    "llama_common_log_discard",
+    "llama_common_outbox_take",
+    "llama_common_top_k_configs",
+]
 
 #: Written in C, or calls what is.
 IN_C = {"ggml_threadpool_new": "threads are at most GGML_MAX_N_THREADS, or it asserts: arguments.py refuses more"}
 
 #: A destructor: those do not throw.
-FREES = """
-ggml_backend_buffer_free ggml_threadpool_free llama_free llama_model_free llama_sampler_free
-llama_common_chat_free llama_common_chat_parser_free llama_common_decoder_free llama_common_outbox_free llama_common_sampler_free
-llama_common_speculator_free llama_common_string_free llama_common_top_k_free
-""".split()
+FREES = [
+    "ggml_backend_buffer_free",
+    "ggml_threadpool_free",
+    "llama_free",
+    "llama_model_free",
+    "llama_sampler_free",
+    "llama_common_chat_free",
+    "llama_common_chat_parser_free",
+    "llama_common_decoder_free",
+    "llama_common_outbox_free",
+    "llama_common_sampler_free",
+    "llama_common_speculator_free",
+    "llama_common_string_free",
+    "llama_common_top_k_free",
+]
 
 #: Could only throw std::bad_alloc, and is of a size that is not the caller's: it depends on the model's vocabulary or the
 #: context, for which there was memory before, or is a few bytes.
-ALLOCATES_LITTLE = """
-llama_memory_clear llama_memory_seq_cp llama_memory_seq_rm llama_model_desc llama_set_adapters_lora llama_synchronize
-llama_sampler_chain_add llama_sampler_chain_init llama_sampler_init_adaptive_p llama_sampler_init_dist llama_sampler_init_greedy
-llama_sampler_init_min_p llama_sampler_init_mirostat llama_sampler_init_mirostat_v2 llama_sampler_init_temp
-llama_sampler_init_temp_ext llama_sampler_init_top_k llama_sampler_init_top_n_sigma llama_sampler_init_top_p
-llama_sampler_init_typical llama_sampler_init_xtc
-""".split()
+ALLOCATES_LITTLE = [
+    "llama_memory_clear",
+    "llama_memory_seq_cp",
+    "llama_memory_seq_rm",
+    "llama_model_desc",
+    "llama_set_adapters_lora",
+    "llama_synchronize",
+    "llama_sampler_chain_add",
+    "llama_sampler_chain_init",
+    "llama_sampler_init_adaptive_p",
+    "llama_sampler_init_dist",
+    "llama_sampler_init_greedy",
+    "llama_sampler_init_min_p",
+    "llama_sampler_init_mirostat",
+    "llama_sampler_init_mirostat_v2",
+    "llama_sampler_init_temp",
+    "llama_sampler_init_temp_ext",
+    "llama_sampler_init_top_k",
+    "llama_sampler_init_top_n_sigma",
+    "llama_sampler_init_top_p",
+    "llama_sampler_init_typical",
+    "llama_sampler_init_xtc",
+]
 
 #: As the last ones, after a check of what comes from a caller; where that is, and what it is.
 CHECKED = {

@@ -82,13 +82,35 @@ def test_no_line_is_longer_than_the_others_may_be(name: str) -> None:
 def test_the_names_users_import_exist() -> None:
     namespace: dict[str, object] = {}
     exec("from llama_cpp.capi.llama import *", namespace)
-    for name in (
-        "llama_token llama_token_p llama_pos llama_seq_id llama_token_data llama_token_data_p llama_token_data_array "
-        "llama_token_data_array_p llama_batch llama_model_params llama_context_params llama_chat_message "
-        "llama_progress_callback llama_model_p llama_model_p_ctypes llama_context_p llama_context_p_ctypes "
-        "llama_vocab_p_ctypes llama_memory_t llama_sampler_p llama_sampler_p_ctypes llama_logit_bias "
-        "llama_model_kv_override LLAMA_DEFAULT_SEED LLAMA_POOLING_TYPE_NONE llama_decode llama_tokenize"
-    ).split():
+    for name in [
+        "llama_token",
+        "llama_token_p",
+        "llama_pos",
+        "llama_seq_id",
+        "llama_token_data",
+        "llama_token_data_p",
+        "llama_token_data_array",
+        "llama_token_data_array_p",
+        "llama_batch",
+        "llama_model_params",
+        "llama_context_params",
+        "llama_chat_message",
+        "llama_progress_callback",
+        "llama_model_p",
+        "llama_model_p_ctypes",
+        "llama_context_p",
+        "llama_context_p_ctypes",
+        "llama_vocab_p_ctypes",
+        "llama_memory_t",
+        "llama_sampler_p",
+        "llama_sampler_p_ctypes",
+        "llama_logit_bias",
+        "llama_model_kv_override",
+        "LLAMA_DEFAULT_SEED",
+        "LLAMA_POOLING_TYPE_NONE",
+        "llama_decode",
+        "llama_tokenize",
+    ]:
         assert name in namespace, name
     assert not {"bind", "c_int", "TYPE_CHECKING", "annotations"} & set(namespace)
     assert llama.ggml_abort_callback and llama.ggml_backend_sched_eval_callback

@@ -42,12 +42,7 @@ FUNCTIONS = {
 
 def module_values(kind: type) -> dict[str, object]:
     """Module-level names that hold an int (or a str), with their values."""
-    return {
-        name: value
-        for module in MODULES.values()
-        for name in module.__all__
-        if type(value := getattr(module, name)) is kind
-    }
+    return {name: value for module in MODULES.values() for name in module.__all__ if type(value := getattr(module, name)) is kind}
 
 
 def c_name(field: str) -> str:
@@ -210,8 +205,7 @@ template <class R, class... A> struct signature<R(A...)> {
 
 def test_every_function_passes_and_returns_what_c_does(include: list[str], tmp_path: Path) -> None:
     expected = [
-        " ".join([name, kind_of(function.restype), *map(kind_of, function.argtypes)])
-        for name, function in FUNCTIONS.items()
+        " ".join([name, kind_of(function.restype), *map(kind_of, function.argtypes)]) for name, function in FUNCTIONS.items()
     ]
     assert len(expected) > 800
     calls = "\n".join(f'    signature<decltype({name})>::show("{name}");' for name in FUNCTIONS)

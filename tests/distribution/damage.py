@@ -243,8 +243,9 @@ def damage_yaml(data: bytes, rng: random.Random) -> bytes:
         number = rng.randrange(len(lines))
         odd = rng.choice((*RAW_YAML, *(str(one) for one in ODD_VALUES)))
         indent = lines[number][: len(lines[number]) - len(lines[number].lstrip())]
-        lines[number] = rng.choice((f"{indent}- {odd}", f"{indent}{odd}", f"{lines[number]} {odd}", f"{indent}key: {odd}",
-        lines[number] * 2))
+        lines[number] = rng.choice(
+            (f"{indent}- {odd}", f"{indent}{odd}", f"{lines[number]} {odd}", f"{indent}key: {odd}", lines[number] * 2)
+        )
         return _encode("\n".join(lines) + "\n")
     document, inserted = damage_document(_loaded(text), rng, RAW_YAML)
     try:
@@ -306,8 +307,16 @@ DOCUMENT_DAMAGE = {".json": damage_json, ".yml": damage_yaml, ".toml": damage_to
 
 
 def _odd_member(name: str, rng: random.Random) -> tarfile.TarInfo:
-    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE,
-    tarfile.CONTTYPE, b"Z")
+    kinds = (
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.DIRTYPE,
+        tarfile.CONTTYPE,
+        b"Z",
+    )
     odd_names = (name, "../../escaped", "/escaped", f"{name}/below", f"{name}/../x", "a" * 300, "", ".", "./" + name,
     name + "\udcff", name + "\n",
                  "/".join("d" * 1200), f"{name}/" + "/".join("d" * 200))  # fmt: skip
@@ -359,21 +368,26 @@ def damage_tar(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.1:
         # a size in a header that is not the content's
         start = 512 * rng.randrange(max(1, len(result) // 512))
-        result = result[: start + 124] + rng.choice((b"77777777777\0", b"\xff" * 12, b"\x80" + b"\x7f" * 11,
-        b"-0000000001\0")) + result[start + 136 :]
+        result = (
+            result[: start + 124]
+            + rng.choice((b"77777777777\0", b"\xff" * 12, b"\x80" + b"\x7f" * 11, b"-0000000001\0"))
+            + result[start + 136 :]
+        )
     if data is plain:
         return result
     packed = gzip.compress(result, 1, mtime=0)
-    return rng.choice((packed, packed, packed, _flip(packed, rng), packed[: rng.randrange(len(packed))], packed + b"x",
-    packed + packed))
+    return rng.choice(
+        (packed, packed, packed, _flip(packed, rng), packed[: rng.randrange(len(packed))], packed + b"x", packed + packed)
+    )
 
 
 def bomb(size: int) -> bytes:
     """A frame of Zstandard of a few hundred kilobytes that unpacks to ``size`` zeros."""
     blocks = size >> 17
     frame = b"\x28\xb5\x2f\xfd\x00\x58"
-    return frame + b"".join((((1 << 17) << 3) | 2 | (number == blocks - 1)).to_bytes(3,
-    "little") + b"\0" for number in range(blocks))
+    return frame + b"".join(
+        (((1 << 17) << 3) | 2 | (number == blocks - 1)).to_bytes(3, "little") + b"\0" for number in range(blocks)
+    )
 
 
 def damage_package(data: bytes, rng: random.Random) -> bytes:
@@ -392,8 +406,10 @@ def damage_package(data: bytes, rng: random.Random) -> bytes:
     elif what == 6:
         parts.insert(number, rng.choice(parts))
     elif what == 7:
-        parts[number] = (rng.choice(("", "../x", "/x", "x" * 70_000 if rng.random() < 0.1 else "x", name.upper(),
-        "info-.tar.zst")), content)
+        parts[number] = (
+            rng.choice(("", "../x", "/x", "x" * 70_000 if rng.random() < 0.1 else "x", name.upper(), "info-.tar.zst")),
+            content,
+        )
     else:
         del parts[number]
     made = io.BytesIO()

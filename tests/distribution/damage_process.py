@@ -191,6 +191,7 @@ def own_things() -> dict[str, set[str]]:
 
 def left_over(before: dict[str, set[str]]) -> tuple[str, ...]:
     """What is there that was not before, a moment later still."""
+
     def left() -> list[str]:
         return [one for kind, things in own_things().items() for one in things - before[kind]]
 

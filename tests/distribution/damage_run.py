@@ -29,8 +29,15 @@ from damage_setting import COMMANDS, Command, Snapshot, World
 
 LIMIT = 60.0
 """Seconds that a run may take, on a machine with other work."""
-_UNWANTED = ("Traceback (most recent", "Exception ignored", "never retrieved", "never awaited", "panicked at",
-"ResourceWarning", "internal error")
+_UNWANTED = (
+    "Traceback (most recent",
+    "Exception ignored",
+    "never retrieved",
+    "never awaited",
+    "panicked at",
+    "ResourceWarning",
+    "internal error",
+)
 # what a failed run may leave: locks, folders of the caches, keys that were made, what is remembered about channels, downloads
 _MAY_APPEAR = re.compile(
     r"(.*/)?lock|.*\.lock|cache|cache/(downloads|archives)(/.*\.(conda|lock))?|(home/)?(\.cache|xdg-cache)(/.*)?"
@@ -149,8 +156,18 @@ def _damage_input(case: Case, world: World, rng: random.Random) -> None:
             kinds = damage.FOLDER_DAMAGE if kind == "folder" else damage.FILE_DAMAGE
             how = rng.choice(list(kinds))
             kinds[how](path, rng)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, RecursionError, zipfile.BadZipFile,
-    tarfile.TarError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        EOFError,
+        RecursionError,
+        zipfile.BadZipFile,
+        tarfile.TarError,
+    ) as error:
         # two damages of one input do not always go together
         case.notes.append(f"{relative}: {type(error).__name__}")
         return
@@ -303,8 +320,12 @@ def check(world: World, seed: int, names: tuple[str, ...], url: str, again: bool
         case = make_case(world, seed, names, url)
     before = world.snapshot()
     # now and then in a process of its own; never where that would miss what `World.patched` keeps apart
-    apart = seed % 97 == 5 and case.user is None and case.largest_file is None and case.name.startswith(("vendor",
-    "channel list", "env"))
+    apart = (
+        seed % 97 == 5
+        and case.user is None
+        and case.largest_file is None
+        and case.name.startswith(("vendor", "channel list", "env"))
+    )
     apart = apart and not any(word in " ".join(case.notes) for word in ("HOME", "http", "TMPDIR"))
     outcome = run_apart(world, case) if apart else run(world, case)
     wrong = faults(case, outcome, before, world.snapshot())
@@ -322,8 +343,10 @@ def check_full_disk(world: World, seed: int, names: tuple[str, ...], disk: Disk)
     case = _undamaged(world, seed, rng.choices(names, [COMMANDS[one].share for one in names])[0])
     case.damaged += case.command.before
     before = world.snapshot()
-    kind, amount = rng.choice(("bytes", "bytes", "bytes", "files", "read-only")), rng.choice((0, 1, 5, rng.randrange(60),
-    rng.randrange(200)))
+    kind, amount = (
+        rng.choice(("bytes", "bytes", "bytes", "files", "read-only")),
+        rng.choice((0, 1, 5, rng.randrange(60), rng.randrange(200))),
+    )
     case.notes.append(f"{amount} {'pages' if kind == 'bytes' else kind} are left" if kind != "read-only" else kind)
     with disk.limited(kind, amount):
         outcome = run(world, case)
@@ -341,8 +364,10 @@ def check_interrupted(world: World, seed: int, names: tuple[str, ...]) -> tuple[
     """Interrupt or terminate a command at a moment of its run; the next run may have to clear away what it could not."""
     rng = random.Random(seed)
     case = _undamaged(world, seed, rng.choices(names, [COMMANDS[one].share for one in names])[0])
-    case.signal, case.after = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), rng.choice((0.003, 0.03,
-    0.3)) * rng.random() + 1e-4
+    case.signal, case.after = (
+        rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
+        rng.choice((0.003, 0.03, 0.3)) * rng.random() + 1e-4,
+    )
     case.notes.append(f"{case.signal.name} after {case.after:.4f} s")
     before = world.snapshot()
     outcome = run(world, case)

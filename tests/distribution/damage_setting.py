@@ -73,10 +73,20 @@ CHANNEL = {
     "dist/.channel.generations/000001": "folder",
 }  # fmt: skip
 TREE = {"tree/settings.json": "json", "tree": "folder", "repo/pyproject.toml": "toml", "repo/vendor/llama.cpp/pin.toml": "toml"}
-TOOLKIT = {"toolkit.toml": "toml", "cache/{toolkit}/manifest.json": "json", "cache/{toolkit}/bin/nvcc": "file",
-"cache/{toolkit}": "folder", "cache": "folder"}
-SEED = {"pins.toml": "toml", "cache/{seed}/seed.json": "json",
-"cache/{seed}/noarch/a-1-0.conda": "file", "cache/{seed}": "folder", "cache": "folder"}
+TOOLKIT = {
+    "toolkit.toml": "toml",
+    "cache/{toolkit}/manifest.json": "json",
+    "cache/{toolkit}/bin/nvcc": "file",
+    "cache/{toolkit}": "folder",
+    "cache": "folder",
+}
+SEED = {
+    "pins.toml": "toml",
+    "cache/{seed}/seed.json": "json",
+    "cache/{seed}/noarch/a-1-0.conda": "file",
+    "cache/{seed}": "folder",
+    "cache": "folder",
+}
 ENVIRONMENT = {"environment-local.yml": "yml", "environment-local.yml ": "yml", **CHANNEL, **KEYS}
 FOLDER = ("--folder", "{w}/repo/vendor/llama.cpp")
 SOURCE = ("repo/vendor/llama.cpp/source", "repo/vendor/llama.cpp/.source-state")
@@ -198,8 +208,11 @@ dependencies:
   # programs
   - llama.cpp
 """
-SETTINGS = {"compiler": "GNU 14.3.0", "cuda": {"version": "13.4.92", "architectures": "120a-real", "cccl": "13.3"},
-"flags": "-O2"}
+SETTINGS = {
+    "compiler": "GNU 14.3.0",
+    "cuda": {"version": "13.4.92", "architectures": "120a-real", "cccl": "13.3"},
+    "flags": "-O2",
+}
 
 
 class _Setting(Setting):

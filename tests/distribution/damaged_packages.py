@@ -25,8 +25,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
-from packed_by_hand import zstd  # noqa: E402
 from package_damages import damaged  # noqa: E402
+from packed_by_hand import zstd  # noqa: E402
 
 MEMORY = 4 << 30
 """Bytes of address space; py-rattler's threads reserve some hundreds of MB of it."""

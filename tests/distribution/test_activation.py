@@ -35,8 +35,9 @@ def environment(folder: Path, name: str) -> Path:
     for scripts, text in (("activate.d", "ORDER=$ORDER$(basename $BASE)"), ("deactivate.d", "true")):
         (prefix / "etc" / "conda" / scripts / "below").mkdir(parents=True)
         for script in ("a one", "b", "below/c"):
-            (prefix / "etc" / "conda" / scripts / f"{script}.sh").write_text(text.replace("$BASE",
-            f"'{script}'").replace("basename", "echo") + "\n")
+            (prefix / "etc" / "conda" / scripts / f"{script}.sh").write_text(
+                text.replace("$BASE", f"'{script}'").replace("basename", "echo") + "\n"
+            )
     activation.write_script(prefix, prefix)
     return prefix
 
@@ -48,8 +49,10 @@ def test_activation(tmp_path, shell, name):
     (tmp_path / "cwd").mkdir()
     command = [shell, "sh"] if shell == "busybox" else [shell]
     done = subprocess.run(
-        [*command, "-c", PROBE], cwd=tmp_path / "cwd", capture_output=True, env={"PATH": os.environ["PATH"],
-        "FOLDER": str(prefix), "HOME": "/nowhere"}
+        [*command, "-c", PROBE],
+        cwd=tmp_path / "cwd",
+        capture_output=True,
+        env={"PATH": os.environ["PATH"], "FOLDER": str(prefix), "HOME": "/nowhere"},
     )
     assert done.returncode == 0 and done.stderr == b"", done.stderr
     found, default, first, order, prompt = done.stdout.split(b"\0")[:5]
@@ -83,8 +86,9 @@ def test_the_script_is_one_of_the_shell(tmp_path, shell):
         assert subprocess.run([shell, "-n", tmp_path / "activate.sh"], capture_output=True).returncode == 0, (number, name)
 
 
-@pytest.mark.parametrize("name", ["", "base", "root", ".x", "a/b", "a b", "a:b", "a#b", "new\nline", "\x1b", "x" * 300,
-"ü" * 150, ".."])
+@pytest.mark.parametrize(
+    "name", ["", "base", "root", ".x", "a/b", "a b", "a:b", "a#b", "new\nline", "\x1b", "x" * 300, "ü" * 150, ".."]
+)
 def test_names_that_an_environment_cannot_have(name):
     with pytest.raises(EnvironmentFileError) as caught:
         places.find_prefix(name)

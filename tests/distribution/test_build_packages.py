@@ -19,10 +19,10 @@ from engine_carrier import Setting
 
 engine = pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
-from distribution.packaging import inputs, packages, verify  # noqa: E402
-from distribution.packaging.normalise import members, normalise  # noqa: E402
 from distribution.errors import BuildError, DamagedPackageError, NotReproducibleError  # noqa: E402
 from distribution.files import REPOSITORY  # noqa: E402
+from distribution.packaging import inputs, packages, verify  # noqa: E402
+from distribution.packaging.normalise import members, normalise  # noqa: E402
 
 STAMP = 1_790_812_800  # 1 October 2026
 
@@ -355,9 +355,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_named_before_anything_is_
     assert caught.value.remedy == "name another folder: --output" and "rm -r" not in str(caught.value)
 
 
-def test_a_folder_that_becomes_full_or_denied_keeps_no_part_of_a_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_becomes_full_or_denied_keeps_no_part_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, target = build(tmp_path / "place"), tmp_path / "output" / "linux-64" / "made.conda"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
@@ -424,7 +422,11 @@ def test_the_inspection_of_the_cuda_package_fails_when_it_is_too_large(tmp_path:
                 inspection.check_size(package)
 
 
-@pytest.mark.parametrize("arguments", [{"channels": ["/tmp/a \udcff"]}, {"output": Path("/tmp/a \udcff")}, {"repository": Path("/tmp/a \udcff")}], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [{"channels": ["/tmp/a \udcff"]}, {"output": Path("/tmp/a \udcff")}, {"repository": Path("/tmp/a \udcff")}],
+    ids=str,
+)
 def test_names_that_the_build_engine_cannot_take_are_refused(arguments) -> None:
     with pytest.raises(BuildError, match="is not UTF-8"):
         packages.build(**arguments)

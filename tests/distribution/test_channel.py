@@ -19,8 +19,8 @@ from conda_packages import COMMIT, ROOT, place, release, solve, write_package  #
 from distribution.channel import commands, environments, generations, publishing
 from distribution.channel.generations import KEPT_GENERATIONS, Channel
 from distribution.channel.inspection import inspect
-from distribution.channel.pruning import prune
 from distribution.channel.manifest import Wanted
+from distribution.channel.pruning import prune
 from distribution.channel.publishing import State
 from distribution.channel.verification import verify
 from distribution.errors import (
@@ -108,9 +108,7 @@ def test_the_same_again_changes_nothing(place, tmp_path):
 
 def test_a_name_with_other_content_is_refused(place, tmp_path):
     place.publish(*release(tmp_path / "one", 0))
-    other = write_package(
-        tmp_path / "other", "libllama", "0.4.0", "ha0_0", files={"x": b"x"}, extra={"llama_cpp_commit": COMMIT}
-    )
+    other = write_package(tmp_path / "other", "libllama", "0.4.0", "ha0_0", files={"x": b"x"}, extra={"llama_cpp_commit": COMMIT})
     with pytest.raises(PackageExistsError) as caught:
         place.publish(*release(tmp_path / "two", 1), other)
     assert "build number" in caught.value.remedy

@@ -91,9 +91,7 @@ def test_the_key_is_made_once_and_for_its_owner_alone(published, tmp_path):
 
 def test_many_first_uses_make_one_key(place, tmp_path):
     made: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: made.append(keys.fingerprint(keys.signing_key().public_key()))) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: made.append(keys.fingerprint(keys.signing_key().public_key()))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -16,8 +16,14 @@ from engine_carrier import ROOT
 from distribution import console
 from distribution.errors import PinError
 
-COMMANDS = ("vendor --folder $PIN status", "vendor --folder $PIN status --json", "toolkit --status", "--help", "channel --help",
-"vendor --no-such")
+COMMANDS = (
+    "vendor --folder $PIN status",
+    "vendor --folder $PIN status --json",
+    "toolkit --status",
+    "--help",
+    "channel --help",
+    "vendor --no-such",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +36,13 @@ def pin(tmp_path, monkeypatch):
 
 def shell(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script of bash in the repository, with ``D`` as the command."""
-    command = f"D() {{ {shlex.quote(sys.executable)} -m distribution \"$@\"; }}"
+    command = f'D() {{ {shlex.quote(sys.executable)} -m distribution "$@"; }}'
     return subprocess.run(
-        ["bash", "-c", f"{command}\n{script}"], cwd=ROOT, env={**os.environ, "LLAMA_CPP_SOURCE_DIR": "", **environment},
-        capture_output=True, text=True
+        ["bash", "-c", f"{command}\n{script}"],
+        cwd=ROOT,
+        env={**os.environ, "LLAMA_CPP_SOURCE_DIR": "", **environment},
+        capture_output=True,
+        text=True,
     )
 
 

@@ -26,8 +26,16 @@ from damage_setting import COMMANDS, World  # noqa: E402
 
 SHORT, LONG, PARTS = 12, 500, 40
 """Damaged inputs in a test, and tests: 480 inputs by default (a minute of one core), 20,000 others with those marked slow."""
-WRITERS = ("vendor", "channel publish", "channel import", "channel export", "channel prune", "env create", "env lock -o",
-"provenance")
+WRITERS = (
+    "vendor",
+    "channel publish",
+    "channel import",
+    "channel export",
+    "channel prune",
+    "env create",
+    "env lock -o",
+    "provenance",
+)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,9 @@ sys.path.insert(0, str(ROOT))
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
+from packed_by_hand import add, model, write  # noqa: E402
+from tiny_packages import add_package, index  # noqa: E402
+
 from distribution import environment, files  # noqa: E402
 from distribution.environment import creation, places, solving, specification  # noqa: E402
 from distribution.errors import (  # noqa: E402
@@ -36,8 +39,6 @@ from distribution.errors import (  # noqa: E402
     EnvironmentInstallError,
     HashMismatchError,
 )
-from packed_by_hand import add, model, write  # noqa: E402
-from tiny_packages import add_package, index  # noqa: E402
 
 # before a test gives itself a home of its own
 CACHE = files.cache_dir()

@@ -19,11 +19,11 @@ import pytest
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from measuring import measured  # noqa: E402
-from packed_by_hand import Model, add, at, claims, digest, model, raw_frame, write, zstd  # noqa: E402
+from measuring import measured
+from packed_by_hand import Model, add, at, claims, digest, model, raw_frame, write, zstd
 
-from distribution.environment import lock, package_index  # noqa: E402
-from distribution.errors import ChannelUnreachableError, HashMismatchError  # noqa: E402
+from distribution.environment import lock, package_index
+from distribution.errors import ChannelUnreachableError, HashMismatchError
 
 PAYLOAD = 8 << 20
 

@@ -17,15 +17,15 @@ import pytest
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from conda_packages import place  # noqa: E402, F401
-from measuring import measured  # noqa: E402
-from packed_by_hand import Entry, claims, model, write  # noqa: E402
-from tiny_packages import index  # noqa: E402
-from trusted_keys import create, elsewhere, key, owner  # noqa: E402, F401
+from conda_packages import place  # noqa: F401
+from measuring import measured
+from packed_by_hand import Entry, claims, model, write
+from tiny_packages import index
+from trusted_keys import create, elsewhere, key, owner  # noqa: F401
 
-from distribution.channel import inspection  # noqa: E402
-from distribution.environment import creation, room  # noqa: E402
-from distribution.errors import ChannelUnreachableError, DamagedPackageError, DiskSpaceError  # noqa: E402
+from distribution.channel import inspection
+from distribution.environment import creation, room
+from distribution.errors import ChannelUnreachableError, DamagedPackageError, DiskSpaceError
 
 MIB = 1 << 20
 LISTED = {"path_type": "hardlink", "sha256": hashlib.sha256(b"x").hexdigest(), "size_in_bytes": 1}

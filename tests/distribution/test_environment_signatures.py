@@ -17,6 +17,10 @@ pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 pytest.importorskip("cryptography")
 
+from rattler import Channel as CondaChannel  # noqa: E402
+from rattler import RepoDataRecord
+from tiny_packages import add_package, index  # noqa: E402
+
 from distribution import environment, files  # noqa: E402
 from distribution.channel import keys, manifest, signing  # noqa: E402
 from distribution.channel.generations import Channel  # noqa: E402
@@ -24,8 +28,6 @@ from distribution.channel.publishing import publish  # noqa: E402
 from distribution.channel.verification import verify  # noqa: E402
 from distribution.environment import signatures, solving, specification  # noqa: E402
 from distribution.errors import ChannelDamagedError, ChannelNotFoundError, UnsignedPackageError  # noqa: E402
-from rattler import Channel as CondaChannel, RepoDataRecord  # noqa: E402
-from tiny_packages import add_package, index  # noqa: E402
 
 FILE = """\
 name: dev

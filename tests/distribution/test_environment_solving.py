@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT))
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
+from tiny_packages import add_package, index  # noqa: E402
+
 from distribution import environment  # noqa: E402
 from distribution.environment import lock, solving, specification  # noqa: E402
 from distribution.errors import (  # noqa: E402
@@ -29,7 +31,6 @@ from distribution.errors import (  # noqa: E402
     HashMismatchError,
 )
 from distribution.hardware import VARIANTS, Gpu, Hardware  # noqa: E402
-from tiny_packages import add_package, index  # noqa: E402
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
 H100 = Gpu("NVIDIA H100", (9, 0))

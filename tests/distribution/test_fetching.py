@@ -140,8 +140,9 @@ def test_an_address_is_sent_as_a_browser_sends_it(url):
     assert fetch_bytes(f"HTTP{url.removeprefix('http')}/good", LIMIT, 10) == b"[]"
 
 
-@pytest.mark.parametrize("proxy", ["x", "http://", "http://[", "::", " ", "file:///x", "socks5://127.0.0.1:9",
-"http://127.0.0.1:9"])
+@pytest.mark.parametrize(
+    "proxy", ["x", "http://", "http://[", "::", " ", "file:///x", "socks5://127.0.0.1:9", "http://127.0.0.1:9"]
+)
 def test_a_proxy_that_is_none(proxy, monkeypatch):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)

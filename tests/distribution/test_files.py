@@ -40,8 +40,9 @@ def odd(tmp_path, monkeypatch):
     return specials(tmp_path)
 
 
-@pytest.mark.parametrize("read", [files.open_regular, files.sha256_of, lambda path: files.read_regular(path, 10)], ids=["open",
-"hash", "read"])
+@pytest.mark.parametrize(
+    "read", [files.open_regular, files.sha256_of, lambda path: files.read_regular(path, 10)], ids=["open", "hash", "read"]
+)
 def test_only_plain_files_are_read(odd, read):
     opened = len(os.listdir("/proc/self/fd"))
     for name, path in odd.items():
@@ -116,8 +117,11 @@ def test_whatever_is_in_the_place_of_a_folder_is_removed(odd, tmp_path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "kept").write_text("x")
     (tmp_path / "link").symlink_to("outside")
-    for path in (*(odd[name] for name in ("folder", "named pipe", "socket", "link to nothing", "loop")), tmp_path / "link",
-    tmp_path / "missing"):
+    for path in (
+        *(odd[name] for name in ("folder", "named pipe", "socket", "link to nothing", "loop")),
+        tmp_path / "link",
+        tmp_path / "missing",
+    ):
         files.remove_tree(path)
         assert not os.path.lexists(path)
     assert (tmp_path / "outside" / "kept").exists()

@@ -21,12 +21,12 @@ import pytest
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from measuring import measured  # noqa: E402
-from packed_by_hand import WIDE, Entry, Model, Zip, add, at, claims, digest, model, raw_frame, read, write, zstd  # noqa: E402
+from measuring import measured
+from packed_by_hand import WIDE, Entry, Model, Zip, add, at, claims, digest, model, raw_frame, read, write, zstd
 
-from distribution import conda_archive  # noqa: E402
-from distribution.channel.inspection import LARGEST_INFO, LARGEST_PAYLOAD, inspect  # noqa: E402
-from distribution.errors import DamagedPackageError  # noqa: E402
+from distribution import conda_archive
+from distribution.channel.inspection import LARGEST_INFO, LARGEST_PAYLOAD, inspect
+from distribution.errors import DamagedPackageError
 
 
 def test_as_rattler_build_writes_them(tmp_path):

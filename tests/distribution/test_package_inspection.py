@@ -17,14 +17,14 @@ import pytest
 
 pytest.importorskip("rattler")
 
-from conda_packages import place, write_package  # noqa: E402, F401
-from document_damages import SPECS  # noqa: E402
-from packed_by_hand import PLACEHOLDER, Entry, Model, add, at, digest, entry, model, packed, read, write, zstd  # noqa: E402
+from conda_packages import place, write_package  # noqa: F401
+from document_damages import SPECS
+from packed_by_hand import PLACEHOLDER, Entry, Model, add, at, digest, entry, model, packed, read, write, zstd
 
-from distribution.channel import inspection, trial  # noqa: E402
-from distribution.channel.inspection import inspect  # noqa: E402
-from distribution.channel.verification import verify  # noqa: E402
-from distribution.errors import DamagedPackageError, DiskSpaceError  # noqa: E402
+from distribution.channel import inspection, trial
+from distribution.channel.inspection import inspect
+from distribution.channel.verification import verify
+from distribution.errors import DamagedPackageError, DiskSpaceError
 
 GENERATOR = Path(__file__).with_name("damaged_packages.py")
 

@@ -11,8 +11,8 @@ import ipaddress
 import json
 import os
 import re
-import shlex
 import resource
+import shlex
 import ssl
 import subprocess
 import sys

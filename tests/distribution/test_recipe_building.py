@@ -360,8 +360,10 @@ def test_two_builds_at_once_do_not_meet(build: Build, tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
     running = [
         subprocess.Popen(
-            ["bash", "-c", script, "-", sys.executable, str(one), str(tmp_path / str(number))], env=environment,
-            stdout=subprocess.PIPE, text=True,
+            ["bash", "-c", script, "-", sys.executable, str(one), str(tmp_path / str(number))],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         )  # fmt: skip
         for number in range(6)
     ]

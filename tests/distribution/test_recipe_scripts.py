@@ -144,9 +144,7 @@ def elftools() -> str:
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("operator-new", True), ("iostream", True), ("own", False)])
-def test_a_library_that_takes_over_a_symbol_of_libstdcxx_is_found(
-    tmp_path: Path, elftools: str, name: str, wrong: bool
-) -> None:
+def test_a_library_that_takes_over_a_symbol_of_libstdcxx_is_found(tmp_path: Path, elftools: str, name: str, wrong: bool) -> None:
     if not shutil.which("g++"):
         pytest.skip("needs g++")
     lib = tmp_path / "lib"

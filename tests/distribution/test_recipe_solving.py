@@ -34,9 +34,7 @@ OURS = ("libllama", "libggml-cuda", "llama.cpp", "llama-cpp-python")
 
 @pytest.fixture(scope="module")
 def rendered() -> dict[str, dict[str, Any]]:
-    return {
-        label: {one.recipe.package.name: one for one in packages.render(names)} for label, names in VARIANTS.items()
-    }
+    return {label: {one.recipe.package.name: one for one in packages.render(names)} for label, names in VARIANTS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,10 @@ def solve(
 
     async def run() -> list[Any]:
         return await rattler.solve(
-            sources=sources, specs=list(specs), platforms=["linux-64", "noarch"], virtual_packages=machine,
+            sources=sources,
+            specs=list(specs),
+            platforms=["linux-64", "noarch"],
+            virtual_packages=machine,
             channel_priority=getattr(rattler.ChannelPriority, priority.capitalize()),
         )
 

@@ -13,10 +13,9 @@ sys.path.insert(0, str(ROOT))
 
 pytest.importorskip("rattler_build")
 
+import yaml  # noqa: E402
 from rattler.package_streaming import extract  # noqa: E402
 from rattler_build import RattlerBuildError, Stage0Recipe, ToolConfiguration, VariantConfig  # noqa: E402
-
-import yaml  # noqa: E402
 
 from distribution.errors import DiskSpaceError, DownloadError  # noqa: E402
 from distribution.packaging import packages  # noqa: E402

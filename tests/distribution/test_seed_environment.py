@@ -166,8 +166,7 @@ for package in interpreter.packages(python, Path(sys.argv[2]), work):
 def debian_python() -> Path | None:
     python = Path("/usr/bin/python3")
     probe = (
-        "import site, sys;"
-        "print(sys.version_info >= (3, 10) and any('dist-packages' in path for path in site.getsitepackages()))"
+        "import site, sys;print(sys.version_info >= (3, 10) and any('dist-packages' in path for path in site.getsitepackages()))"
     )
     if not python.exists():
         return None

@@ -128,9 +128,8 @@ def test_an_environment_file_without_tls_that_nothing_vouches_for(owner, key, el
         page.shutdown()
     # beside a signed channel, and not signed
     (owner.channel.current() / "team.yml").write_text(TEMPLATE)
-    with server(owner.channel) as address:
-        with pytest.raises(UnsignedPackageError, match="nothing vouches"):
-            create("-f", f"{address}/team.yml", "--channel", owner.channel.path, "--key", key)
+    with server(owner.channel) as address, pytest.raises(UnsignedPackageError, match="nothing vouches"):
+        create("-f", f"{address}/team.yml", "--channel", owner.channel.path, "--key", key)
 
 
 @pytest.mark.parametrize("name", ["environment.yml", "environment-cpu.yml", "explicit.txt"])

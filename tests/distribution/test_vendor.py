@@ -118,9 +118,7 @@ def test_python_without_pip_uses_the_bundled_one(setting, tmp_path):
     python = tmp_path / "bare/bin/python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", python.parents[1]], check=True)
     script = "import sys; from distribution.__main__ import main; sys.exit(main())"
-    done = subprocess.run(
-        [python, "-c", script, "vendor", "--folder", setting.folder], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([python, "-c", script, "vendor", "--folder", setting.folder], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert setting.status().current
 
@@ -262,8 +260,7 @@ def test_killed_run_is_cleared_up_by_the_next(setting):
 
 def test_two_at_once_both_succeed(setting):
     runs = [
-        subprocess.Popen([sys.executable, "-m", "distribution", "vendor", "--folder", setting.folder], cwd=ROOT)
-        for _ in range(2)
+        subprocess.Popen([sys.executable, "-m", "distribution", "vendor", "--folder", setting.folder], cwd=ROOT) for _ in range(2)
     ]
     assert [run.wait() for run in runs] == [0, 0]
     assert setting.status().current and setting.leftovers() == []

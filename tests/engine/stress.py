@@ -19,7 +19,29 @@ import tiny_models
 
 from llama_cpp import Llama, LlamaRAMCache
 
-WORDS = "the hello a of and to in world that is was for on are with they be at one have this".split()
+WORDS = [
+    "the",
+    "hello",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "world",
+    "that",
+    "is",
+    "was",
+    "for",
+    "on",
+    "are",
+    "with",
+    "they",
+    "be",
+    "at",
+    "one",
+    "have",
+    "this",
+]
 
 
 class Case:

@@ -7,8 +7,8 @@ import pytest
 import tiny_models
 from test_memory_kinds import answer, cached
 
-from llama_cpp.capi.backends import has_gpu
 from llama_cpp import Llama
+from llama_cpp.capi.backends import has_gpu
 from llama_cpp.errors import AdapterLoadError, InvalidArgumentError, InvalidGGUFError, ModelNotFoundError
 
 

@@ -17,18 +17,39 @@ import pytest
 from llama_cpp import Llama
 from llama_cpp.engine import batches
 from llama_cpp.engine.decoder import Decoder
+from llama_cpp.engine.params import SamplingParams
 from llama_cpp.engine.prefix_tree import PrefixTree
 from llama_cpp.engine.requests import Handle, Request
 from llama_cpp.engine.sampler import Sampler
-from llama_cpp.engine.params import SamplingParams
 from llama_cpp.errors import ContextFullError, InvalidArgumentError, ModelBusyError, ModelClosedError
-
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
 from gguf_writer import tiny_model
 
-WORDS = "the hello a of and to in world that is was for on are with they be at one have this".split()
+WORDS = [
+    "the",
+    "hello",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "world",
+    "that",
+    "is",
+    "was",
+    "for",
+    "on",
+    "are",
+    "with",
+    "they",
+    "be",
+    "at",
+    "one",
+    "have",
+    "this",
+]
 
 
 @pytest.fixture(scope="module")
@@ -303,9 +324,7 @@ def test_sixty_four_threads_of_all_kinds(llm):
 
 @pytest.mark.parametrize("unified", [True, False])
 @pytest.mark.parametrize(("seconds", "n_prompts", "in_between"), [(1e6, 5, False), (0.0, 5, True), (1e6, 1, True)])
-def test_many_prompts_go_first_and_a_long_one_takes_turns(
-    tiny, monkeypatch, unified, seconds, n_prompts, in_between
-):
+def test_many_prompts_go_first_and_a_long_one_takes_turns(tiny, monkeypatch, unified, seconds, n_prompts, in_between):
     monkeypatch.setattr(batches.Burst, "SECONDS", seconds)
     kinds = []  # of the batches: "r" for reading, "g" for generating, "rg" for both
 
@@ -345,7 +364,7 @@ def test_an_abandoned_stream_gives_its_sequence_back(small):
         next(stream)
     before = small._open_engine.statistics.n_tokens
     del stream, streams
-    assert text(small, "The capital of France is") .startswith(" Paris")
+    assert text(small, "The capital of France is").startswith(" Paris")
     engine = idle(small)
     assert engine.statistics.n_tokens - before < 300
 

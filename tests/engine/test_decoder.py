@@ -34,8 +34,19 @@ def test_attention_can_be_told_to_compute_a_token_in_one_way(smollm2):
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "without flash attention"])
 def test_cells_move_where_room_is_only_before_them(smollm2, kind):
     """A sequence's cells stay in the order of its positions; what is shared moves with everybody who has it."""
-    how = {"q8_0": {"type_k": ggml.GGML_TYPE_Q8_0, "type_v": ggml.GGML_TYPE_Q8_0}, "without flash attention": {"flash_attn_type": 0}}
-    params = {"n_ctx": 256, "n_batch": 64, "n_ubatch": 64, "n_seq_max": 4, "n_threads": 1, "n_threads_batch": 1, "kv_unified": True}
+    how = {
+        "q8_0": {"type_k": ggml.GGML_TYPE_Q8_0, "type_v": ggml.GGML_TYPE_Q8_0},
+        "without flash attention": {"flash_attn_type": 0},
+    }
+    params = {
+        "n_ctx": 256,
+        "n_batch": 64,
+        "n_ubatch": 64,
+        "n_seq_max": 4,
+        "n_threads": 1,
+        "n_threads_batch": 1,
+        "kv_unified": True,
+    }
     tokens = [1000 + i for i in range(200)]
 
     def read(decoder, sequence, start, end, token=0):

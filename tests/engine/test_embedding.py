@@ -77,7 +77,24 @@ def test_real_weights_give_what_the_paper_says(real):
     weights, words = minilm.weights(), minilm.vocabulary()
     with load(real, pooling_type=NONE) as llm:
         tokens = llm.tokenize(TEXT.encode())
-        pieces = "[CLS] the quick brown fox ' s un ##bel ##ie ##va ##bly token ##ization . [SEP]".split()
+        pieces = [
+            "[CLS]",
+            "the",
+            "quick",
+            "brown",
+            "fox",
+            "'",
+            "s",
+            "un",
+            "##bel",
+            "##ie",
+            "##va",
+            "##bly",
+            "token",
+            "##ization",
+            ".",
+            "[SEP]",
+        ]
         assert [words[token] for token in tokens] == pieces
         found = np.array(llm.embed(TEXT))
     expected = minilm.reference(tokens, weights)
@@ -145,7 +162,9 @@ def test_a_classifier_gives_scores(models):
     with load(path, pooling_type=RANK) as llm:
         found = np.array(llm.embed(texts))
         assert found.shape == (len(texts), 1)
-        np.testing.assert_allclose(found, expected, atol=0.1 if has_gpu() else 0.04)  # what is multiplied with weights of 8 bits has 8 bits, too
+        np.testing.assert_allclose(
+            found, expected, atol=0.1 if has_gpu() else 0.04
+        )  # what is multiplied with weights of 8 bits has 8 bits, too
         assert np.corrcoef(found[:, 0], expected[:, 0])[0, 1] > 0.95
         assert are_vectors(llm.embed(texts, normalize=True), found.tolist())
     with pytest.raises(InvalidArgumentError, match="RANK needs a model that classifies"):
@@ -166,7 +185,9 @@ def test_forms_of_input_and_output(real):
         assert (answer["object"], answer["model"], answer["usage"]) == ("list", "mini", {"prompt_tokens": 19, "total_tokens": 19})
         assert [(entry["object"], entry["index"]) for entry in answer["data"]] == [("embedding", 0), ("embedding", 1)]
         assert are_vectors([answer["data"][0]["embedding"]], [one])
-        assert [entry["index"] for entry in llm.create_embedding(TEXT)["data"]] == [0] and llm.create_embedding(TEXT)["model"] == str(real)
+        assert [entry["index"] for entry in llm.create_embedding(TEXT)["data"]] == [0] and llm.create_embedding(TEXT)[
+            "model"
+        ] == str(real)
     with load(real, pooling_type=NONE) as llm:
         for vector in llm.embed(TEXT, normalize=True):
             assert np.linalg.norm(vector) == pytest.approx(1)

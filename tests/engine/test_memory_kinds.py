@@ -53,7 +53,9 @@ def prompts(seed, n=12):
     return [text[: numbers.randrange(0, 250)] + numbers.choices(range(3, 270), k=numbers.randrange(1, 60)) for _ in range(n)]
 
 
-@pytest.mark.parametrize("cache", [{"kv_unified": False}, {"kv_unified": True, "n_kv": 1536}, {"kv_unified": True, "n_kv": 768}], ids=str)
+@pytest.mark.parametrize(
+    "cache", [{"kv_unified": False}, {"kv_unified": True, "n_kv": 1536}, {"kv_unified": True, "n_kv": 768}], ids=str
+)
 @pytest.mark.parametrize("kind", [*GENERATIVE, "window, short"])
 def test_together_and_cached_is_as_alone(models, kind, cache):
     """In a cache of each one's own, in a shared one, and in a shared one where room must be made all the time."""

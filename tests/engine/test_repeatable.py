@@ -15,7 +15,13 @@ from llama_cpp import LlamaRAMCache
 
 UNIT = 64
 """Tokens of a batch: beginnings of prompts are reused up to multiples of it."""
-CACHES = [{}, {"kv_unified": False, "n_kv": 2048}, {"n_parallel": 1}, {"n_kv": 700}, {"kv_unified": False, "n_kv": 512, "n_parallel": 1}]
+CACHES = [
+    {},
+    {"kv_unified": False, "n_kv": 2048},
+    {"n_parallel": 1},
+    {"n_kv": 700},
+    {"kv_unified": False, "n_kv": 512, "n_parallel": 1},
+]
 
 
 def load(models, kind, **arguments):
@@ -63,7 +69,9 @@ class Caller:
     def disturb(self, pool):
         """What is asked meanwhile, by several at once."""
         if self.numbers.random() < 0.5:
-            list(pool.map(lambda prompt: answer(self.llm, prompt, 6), [self.prompt() for _ in range(self.numbers.randrange(2, 6))]))
+            list(
+                pool.map(lambda prompt: answer(self.llm, prompt, 6), [self.prompt() for _ in range(self.numbers.randrange(2, 6))])
+            )
 
 
 @pytest.mark.parametrize("cache", CACHES, ids=str)

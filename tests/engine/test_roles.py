@@ -103,7 +103,11 @@ def write_adapter(model: str, path) -> str:
 def test_every_kind_by_itself(paths, tmp_path):
     """To generate, for vectors, both with each option; with drafts from its own text and its own heads."""
     some = [{"draft_model": "prompt-lookup"}, {"draft_model": "mtp"}, {"draft_model": "mtp", "n_batch": 1, "n_ubatch": 1}]
-    alone = [{"vocab_only": True}, {"vocab_only": True, "draft_model": "prompt-lookup"}, {"embedding": True, "draft_model": "mtp"}]
+    alone = [
+        {"vocab_only": True},
+        {"vocab_only": True, "draft_model": "prompt-lookup"},
+        {"embedding": True, "draft_model": "mtp"},
+    ]
     asked = [*OPTIONS, *({**option, "embedding": True} for option in OPTIONS), *some, *alone]
     check([(path, one) for path in paths.values() for one in asked], tmp_path, n_working=250)
 

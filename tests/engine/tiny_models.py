@@ -57,8 +57,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 #: Odd ones, which only some tests ask for.
 _MODERN = {**_ATTENTION, "attention.sliding_window": 32, "rope.freq_base_swa": 10000.0}
-_RELATIVE = {**_ATTENTION, "attention.relative_buckets_count": 8, "attention.key_length": 32, "attention.value_length": 32,
-             "decoder_start_token_id": 1}
+_RELATIVE = {
+    **_ATTENTION,
+    "attention.relative_buckets_count": 8,
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+    "decoder_start_token_id": 1,
+}
 ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "places": ("gpt2", {**_ATTENTION, "context_length": 64}),
     "wide vectors": ("qwen3", {**_ATTENTION, "embedding_length_out": 128}),
@@ -137,7 +142,15 @@ def encoded(type_id: int, shape: tuple[int, ...], values: np.ndarray) -> tuple[t
     return entry, bytes(out)
 
 
-_NUMPY = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
+_NUMPY = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "F64": np.float64,
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+}
 
 #: Operations on these want single precision.
 _NEVER_QUANTIZED = ("conv", "gate_inp", "lerp", "time_mix_w", "time_mix_a", "time_mix_v1", "time_mix_v2", "time_mix_g", "ssm_a",

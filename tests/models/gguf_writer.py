@@ -195,9 +195,7 @@ def tiny_model(
     file.set("llama.block_count", U32, n_layer).set("llama.context_length", U32, 256)
     file.set("llama.embedding_length", U32, n_embd).set("llama.feed_forward_length", U32, n_ff)
     file.set("llama.attention.head_count", U32, n_head).set("llama.attention.head_count_kv", U32, n_head_kv)
-    file.set("llama.attention.layer_norm_rms_epsilon", F32, 1e-5).set(
-        "llama.rope.dimension_count", U32, n_embd // n_head
-    )
+    file.set("llama.attention.layer_norm_rms_epsilon", F32, 1e-5).set("llama.rope.dimension_count", U32, n_embd // n_head)
     file.set("llama.rope.freq_base", F32, 10000.0).set("llama.rope.scaling.type", STR, "linear")
     if n_expert:
         file.set("llama.expert_count", U32, n_expert).set("llama.expert_used_count", U32, 2)

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import threading
 import time
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 

@@ -69,9 +69,7 @@ def test_variants_pass(write, options):
 
 
 def test_values_and_types(write):
-    file = (
-        metadata().set("a", U8, 200).set("b", F32, 0.5).set("c", BOOL, True).set("d", U64, 1 << 60).set("e", STR, "ä")
-    )
+    file = metadata().set("a", U8, 200).set("b", F32, 0.5).set("c", BOOL, True).set("d", U64, 1 << 60).set("e", STR, "ä")
     file.array("f", I32, [-1, 2]).array("g", STR, ["x", "", "yz"]).array("h", BOOL, [True, False])
     model = read_gguf(write(file))
     values = {key: model.metadata[key] for key in "abcde"}

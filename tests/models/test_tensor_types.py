@@ -96,7 +96,7 @@ def test_norms_and_biases_in_half_precision(tmp_path, type_name, run_python):
     plain = tiny_models.write("dense", tmp_path / "plain.gguf")
     norms = [tensor.name for tensor in gguf.read_gguf(plain).tensors if "norm" in tensor.name]
     assert norms
-    path = tiny_models.write("dense", tmp_path / "half.gguf", types={name: BY_NAME[type_name] for name in norms})
+    path = tiny_models.write("dense", tmp_path / "half.gguf", types=dict.fromkeys(norms, BY_NAME[type_name]))
     done = run_python(_CHILD, str(path))
     assert done.stdout.endswith("fine\n") and done.returncode == 0, done.stderr
 
