@@ -9,7 +9,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONINSPECT PYTHONOPTIMIZE PYTHO
 # `make -j demo test` would fill one virtual environment twice at once.
 .NOTPARALLEL:
 
-.PHONY: demo test packages tools install bindings benchmark bench-packages clean
+.PHONY: demo test lint format packages tools install bindings benchmark bench-packages clean
 
 demo: ## build the packages for this machine, share them, make the environment, answer a first prompt
 	@$(PYTHON) -m distribution.install --venv $(VENV) --tools
@@ -18,6 +18,18 @@ demo: ## build the packages for this machine, share them, make the environment, 
 test: ## build everything and run the tests
 	@$(PYTHON) -m distribution.install --venv $(VENV) --extra test
 	$(PYTEST) $(ARGS)
+
+lint: ## check style and types, as CI does
+	@$(PYTHON) -m distribution.install --venv $(VENV) --extra test --extra lint
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror native/*.cpp native/*.h
+
+format: ## bring Python and C++ into the form that lint asks for
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/clang-format -i native/*.cpp native/*.h
 
 packages: ## build the conda packages into dist/packages; ARCH=120 for an RTX 5090, ARCH=90, ARCH=cpu
 	@$(PYTHON) -m distribution.install --venv $(VENV) --tools

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import patches
 from .errors import PinError, ProvenanceError
-from .files import REPOSITORY, load_json, load_toml, read_regular, staging_folder
+from .files import REPOSITORY, load_json, read_regular, staging_folder
 from .pin import Pin
 
 PACKAGES = ("libllama", "libggml-cuda", "llama.cpp", "llama-cpp-python")
@@ -192,11 +192,16 @@ def _settings(build_tree: Path | None) -> dict[str, Any]:
 
 
 def _version() -> str:
-    data = load_toml(REPOSITORY / "pyproject.toml")
-    version = data["project"].get("version") if isinstance(data.get("project"), dict) else None
-    if not isinstance(version, str):
-        raise PinError("pyproject.toml has no version", "git checkout -- pyproject.toml")
-    return version
+    """The project's, which stands in the package itself."""
+    source = REPOSITORY / "llama_cpp" / "__init__.py"
+    try:
+        found = re.search(rb'^__version__ = "([\w.+-]+)"', read_regular(source, _LARGEST_SOURCE), re.MULTILINE)
+        if found is None:
+            raise ValueError("it has no __version__")
+        return found[1].decode("ascii")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PinError(f"{source} does not say its version: {reason}", "git checkout -- llama_cpp/__init__.py") from None
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .engine.functions import StoppingCriteriaList as StoppingCriteriaList
     from .llama import Llama as Llama
 
+# the one place; recipe.yaml cannot read it, and a test compares it
 __version__ = "0.4.0"
 
 _HOME = {

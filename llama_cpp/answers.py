@@ -179,7 +179,7 @@ class TextAnswer(Answer):
         found = self._logprobs(len(text), last=True)
         if self._scored is not None and found is None:
             found = responses.text_logprobs([], self._piece, 0)
-        if before := self._prompt_logprobs():
+        if found is not None and (before := self._prompt_logprobs()):
             found = {name: before[name] + values for name, values in found.items()}
         return responses.completion(*self._head, self._echo + text, generation.finish_reason, found)
 

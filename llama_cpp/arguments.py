@@ -52,9 +52,10 @@ def check_unknown(function: Callable[..., Any], name: str, extra: Mapping[str, A
         UnknownArgumentError: nobody has it.
     """
     for keyword, value in extra.items():
-        if value is None or (isinstance(value, (bool, int, float)) and value in _HARMLESS.get(keyword, ())):
-            if keyword in _IGNORED.get(name, {}) or keyword in _LATER.get(name, set()):
-                continue
+        accepted = keyword in _IGNORED.get(name, {}) or keyword in _LATER.get(name, set())
+        harmless = value is None or (isinstance(value, (bool, int, float)) and value in _HARMLESS.get(keyword, ()))
+        if accepted and harmless:
+            continue
         if keyword in _IGNORED.get(name, {}):
             reason = _IGNORED[name][keyword]
             warnings.warn(f"{name}({keyword}=…) has no effect: {reason}.", IgnoredArgumentWarning, stacklevel=3)
@@ -287,9 +288,12 @@ def read_functions(name: str, functions: Any) -> tuple[Callable[..., Any], ...]:
 
 def read_callback(abort_callback: Any) -> Callable[[], bool] | None:
     """What is asked whether a request is still wanted; None for nothing."""
-    if abort_callback is not None and not callable(abort_callback):
+    if abort_callback is None:
+        return None
+    if not callable(abort_callback):
         raise refused("abort_callback", abort_callback, "a function without arguments", "An event's is_set is one.")
-    return abort_callback
+    asked: Callable[[], bool] = abort_callback
+    return asked
 
 
 def read_bias(logit_bias: Any) -> dict[int, float]:

@@ -49,7 +49,9 @@ class AsyncLlama(Uncopyable):
         self, prompt: str | Sequence[int], **arguments: Any
     ) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
         """As :meth:`Llama.create_completion`."""
-        return await self._run(self._llama.create_completion, prompt, **arguments)
+        answer: dict[str, Any] | AsyncIterator[dict[str, Any]]
+        answer = await self._run(self._llama.create_completion, prompt, **arguments)
+        return answer
 
     __call__ = create_completion
 
@@ -57,7 +59,9 @@ class AsyncLlama(Uncopyable):
         self, messages: Sequence[Mapping[str, Any]], **arguments: Any
     ) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
         """As :meth:`Llama.create_chat_completion`."""
-        return await self._run(self._llama.create_chat_completion, messages, **arguments)
+        answer: dict[str, Any] | AsyncIterator[dict[str, Any]]
+        answer = await self._run(self._llama.create_chat_completion, messages, **arguments)
+        return answer
 
     async def embed(
         self,
@@ -74,7 +78,7 @@ class AsyncLlama(Uncopyable):
 
     async def create_embedding(self, input: str | Sequence[int] | Sequence[Text], model: str | None = None) -> dict[str, Any]:
         """As :meth:`Llama.create_embedding`."""
-        given = [input] if embeddings.read_texts(input)[1] else input
+        given: Any = [input] if embeddings.read_texts(input)[1] else input
         vectors, n = await self.embed(given, return_count=True)
         return embeddings.answer(vectors, n, model or self._llama.model_path)
 

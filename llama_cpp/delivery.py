@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .answers import Answer
@@ -68,7 +68,7 @@ class Stream(Uncopyable):
         self.close()
 
 
-def _chunks(answer: Answer, handle: Handle) -> Iterator[dict[str, Any]]:
+def _chunks(answer: Answer, handle: Handle) -> Generator[dict[str, Any], None, None]:
     yield from answer.begin()
     for token in handle:
         if piece := answer.push(token):

@@ -219,17 +219,24 @@ class Llama(Uncopyable):
     @property
     def _open_model(self) -> Model:
         assert self._model is not None
-        self._model.pointer  # raises when closed or forked
+        self._model.in_use().require_open()
         return self._model
+
+    def _require_open(self) -> None:
+        self._open_model.in_use().require_open()
+
+    def _require_engine(self) -> None:
+        """Makes the engine where there is none yet, and raises where there cannot be one."""
+        _ = self._open_engine
 
     @property
     def _open_engine(self) -> BatchingEngine:
-        self._open_model
+        self._require_open()
         if self._engine is None and self._make_engine is not None:
             with self._opening:
                 self._engine = self._engine or self._make_engine()
                 try:
-                    self._open_model
+                    self._require_open()
                 except LlamaCppError:  # closed meanwhile, by somebody who saw no engine
                     self._engine.close()
                     raise
@@ -239,7 +246,7 @@ class Llama(Uncopyable):
 
     @property
     def _open_embedder(self) -> Embedder:
-        self._open_model
+        self._require_open()
         if self._embedder is None and self._engine is None:
             raise InvalidArgumentError("This model was loaded with vocab_only=True.", remedy="Load it without, for vectors.")
         if self._embedder is None:
@@ -261,11 +268,12 @@ class Llama(Uncopyable):
     @property
     def ctx(self) -> int | None:
         """The ``llama_context *``, for the low-level API."""
-        return (self._embedder or self._open_engine).context_pointer
+        pointer: int | None = (self._embedder or self._open_engine).context_pointer
+        return pointer
 
     def n_ctx(self) -> int:
         """Tokens the context holds."""
-        self._open_model
+        self._require_open()
         return (self._embedder or self._open_engine).n_ctx
 
     def pooling_type(self) -> int:
@@ -312,7 +320,7 @@ class Llama(Uncopyable):
 
     def reset(self) -> None:
         """Forgets what the cache holds."""
-        self._open_model
+        self._require_open()
         if self._embedder is None or self._engine is not None:  # vectors leave nothing
             self._open_engine.reset()
 
@@ -404,7 +412,7 @@ class Llama(Uncopyable):
             prompt: text, or token ids.
             suffix: what comes after the text, for a model that was trained to fill in (the prompt is what comes before).
             max_tokens: None or less than 1 runs until the model ends or the context is full.
-            echo: begin the text with the prompt; with ``logprobs``, its tokens are scored, too. None of them is then taken from the
+            echo: begin the text with the prompt; with ``logprobs``, its tokens are scored, too. None is then taken from the
                 cache, and they are read more slowly.
             stop: strings before the earliest of which the text ends.
             grammar: GBNF that the text must follow.
@@ -525,7 +533,7 @@ class Llama(Uncopyable):
         if templates is None:
             with asking(abort):
                 templates = self._templates = ChatTemplates(self._open_model, self._chat_template, limits=self._limits)
-        self._open_engine
+        self._require_engine()
         request = ChatRequest(
             messages, tools, tool_choice, parallel_tool_calls, response_format, read_grammar(grammar), chat_template_kwargs
         )
@@ -574,7 +582,7 @@ class Llama(Uncopyable):
     def _read_prompt(self, prompt: str | Sequence[int], suffix: str | None = None) -> tuple[str, list[int]]:
         """The prompt as text, and the tokens to begin with, those that ask to fill in before a suffix among them."""
         model = self._open_model
-        self._open_engine
+        self._require_engine()
         whole = suffix is None
         if isinstance(prompt, str):
             text, tokens = prompt, model.tokenize(prompt.encode("utf-8", "replace"), add_special=whole, parse_special=whole)
@@ -610,6 +618,7 @@ class Llama(Uncopyable):
         """A request, not yet submitted, and what turns its tokens into text."""
         model, engine = self._open_model, self._open_engine
         engine.check_prompt(tokens)
+        assert self._adapters is not None  # they are there with an engine
         with asking(abort):
             sampler = Sampler(model, params, engine.n_ctx, self._limits)
         sampler.accept_prompt(tokens)
@@ -617,7 +626,9 @@ class Llama(Uncopyable):
         text = TextStream(model, stop, [ids[0] for ids in single if len(ids) == 1])
         return Request(tokens, sampler, max_tokens, adapters=self._adapters.choose(lora), **request), text
 
-    def _deliver(self, answer: Answer, request: Request, stream: bool, abort: Callable[[], bool] | None) -> Any:
+    def _deliver(
+        self, answer: Answer, request: Request, stream: bool, abort: Callable[[], bool] | None
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Runs a request; returns its response, or its chunks as they come."""
         handle = Handle(request, abort)
         self._open_engine.submit(request)

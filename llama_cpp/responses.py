@@ -55,17 +55,17 @@ def timings(generation: Generation) -> dict[str, Any]:
 
 
 def text_logprobs(
-    entries: Sequence[tuple[TokenLogprobs | None, int]], piece: Callable[[int], bytes], n_before: int, first: int | None = None
+    entries: Sequence[tuple[TokenLogprobs | None, int]], piece: Callable[[int], bytes], n_before: int, first: int = -1
 ) -> dict[str, Any]:
     """Log-probabilities in the form of text completions.
 
     Args:
-        entries: tokens, each with where its text begins, in characters; None for the ``first`` one of a prompt, which follows nothing.
+        entries: tokens, each with where its text begins in characters; None for the ``first`` of a prompt, which follows nothing.
         piece: the bytes of a token.
         n_before: characters before the first one.
     """
     return {
-        "tokens": [_text(piece(first if entry is None else entry.token)) for entry, _ in entries],
+        "tokens": [_text(piece(entry.token if entry is not None else first)) for entry, _ in entries],
         "token_logprobs": [None if entry is None else entry.logprob for entry, _ in entries],
         "top_logprobs": [None if entry is None else _most_probable(entry, piece) for entry, _ in entries],
         "text_offset": [n_before + start for _, start in entries],

@@ -1,4 +1,4 @@
-"""Values that callers give. Numbers of numpy and the like are numbers, as Python's own are; another kind is an error that says so."""
+"""Values that callers give. Numbers of numpy and the like are numbers, as Python's own; another kind is an error that says so."""
 
 from __future__ import annotations
 

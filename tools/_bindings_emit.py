@@ -278,7 +278,7 @@ class Module:
             if meaning.kind in ("scalar", "enum", "record"):
                 return self._hint(meaning)
             if meaning.kind == "pointer" and meaning.target.resolved().kind == "opaque":
-                return f"{kind.name} | None"
+                return f"{kind.name} | {'c_void_p | ' if accepted else ''}None"
             return self._hint(meaning, accepted=accepted, returned=returned)
         if kind.kind == "scalar":
             return SCALARS[kind.name][1]
@@ -293,7 +293,8 @@ class Module:
         if meaning.kind == "function":
             return "Callback"
         if meaning.kind == "opaque" and meaning.name not in FOREIGN:
-            return f"{meaning.name}_p | None"
+            # an out-parameter of another function has filled a c_void_p
+            return f"{meaning.name}_p | {'c_void_p | ' if accepted else ''}None"
         if meaning.kind in ("void", "opaque"):
             return "AddressLike" if accepted else "int | None"
         if meaning.kind == "scalar" and meaning.name == "char":

@@ -528,13 +528,13 @@ def ggml_fopen(fname: bytes | None, mode: bytes | None, /) -> int | None:
 
 
 @bind("ggml-base", None, ggml_object_p_ctypes)
-def ggml_print_object(obj: ggml_object_p | None, /) -> None:
+def ggml_print_object(obj: ggml_object_p | c_void_p | None, /) -> None:
     """void ggml_print_object(const struct ggml_object * obj)"""
     ...
 
 
 @bind("ggml-base", None, ggml_context_p_ctypes)
-def ggml_print_objects(ctx: ggml_context_p | None, /) -> None:
+def ggml_print_objects(ctx: ggml_context_p | c_void_p | None, /) -> None:
     """void ggml_print_objects(const struct ggml_context * ctx)"""
     ...
 
@@ -792,56 +792,56 @@ def ggml_init(params: ggml_init_params, /) -> ggml_context_p | None:
 
 
 @bind("ggml-base", None, ggml_context_p_ctypes)
-def ggml_reset(ctx: ggml_context_p | None, /) -> None:
+def ggml_reset(ctx: ggml_context_p | c_void_p | None, /) -> None:
     """void ggml_reset(struct ggml_context * ctx)"""
     ...
 
 
 @bind("ggml-base", None, ggml_context_p_ctypes)
-def ggml_free(ctx: ggml_context_p | None, /) -> None:
+def ggml_free(ctx: ggml_context_p | c_void_p | None, /) -> None:
     """void ggml_free(struct ggml_context * ctx)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_context_p_ctypes)
-def ggml_used_mem(ctx: ggml_context_p | None, /) -> int:
+def ggml_used_mem(ctx: ggml_context_p | c_void_p | None, /) -> int:
     """size_t ggml_used_mem(const struct ggml_context * ctx)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_context_p_ctypes)
-def ggml_get_no_alloc(ctx: ggml_context_p | None, /) -> bool:
+def ggml_get_no_alloc(ctx: ggml_context_p | c_void_p | None, /) -> bool:
     """bool ggml_get_no_alloc(struct ggml_context * ctx)"""
     ...
 
 
 @bind("ggml-base", None, ggml_context_p_ctypes, c_bool)
-def ggml_set_no_alloc(ctx: ggml_context_p | None, no_alloc: bool, /) -> None:
+def ggml_set_no_alloc(ctx: ggml_context_p | c_void_p | None, no_alloc: bool, /) -> None:
     """void ggml_set_no_alloc(struct ggml_context * ctx, bool no_alloc)"""
     ...
 
 
 @bind("ggml-base", c_void_p, ggml_context_p_ctypes)
-def ggml_get_mem_buffer(ctx: ggml_context_p | None, /) -> int | None:
+def ggml_get_mem_buffer(ctx: ggml_context_p | c_void_p | None, /) -> int | None:
     """void * ggml_get_mem_buffer(const struct ggml_context * ctx)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_context_p_ctypes)
-def ggml_get_mem_size(ctx: ggml_context_p | None, /) -> int:
+def ggml_get_mem_size(ctx: ggml_context_p | c_void_p | None, /) -> int:
     """size_t ggml_get_mem_size(const struct ggml_context * ctx)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_context_p_ctypes)
-def ggml_get_max_tensor_size(ctx: ggml_context_p | None, /) -> int:
+def ggml_get_max_tensor_size(ctx: ggml_context_p | c_void_p | None, /) -> int:
     """size_t ggml_get_max_tensor_size(const struct ggml_context * ctx)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, ggml_type, c_int, POINTER(c_int64))
 def ggml_new_tensor(
-    ctx: ggml_context_p | None, type: int, n_dims: int, ne: PointerLike[c_int64], /
+    ctx: ggml_context_p | c_void_p | None, type: int, n_dims: int, ne: PointerLike[c_int64], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_new_tensor(
         struct ggml_context * ctx, enum ggml_type type, int n_dims, const int64_t * ne
@@ -850,13 +850,13 @@ def ggml_new_tensor(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, ggml_type, c_int64)
-def ggml_new_tensor_1d(ctx: ggml_context_p | None, type: int, ne0: int, /) -> Pointer[ggml_tensor]:
+def ggml_new_tensor_1d(ctx: ggml_context_p | c_void_p | None, type: int, ne0: int, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_new_tensor_1d(struct ggml_context * ctx, enum ggml_type type, int64_t ne0)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, ggml_type, c_int64, c_int64)
-def ggml_new_tensor_2d(ctx: ggml_context_p | None, type: int, ne0: int, ne1: int, /) -> Pointer[ggml_tensor]:
+def ggml_new_tensor_2d(ctx: ggml_context_p | c_void_p | None, type: int, ne0: int, ne1: int, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_new_tensor_2d(
         struct ggml_context * ctx, enum ggml_type type, int64_t ne0, int64_t ne1
     )"""
@@ -864,7 +864,9 @@ def ggml_new_tensor_2d(ctx: ggml_context_p | None, type: int, ne0: int, ne1: int
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, ggml_type, c_int64, c_int64, c_int64)
-def ggml_new_tensor_3d(ctx: ggml_context_p | None, type: int, ne0: int, ne1: int, ne2: int, /) -> Pointer[ggml_tensor]:
+def ggml_new_tensor_3d(
+    ctx: ggml_context_p | c_void_p | None, type: int, ne0: int, ne1: int, ne2: int, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_new_tensor_3d(
         struct ggml_context * ctx, enum ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2
     )"""
@@ -873,7 +875,7 @@ def ggml_new_tensor_3d(ctx: ggml_context_p | None, type: int, ne0: int, ne1: int
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, ggml_type, c_int64, c_int64, c_int64, c_int64)
 def ggml_new_tensor_4d(
-    ctx: ggml_context_p | None, type: int, ne0: int, ne1: int, ne2: int, ne3: int, /
+    ctx: ggml_context_p | c_void_p | None, type: int, ne0: int, ne1: int, ne2: int, ne3: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_new_tensor_4d(
         struct ggml_context * ctx, enum ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3
@@ -882,37 +884,39 @@ def ggml_new_tensor_4d(
 
 
 @bind("ggml-base", c_void_p, ggml_context_p_ctypes, c_size_t)
-def ggml_new_buffer(ctx: ggml_context_p | None, nbytes: int, /) -> int | None:
+def ggml_new_buffer(ctx: ggml_context_p | c_void_p | None, nbytes: int, /) -> int | None:
     """void * ggml_new_buffer(struct ggml_context * ctx, size_t nbytes)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_dup_tensor(ctx: ggml_context_p | None, src: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_dup_tensor(ctx: ggml_context_p | c_void_p | None, src: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_dup_tensor(struct ggml_context * ctx, const struct ggml_tensor * src)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_view_tensor(ctx: ggml_context_p | None, src: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_view_tensor(ctx: ggml_context_p | c_void_p | None, src: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_view_tensor(struct ggml_context * ctx, struct ggml_tensor * src)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes)
-def ggml_get_first_tensor(ctx: ggml_context_p | None, /) -> Pointer[ggml_tensor]:
+def ggml_get_first_tensor(ctx: ggml_context_p | c_void_p | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_get_first_tensor(const struct ggml_context * ctx)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_get_next_tensor(ctx: ggml_context_p | None, tensor: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_get_next_tensor(
+    ctx: ggml_context_p | c_void_p | None, tensor: PointerLike[ggml_tensor], /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_get_next_tensor(const struct ggml_context * ctx, struct ggml_tensor * tensor)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, c_char_p)
-def ggml_get_tensor(ctx: ggml_context_p | None, name: bytes | None, /) -> Pointer[ggml_tensor]:
+def ggml_get_tensor(ctx: ggml_context_p | c_void_p | None, name: bytes | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_get_tensor(struct ggml_context * ctx, const char * name)"""
     ...
 
@@ -1003,20 +1007,20 @@ def ggml_set_loss(tensor: PointerLike[ggml_tensor], /) -> None:
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_dup(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_dup(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_dup(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_dup_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_dup_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_dup_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_add(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_add(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
@@ -1024,7 +1028,7 @@ def ggml_add(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_add_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_add_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1034,7 +1038,7 @@ def ggml_add_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), ggml_type)
 def ggml_add_cast(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], type: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], type: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_add_cast(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, enum ggml_type type
@@ -1051,7 +1055,7 @@ def ggml_add_cast(
     POINTER(ggml_tensor),
 )
 def ggml_add_id(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     ids: PointerLike[ggml_tensor],
@@ -1065,7 +1069,7 @@ def ggml_add_id(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_add1(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """DEPRECATED struct ggml_tensor * ggml_add1(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1075,7 +1079,7 @@ def ggml_add1(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_add1_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """DEPRECATED struct ggml_tensor * ggml_add1_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1095,7 +1099,7 @@ def ggml_add1_inplace(
     c_size_t,
 )
 def ggml_acc(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     nb1: int,
@@ -1123,7 +1127,7 @@ def ggml_acc(
     c_size_t,
 )
 def ggml_acc_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     nb1: int,
@@ -1141,7 +1145,7 @@ def ggml_acc_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_sub(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sub(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
@@ -1149,7 +1153,7 @@ def ggml_sub(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_sub_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sub_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1159,7 +1163,7 @@ def ggml_sub_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_mul(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_mul(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
@@ -1167,7 +1171,7 @@ def ggml_mul(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_mul_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_mul_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1177,7 +1181,7 @@ def ggml_mul_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_div(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_div(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
@@ -1185,7 +1189,7 @@ def ggml_div(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_div_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_div_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1194,122 +1198,124 @@ def ggml_div_inplace(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sqr(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sqr(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sqr(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sqr_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sqr_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sqr_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sqrt(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sqrt(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sqrt(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sqrt_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sqrt_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sqrt_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_log(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_log(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_log(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_log_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_log_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_log_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_expm1(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_expm1(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_expm1(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_expm1_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_expm1_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_expm1_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_softplus(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_softplus(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_softplus(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_softplus_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_softplus_inplace(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_softplus_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sin(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sin(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sin(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sin_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sin_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sin_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_cos(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_cos(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cos(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_cos_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_cos_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cos_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sum(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sum(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sum(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sum_rows(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sum_rows(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sum_rows(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_cumsum(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_cumsum(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cumsum(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_mean(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_mean(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_mean(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_argmax(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_argmax(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_argmax(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_count_equal(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_count_equal(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1319,7 +1325,7 @@ def ggml_count_equal(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_repeat(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_repeat(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
@@ -1329,7 +1335,7 @@ def ggml_repeat(
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64, c_int64, c_int64, c_int64
 )
 def ggml_repeat_4d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, ne3: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, ne3: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_repeat_4d(
         struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3
@@ -1339,7 +1345,7 @@ def ggml_repeat_4d(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_repeat_back(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_repeat_back(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1349,7 +1355,7 @@ def ggml_repeat_back(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_int)
 def ggml_concat(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], dim: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], dim: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_concat(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, int dim
@@ -1358,86 +1364,86 @@ def ggml_concat(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_abs(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_abs(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_abs(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_abs_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_abs_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_abs_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sgn(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sgn(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sgn(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sgn_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sgn_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sgn_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_neg(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_neg(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_neg(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_neg_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_neg_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_neg_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_step(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_step(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_step(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_step_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_step_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_step_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_tanh(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_tanh(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_tanh(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_tanh_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_tanh_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_tanh_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_elu(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_elu(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_elu(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_elu_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_elu_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_elu_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_relu(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_relu(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_relu(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float, c_bool)
 def ggml_leaky_relu(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], negative_slope: float, inplace: bool, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], negative_slope: float, inplace: bool, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_leaky_relu(
         struct ggml_context * ctx, struct ggml_tensor * a, float negative_slope, bool inplace
@@ -1446,147 +1452,151 @@ def ggml_leaky_relu(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_relu_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_relu_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_relu_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sigmoid(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sigmoid(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sigmoid(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_sigmoid_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_sigmoid_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_sigmoid_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_gelu(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_gelu(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_gelu(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_gelu_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_gelu_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_gelu_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_gelu_erf(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_gelu_erf(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_gelu_erf(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_gelu_erf_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_gelu_erf_inplace(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_gelu_erf_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_gelu_quick(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_gelu_quick(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_gelu_quick(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_gelu_quick_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_gelu_quick_inplace(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_gelu_quick_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_silu(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_silu(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_silu(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_silu_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_silu_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_silu_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_silu_back(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_silu_back(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_hardswish(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_hardswish(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_hardswish(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_hardsigmoid(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_hardsigmoid(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_hardsigmoid(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_exp(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_exp(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_exp(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_exp_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_exp_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_exp_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_floor(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_floor(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_floor(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_floor_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_floor_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_floor_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_ceil(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_ceil(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_ceil(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_ceil_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_ceil_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_ceil_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_round(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_round(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_round(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_round_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_round_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_round_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_trunc(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_trunc(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_trunc(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_trunc_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_trunc_inplace(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_trunc_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
@@ -1595,7 +1605,13 @@ def ggml_trunc_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], 
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float, c_float, c_float, c_float
 )
 def ggml_xielu(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], alpha_n: float, alpha_p: float, beta: float, eps: float, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    alpha_n: float,
+    alpha_p: float,
+    beta: float,
+    eps: float,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_xielu(
         struct ggml_context * ctx, struct ggml_tensor * a, float alpha_n, float alpha_p, float beta, float eps
@@ -1605,7 +1621,7 @@ def ggml_xielu(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), ggml_glu_op, c_bool)
 def ggml_glu(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], op: int, swapped: bool, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], op: int, swapped: bool, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_glu(
         struct ggml_context * ctx, struct ggml_tensor * a, enum ggml_glu_op op, bool swapped
@@ -1614,68 +1630,72 @@ def ggml_glu(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_reglu(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_reglu(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_reglu(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_reglu_swapped(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_reglu_swapped(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_reglu_swapped(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_geglu(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_geglu(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_geglu(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_geglu_swapped(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_geglu_swapped(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_geglu_swapped(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_swiglu(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_swiglu(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_swiglu(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_swiglu_swapped(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_swiglu_swapped(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_swiglu_swapped(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_geglu_erf(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_geglu_erf(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_geglu_erf(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_geglu_erf_swapped(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_geglu_erf_swapped(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_geglu_erf_swapped(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_geglu_quick(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_geglu_quick(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_geglu_quick(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_geglu_quick_swapped(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_geglu_quick_swapped(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_geglu_quick_swapped(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), ggml_glu_op)
 def ggml_glu_split(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], op: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], op: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_glu_split(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, enum ggml_glu_op op
@@ -1685,7 +1705,7 @@ def ggml_glu_split(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_reglu_split(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_reglu_split(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1695,7 +1715,7 @@ def ggml_reglu_split(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_geglu_split(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_geglu_split(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1705,7 +1725,7 @@ def ggml_geglu_split(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_swiglu_split(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_swiglu_split(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1715,7 +1735,7 @@ def ggml_swiglu_split(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_geglu_erf_split(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_geglu_erf_split(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1725,7 +1745,7 @@ def ggml_geglu_erf_split(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_geglu_quick_split(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_geglu_quick_split(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -1743,7 +1763,12 @@ def ggml_geglu_quick_split(
     c_float,
 )
 def ggml_swiglu_oai(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], alpha: float, limit: float, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    alpha: float,
+    limit: float,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_swiglu_oai(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, float alpha, float limit
@@ -1753,7 +1778,7 @@ def ggml_swiglu_oai(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_float)
 def ggml_swiglu_clamp(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], limit: float, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], limit: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_swiglu_clamp(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, float limit
@@ -1762,26 +1787,32 @@ def ggml_swiglu_clamp(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float)
-def ggml_norm(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], eps: float, /) -> Pointer[ggml_tensor]:
+def ggml_norm(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], eps: float, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_norm(struct ggml_context * ctx, struct ggml_tensor * a, float eps)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float)
-def ggml_norm_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], eps: float, /) -> Pointer[ggml_tensor]:
+def ggml_norm_inplace(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], eps: float, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_norm_inplace(struct ggml_context * ctx, struct ggml_tensor * a, float eps)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float)
-def ggml_rms_norm(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], eps: float, /) -> Pointer[ggml_tensor]:
+def ggml_rms_norm(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], eps: float, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_rms_norm(struct ggml_context * ctx, struct ggml_tensor * a, float eps)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float)
 def ggml_rms_norm_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], eps: float, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], eps: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_rms_norm_inplace(struct ggml_context * ctx, struct ggml_tensor * a, float eps)"""
     ...
@@ -1789,7 +1820,7 @@ def ggml_rms_norm_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_float)
 def ggml_group_norm(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], n_groups: int, eps: float, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], n_groups: int, eps: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_group_norm(
         struct ggml_context * ctx, struct ggml_tensor * a, int n_groups, float eps
@@ -1799,7 +1830,7 @@ def ggml_group_norm(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_float)
 def ggml_group_norm_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], n_groups: int, eps: float, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], n_groups: int, eps: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_group_norm_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, int n_groups, float eps
@@ -1808,14 +1839,16 @@ def ggml_group_norm_inplace(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float)
-def ggml_l2_norm(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], eps: float, /) -> Pointer[ggml_tensor]:
+def ggml_l2_norm(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], eps: float, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_l2_norm(struct ggml_context * ctx, struct ggml_tensor * a, float eps)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float)
 def ggml_l2_norm_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], eps: float, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], eps: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_l2_norm_inplace(struct ggml_context * ctx, struct ggml_tensor * a, float eps)"""
     ...
@@ -1823,7 +1856,7 @@ def ggml_l2_norm_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_float)
 def ggml_rms_norm_back(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], eps: float, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], eps: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_rms_norm_back(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, float eps
@@ -1845,7 +1878,7 @@ def ggml_prec_set_src(a: PointerLike[ggml_tensor], prec: int, idx: int, /) -> bo
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_mul_mat(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_mul_mat(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
@@ -1872,7 +1905,7 @@ def ggml_mul_mat_set_hint(a: PointerLike[ggml_tensor], hint: int, /) -> None:
     POINTER(ggml_tensor),
 )
 def ggml_mul_mat_id(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     as_: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     ids: PointerLike[ggml_tensor],
@@ -1886,27 +1919,29 @@ def ggml_mul_mat_id(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_out_prod(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_out_prod(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float)
-def ggml_scale(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], s: float, /) -> Pointer[ggml_tensor]:
+def ggml_scale(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], s: float, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_scale(struct ggml_context * ctx, struct ggml_tensor * a, float s)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float)
-def ggml_scale_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], s: float, /) -> Pointer[ggml_tensor]:
+def ggml_scale_inplace(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], s: float, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_scale_inplace(struct ggml_context * ctx, struct ggml_tensor * a, float s)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float, c_float)
 def ggml_scale_bias(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], s: float, b: float, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], s: float, b: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_scale_bias(struct ggml_context * ctx, struct ggml_tensor * a, float s, float b)"""
     ...
@@ -1914,7 +1949,7 @@ def ggml_scale_bias(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float, c_float)
 def ggml_scale_bias_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], s: float, b: float, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], s: float, b: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_scale_bias_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, float s, float b
@@ -1934,7 +1969,7 @@ def ggml_scale_bias_inplace(
     c_size_t,
 )
 def ggml_set(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     nb1: int,
@@ -1962,7 +1997,7 @@ def ggml_set(
     c_size_t,
 )
 def ggml_set_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     nb1: int,
@@ -1980,7 +2015,7 @@ def ggml_set_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_size_t)
 def ggml_set_1d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], offset: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], offset: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_set_1d(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, size_t offset
@@ -1990,7 +2025,7 @@ def ggml_set_1d(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_size_t)
 def ggml_set_1d_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], offset: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], offset: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_set_1d_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, size_t offset
@@ -2008,7 +2043,12 @@ def ggml_set_1d_inplace(
     c_size_t,
 )
 def ggml_set_2d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], nb1: int, offset: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    nb1: int,
+    offset: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_set_2d(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, size_t nb1, size_t offset
@@ -2026,7 +2066,12 @@ def ggml_set_2d(
     c_size_t,
 )
 def ggml_set_2d_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], nb1: int, offset: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    nb1: int,
+    offset: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_set_2d_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, size_t nb1, size_t offset
@@ -2036,33 +2081,35 @@ def ggml_set_2d_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_cpy(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cpy(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), ggml_type)
-def ggml_cast(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], type: int, /) -> Pointer[ggml_tensor]:
+def ggml_cast(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], type: int, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cast(struct ggml_context * ctx, struct ggml_tensor * a, enum ggml_type type)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_cont(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_cont(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cont(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64)
-def ggml_cont_1d(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, /) -> Pointer[ggml_tensor]:
+def ggml_cont_1d(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cont_1d(struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64, c_int64)
 def ggml_cont_2d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cont_2d(struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0, int64_t ne1)"""
     ...
@@ -2070,7 +2117,7 @@ def ggml_cont_2d(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64, c_int64, c_int64)
 def ggml_cont_3d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cont_3d(
         struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0, int64_t ne1, int64_t ne2
@@ -2082,7 +2129,7 @@ def ggml_cont_3d(
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64, c_int64, c_int64, c_int64
 )
 def ggml_cont_4d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, ne3: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, ne3: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cont_4d(
         struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3
@@ -2092,21 +2139,23 @@ def ggml_cont_4d(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_reshape(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_reshape(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64)
-def ggml_reshape_1d(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, /) -> Pointer[ggml_tensor]:
+def ggml_reshape_1d(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_reshape_1d(struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64, c_int64)
 def ggml_reshape_2d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_reshape_2d(
         struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0, int64_t ne1
@@ -2116,7 +2165,7 @@ def ggml_reshape_2d(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64, c_int64, c_int64)
 def ggml_reshape_3d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_reshape_3d(
         struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0, int64_t ne1, int64_t ne2
@@ -2128,7 +2177,7 @@ def ggml_reshape_3d(
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64, c_int64, c_int64, c_int64
 )
 def ggml_reshape_4d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, ne3: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, ne3: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_reshape_4d(
         struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3
@@ -2138,7 +2187,7 @@ def ggml_reshape_4d(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64, c_size_t)
 def ggml_view_1d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, offset: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, offset: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_view_1d(
         struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0, size_t offset
@@ -2150,7 +2199,7 @@ def ggml_view_1d(
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int64, c_int64, c_size_t, c_size_t
 )
 def ggml_view_2d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, nb1: int, offset: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, nb1: int, offset: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_view_2d(
         struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0, int64_t ne1, size_t nb1, size_t offset
@@ -2171,7 +2220,7 @@ def ggml_view_2d(
     c_size_t,
 )
 def ggml_view_3d(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     ne0: int,
     ne1: int,
@@ -2203,7 +2252,7 @@ def ggml_view_3d(
     c_size_t,
 )
 def ggml_view_4d(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     ne0: int,
     ne1: int,
@@ -2224,7 +2273,13 @@ def ggml_view_4d(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_int, c_int, c_int)
 def ggml_permute(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], axis0: int, axis1: int, axis2: int, axis3: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    axis0: int,
+    axis1: int,
+    axis2: int,
+    axis3: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_permute(
         struct ggml_context * ctx, struct ggml_tensor * a, int axis0, int axis1, int axis2, int axis3
@@ -2233,14 +2288,14 @@ def ggml_permute(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_transpose(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_transpose(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_transpose(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_get_rows(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_get_rows(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b)"""
     ...
@@ -2255,7 +2310,11 @@ def ggml_get_rows(
     POINTER(ggml_tensor),
 )
 def ggml_get_rows_back(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], c: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    c: PointerLike[ggml_tensor],
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_get_rows_back(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, struct ggml_tensor * c
@@ -2272,7 +2331,11 @@ def ggml_get_rows_back(
     POINTER(ggml_tensor),
 )
 def ggml_set_rows(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], c: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    c: PointerLike[ggml_tensor],
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_set_rows(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, struct ggml_tensor * c
@@ -2281,20 +2344,22 @@ def ggml_set_rows(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_diag(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_diag(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_diag(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int)
-def ggml_diag_mask_inf(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], n_past: int, /) -> Pointer[ggml_tensor]:
+def ggml_diag_mask_inf(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], n_past: int, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_diag_mask_inf(struct ggml_context * ctx, struct ggml_tensor * a, int n_past)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int)
 def ggml_diag_mask_inf_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], n_past: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], n_past: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_diag_mask_inf_inplace(struct ggml_context * ctx, struct ggml_tensor * a, int n_past)"""
     ...
@@ -2302,7 +2367,7 @@ def ggml_diag_mask_inf_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int)
 def ggml_diag_mask_zero(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], n_past: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], n_past: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_diag_mask_zero(struct ggml_context * ctx, struct ggml_tensor * a, int n_past)"""
     ...
@@ -2310,7 +2375,7 @@ def ggml_diag_mask_zero(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int)
 def ggml_diag_mask_zero_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], n_past: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], n_past: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_diag_mask_zero_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, int n_past
@@ -2320,7 +2385,7 @@ def ggml_diag_mask_zero_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float, c_float)
 def ggml_clamp(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], min: float, max: float, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], min: float, max: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_clamp(struct ggml_context * ctx, struct ggml_tensor * a, float min, float max)"""
     ...
@@ -2328,7 +2393,7 @@ def ggml_clamp(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float, c_float)
 def ggml_clamp_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], min: float, max: float, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], min: float, max: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_clamp_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, float min, float max
@@ -2337,13 +2402,15 @@ def ggml_clamp_inplace(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_soft_max(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_soft_max(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_soft_max(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor))
-def ggml_soft_max_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_soft_max_inplace(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_soft_max_inplace(struct ggml_context * ctx, struct ggml_tensor * a)"""
     ...
 
@@ -2358,7 +2425,7 @@ def ggml_soft_max_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor
     c_float,
 )
 def ggml_soft_max_ext(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     mask: PointerLike[ggml_tensor],
     scale: float,
@@ -2381,7 +2448,7 @@ def ggml_soft_max_ext(
     c_float,
 )
 def ggml_soft_max_ext_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     mask: PointerLike[ggml_tensor],
     scale: float,
@@ -2410,7 +2477,7 @@ def ggml_soft_max_add_sinks(a: PointerLike[ggml_tensor], sinks: PointerLike[ggml
     c_float,
 )
 def ggml_soft_max_ext_back(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     scale: float,
@@ -2433,7 +2500,7 @@ def ggml_soft_max_ext_back(
     c_float,
 )
 def ggml_soft_max_ext_back_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     scale: float,
@@ -2450,7 +2517,12 @@ def ggml_soft_max_ext_back_inplace(
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_int, c_int
 )
 def ggml_rope(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], n_dims: int, mode: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    n_dims: int,
+    mode: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_rope(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, int n_dims, int mode
@@ -2462,7 +2534,12 @@ def ggml_rope(
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_int, c_int
 )
 def ggml_rope_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], n_dims: int, mode: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    n_dims: int,
+    mode: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_rope_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, int n_dims, int mode
@@ -2488,7 +2565,7 @@ def ggml_rope_inplace(
     c_float,
 )
 def ggml_rope_ext(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     c: PointerLike[ggml_tensor],
@@ -2530,7 +2607,7 @@ def ggml_rope_ext(
     c_float,
 )
 def ggml_rope_multi(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     c: PointerLike[ggml_tensor],
@@ -2572,7 +2649,7 @@ def ggml_rope_multi(
     c_float,
 )
 def ggml_rope_ext_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     c: PointerLike[ggml_tensor],
@@ -2614,7 +2691,7 @@ def ggml_rope_ext_inplace(
     c_float,
 )
 def ggml_rope_multi_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     c: PointerLike[ggml_tensor],
@@ -2655,7 +2732,7 @@ def ggml_rope_multi_inplace(
     c_float,
 )
 def ggml_rope_custom(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     n_dims: int,
@@ -2693,7 +2770,7 @@ def ggml_rope_custom(
     c_float,
 )
 def ggml_rope_custom_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     n_dims: int,
@@ -2742,7 +2819,7 @@ def ggml_rope_yarn_corr_dims(
     c_float,
 )
 def ggml_rope_ext_back(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     c: PointerLike[ggml_tensor],
@@ -2784,7 +2861,7 @@ def ggml_rope_ext_back(
     c_float,
 )
 def ggml_rope_multi_back(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     c: PointerLike[ggml_tensor],
@@ -2830,7 +2907,7 @@ def ggml_rope_set_offset(a: PointerLike[ggml_tensor], n_offs: int, /) -> Pointer
     ggml_type,
 )
 def ggml_im2col(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     s0: int,
@@ -2866,7 +2943,7 @@ def ggml_im2col(
     c_bool,
 )
 def ggml_im2col_back(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     ne: PointerLike[c_int64],
@@ -2888,7 +2965,7 @@ def ggml_im2col_back(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_int, c_int)
 def ggml_col2im_1d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], s0: int, oc: int, p0: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], s0: int, oc: int, p0: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_col2im_1d(struct ggml_context * ctx, struct ggml_tensor * a, int s0, int oc, int p0)"""
     ...
@@ -2905,7 +2982,13 @@ def ggml_col2im_1d(
     c_int,
 )
 def ggml_conv_1d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], s0: int, p0: int, d0: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    s0: int,
+    p0: int,
+    d0: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_conv_1d(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, int s0, int p0, int d0
@@ -2917,7 +3000,7 @@ def ggml_conv_1d(
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_int, c_int
 )
 def ggml_conv_1d_ph(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], s: int, d: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], s: int, d: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_conv_1d_ph(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, int s, int d
@@ -2936,7 +3019,13 @@ def ggml_conv_1d_ph(
     c_int,
 )
 def ggml_conv_1d_dw(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], s0: int, p0: int, d0: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    s0: int,
+    p0: int,
+    d0: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_conv_1d_dw(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, int s0, int p0, int d0
@@ -2948,7 +3037,7 @@ def ggml_conv_1d_dw(
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_int, c_int
 )
 def ggml_conv_1d_dw_ph(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], s0: int, d0: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], s0: int, d0: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_conv_1d_dw_ph(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, int s0, int d0
@@ -2967,7 +3056,13 @@ def ggml_conv_1d_dw_ph(
     c_int,
 )
 def ggml_conv_transpose_1d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], s0: int, p0: int, d0: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    s0: int,
+    p0: int,
+    d0: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_conv_transpose_1d(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, int s0, int p0, int d0
@@ -2989,7 +3084,7 @@ def ggml_conv_transpose_1d(
     c_int,
 )
 def ggml_conv_2d(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     s0: int,
@@ -3026,7 +3121,7 @@ def ggml_conv_2d(
     ggml_type,
 )
 def ggml_im2col_3d(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     IC: int,
@@ -3067,7 +3162,7 @@ def ggml_im2col_3d(
     c_int,
 )
 def ggml_conv_3d(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     IC: int,
@@ -3091,7 +3186,7 @@ def ggml_conv_3d(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_conv_2d_sk_p0(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_conv_2d_sk_p0(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -3101,7 +3196,7 @@ def ggml_conv_2d_sk_p0(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_conv_2d_s1_ph(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_conv_2d_s1_ph(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -3123,7 +3218,7 @@ def ggml_conv_2d_s1_ph(
     c_int,
 )
 def ggml_conv_2d_dw(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     s0: int,
@@ -3155,7 +3250,7 @@ def ggml_conv_2d_dw(
     c_int,
 )
 def ggml_conv_2d_dw_direct(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     stride0: int,
@@ -3175,7 +3270,7 @@ def ggml_conv_2d_dw_direct(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_int)
 def ggml_conv_transpose_2d_p0(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], stride: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], stride: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_conv_transpose_2d_p0(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, int stride
@@ -3197,7 +3292,7 @@ def ggml_conv_transpose_2d_p0(
     c_int,
 )
 def ggml_conv_2d_direct(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     s0: int,
@@ -3235,7 +3330,7 @@ def ggml_conv_2d_direct(
     c_int,
 )
 def ggml_conv_3d_direct(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     s0: int,
@@ -3267,7 +3362,7 @@ GGML_OP_POOL_COUNT = 2
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), ggml_op_pool, c_int, c_int, c_int)
 def ggml_pool_1d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], op: int, k0: int, s0: int, p0: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], op: int, k0: int, s0: int, p0: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_pool_1d(
         struct ggml_context * ctx, struct ggml_tensor * a, enum ggml_op_pool op, int k0, int s0, int p0
@@ -3289,7 +3384,7 @@ def ggml_pool_1d(
     c_float,
 )
 def ggml_pool_2d(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     op: int,
     k0: int,
@@ -3322,7 +3417,7 @@ def ggml_pool_2d(
     c_float,
 )
 def ggml_pool_2d_back(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     af: PointerLike[ggml_tensor],
     op: int,
@@ -3354,7 +3449,7 @@ GGML_SCALE_FLAG_ANTIALIAS = 512
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, ggml_scale_mode)
 def ggml_upscale(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], scale_factor: int, mode: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], scale_factor: int, mode: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_upscale(
         struct ggml_context * ctx, struct ggml_tensor * a, int scale_factor, enum ggml_scale_mode mode
@@ -3374,7 +3469,14 @@ def ggml_upscale(
     ggml_scale_mode,
 )
 def ggml_upscale_ext(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, ne3: int, mode: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    ne0: int,
+    ne1: int,
+    ne2: int,
+    ne3: int,
+    mode: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """DEPRECATED struct ggml_tensor * ggml_upscale_ext(
         struct ggml_context * ctx, struct ggml_tensor * a, int ne0, int ne1, int ne2, int ne3, enum ggml_scale_mode mode
@@ -3394,7 +3496,14 @@ def ggml_upscale_ext(
     c_uint32,
 )
 def ggml_interpolate(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], ne0: int, ne1: int, ne2: int, ne3: int, mode: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    ne0: int,
+    ne1: int,
+    ne2: int,
+    ne3: int,
+    mode: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_interpolate(
         struct ggml_context * ctx, struct ggml_tensor * a, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3,
@@ -3405,7 +3514,7 @@ def ggml_interpolate(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_int, c_int, c_int)
 def ggml_pad(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], p0: int, p1: int, p2: int, p3: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], p0: int, p1: int, p2: int, p3: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_pad(
         struct ggml_context * ctx, struct ggml_tensor * a, int p0, int p1, int p2, int p3
@@ -3415,7 +3524,7 @@ def ggml_pad(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_int, c_int, c_int)
 def ggml_pad_circular(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], p0: int, p1: int, p2: int, p3: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], p0: int, p1: int, p2: int, p3: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_pad_circular(
         struct ggml_context * ctx, struct ggml_tensor * a, int p0, int p1, int p2, int p3
@@ -3438,7 +3547,7 @@ def ggml_pad_circular(
     c_int,
 )
 def ggml_pad_ext(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     lp0: int,
     rp0: int,
@@ -3472,7 +3581,7 @@ def ggml_pad_ext(
     c_int,
 )
 def ggml_pad_ext_circular(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     lp0: int,
     rp0: int,
@@ -3493,7 +3602,7 @@ def ggml_pad_ext_circular(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_int)
 def ggml_pad_reflect_1d(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], p0: int, p1: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], p0: int, p1: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_pad_reflect_1d(struct ggml_context * ctx, struct ggml_tensor * a, int p0, int p1)"""
     ...
@@ -3501,7 +3610,13 @@ def ggml_pad_reflect_1d(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_int, c_int, c_int)
 def ggml_roll(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], shift0: int, shift1: int, shift2: int, shift3: int, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    shift0: int,
+    shift1: int,
+    shift2: int,
+    shift3: int,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_roll(
         struct ggml_context * ctx, struct ggml_tensor * a, int shift0, int shift1, int shift2, int shift3
@@ -3510,26 +3625,28 @@ def ggml_roll(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), ggml_tri_type)
-def ggml_tri(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], type: int, /) -> Pointer[ggml_tensor]:
+def ggml_tri(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], type: int, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_tri(struct ggml_context * ctx, struct ggml_tensor * a, enum ggml_tri_type type)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float)
-def ggml_fill(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], c: float, /) -> Pointer[ggml_tensor]:
+def ggml_fill(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], c: float, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_fill(struct ggml_context * ctx, struct ggml_tensor * a, float c)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_float)
-def ggml_fill_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], c: float, /) -> Pointer[ggml_tensor]:
+def ggml_fill_inplace(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], c: float, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_fill_inplace(struct ggml_context * ctx, struct ggml_tensor * a, float c)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_int)
 def ggml_timestep_embedding(
-    ctx: ggml_context_p | None, timesteps: PointerLike[ggml_tensor], dim: int, max_period: int, /
+    ctx: ggml_context_p | c_void_p | None, timesteps: PointerLike[ggml_tensor], dim: int, max_period: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_timestep_embedding(
         struct ggml_context * ctx, struct ggml_tensor * timesteps, int dim, int max_period
@@ -3543,7 +3660,9 @@ GGML_SORT_ORDER_DESC = 1
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), ggml_sort_order)
-def ggml_argsort(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], order: int, /) -> Pointer[ggml_tensor]:
+def ggml_argsort(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], order: int, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_argsort(
         struct ggml_context * ctx, struct ggml_tensor * a, enum ggml_sort_order order
     )"""
@@ -3551,19 +3670,23 @@ def ggml_argsort(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], order:
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int)
-def ggml_argsort_top_k(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], k: int, /) -> Pointer[ggml_tensor]:
+def ggml_argsort_top_k(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], k: int, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_argsort_top_k(struct ggml_context * ctx, struct ggml_tensor * a, int k)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int)
-def ggml_top_k(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], k: int, /) -> Pointer[ggml_tensor]:
+def ggml_top_k(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], k: int, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_top_k(struct ggml_context * ctx, struct ggml_tensor * a, int k)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, c_float, c_float, c_float)
-def ggml_arange(ctx: ggml_context_p | None, start: float, stop: float, step: float, /) -> Pointer[ggml_tensor]:
+def ggml_arange(
+    ctx: ggml_context_p | c_void_p | None, start: float, stop: float, step: float, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_arange(struct ggml_context * ctx, float start, float stop, float step)"""
     ...
 
@@ -3581,7 +3704,7 @@ def ggml_arange(ctx: ggml_context_p | None, start: float, stop: float, step: flo
     c_float,
 )
 def ggml_flash_attn_ext(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     q: PointerLike[ggml_tensor],
     k: PointerLike[ggml_tensor],
     v: PointerLike[ggml_tensor],
@@ -3633,7 +3756,7 @@ def ggml_flash_attn_ext_add_sinks(a: PointerLike[ggml_tensor], sinks: PointerLik
     c_bool,
 )
 def ggml_flash_attn_back(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     q: PointerLike[ggml_tensor],
     k: PointerLike[ggml_tensor],
     v: PointerLike[ggml_tensor],
@@ -3650,7 +3773,7 @@ def ggml_flash_attn_back(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_ssm_conv(
-    ctx: ggml_context_p | None, sx: PointerLike[ggml_tensor], c: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, sx: PointerLike[ggml_tensor], c: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_ssm_conv(struct ggml_context * ctx, struct ggml_tensor * sx, struct ggml_tensor * c)"""
     ...
@@ -3670,7 +3793,7 @@ def ggml_ssm_conv(
     c_int64,
 )
 def ggml_ssm_scan(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     s: PointerLike[ggml_tensor],
     x: PointerLike[ggml_tensor],
     dt: PointerLike[ggml_tensor],
@@ -3689,27 +3812,31 @@ def ggml_ssm_scan(
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int)
-def ggml_win_part(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], w: int, /) -> Pointer[ggml_tensor]:
+def ggml_win_part(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], w: int, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_win_part(struct ggml_context * ctx, struct ggml_tensor * a, int w)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_int, c_int)
 def ggml_win_unpart(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], w0: int, h0: int, w: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], w0: int, h0: int, w: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_win_unpart(struct ggml_context * ctx, struct ggml_tensor * a, int w0, int h0, int w)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), ggml_unary_op)
-def ggml_unary(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], op: int, /) -> Pointer[ggml_tensor]:
+def ggml_unary(ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], op: int, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_unary(struct ggml_context * ctx, struct ggml_tensor * a, enum ggml_unary_op op)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), ggml_unary_op)
-def ggml_unary_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], op: int, /) -> Pointer[ggml_tensor]:
+def ggml_unary_inplace(
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], op: int, /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_unary_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, enum ggml_unary_op op
     )"""
@@ -3718,7 +3845,7 @@ def ggml_unary_inplace(ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), c_int, c_int)
 def ggml_get_rel_pos(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], qh: int, kh: int, /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], qh: int, kh: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_get_rel_pos(struct ggml_context * ctx, struct ggml_tensor * a, int qh, int kh)"""
     ...
@@ -3733,7 +3860,7 @@ def ggml_get_rel_pos(
     POINTER(ggml_tensor),
 )
 def ggml_add_rel_pos(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     pw: PointerLike[ggml_tensor],
     ph: PointerLike[ggml_tensor],
@@ -3754,7 +3881,7 @@ def ggml_add_rel_pos(
     POINTER(ggml_tensor),
 )
 def ggml_add_rel_pos_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     pw: PointerLike[ggml_tensor],
     ph: PointerLike[ggml_tensor],
@@ -3778,7 +3905,7 @@ def ggml_add_rel_pos_inplace(
     POINTER(ggml_tensor),
 )
 def ggml_rwkv_wkv6(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     k: PointerLike[ggml_tensor],
     v: PointerLike[ggml_tensor],
     r: PointerLike[ggml_tensor],
@@ -3806,7 +3933,7 @@ def ggml_rwkv_wkv6(
     c_float,
 )
 def ggml_gated_linear_attn(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     k: PointerLike[ggml_tensor],
     v: PointerLike[ggml_tensor],
     q: PointerLike[ggml_tensor],
@@ -3835,7 +3962,7 @@ def ggml_gated_linear_attn(
     POINTER(ggml_tensor),
 )
 def ggml_rwkv_wkv7(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     r: PointerLike[ggml_tensor],
     w: PointerLike[ggml_tensor],
     k: PointerLike[ggml_tensor],
@@ -3863,7 +3990,7 @@ def ggml_rwkv_wkv7(
     c_bool,
 )
 def ggml_solve_tri(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     left: bool,
@@ -3890,7 +4017,7 @@ def ggml_solve_tri(
     c_int64,
 )
 def ggml_gated_delta_net(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     q: PointerLike[ggml_tensor],
     k: PointerLike[ggml_tensor],
     v: PointerLike[ggml_tensor],
@@ -3917,7 +4044,7 @@ def ggml_gated_delta_net(
     POINTER(ggml_tensor),
 )
 def ggml_lightning_indexer(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     q: PointerLike[ggml_tensor],
     k: PointerLike[ggml_tensor],
     weights: PointerLike[ggml_tensor],
@@ -3942,7 +4069,7 @@ def ggml_lightning_indexer(
     c_int32,
 )
 def ggml_dsv4_hc_comb(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     mixes: PointerLike[ggml_tensor],
     scale: PointerLike[ggml_tensor],
     base: PointerLike[ggml_tensor],
@@ -3959,7 +4086,7 @@ def ggml_dsv4_hc_comb(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_dsv4_hc_pre(
-    ctx: ggml_context_p | None, x: PointerLike[ggml_tensor], weights: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, x: PointerLike[ggml_tensor], weights: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_dsv4_hc_pre(
         struct ggml_context * ctx, struct ggml_tensor * x, struct ggml_tensor * weights
@@ -3969,7 +4096,7 @@ def ggml_dsv4_hc_pre(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_float)
 def ggml_dsv4_hc_pre_gated(
-    ctx: ggml_context_p | None, x: PointerLike[ggml_tensor], gate: PointerLike[ggml_tensor], scale: float, /
+    ctx: ggml_context_p | c_void_p | None, x: PointerLike[ggml_tensor], gate: PointerLike[ggml_tensor], scale: float, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_dsv4_hc_pre_gated(
         struct ggml_context * ctx, struct ggml_tensor * x, struct ggml_tensor * gate, float scale
@@ -3987,7 +4114,7 @@ def ggml_dsv4_hc_pre_gated(
     POINTER(ggml_tensor),
 )
 def ggml_dsv4_hc_post(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     x: PointerLike[ggml_tensor],
     residual: PointerLike[ggml_tensor],
     post: PointerLike[ggml_tensor],
@@ -4016,7 +4143,12 @@ GGML_N_TASKS_MAX = -1
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), ggml_custom1_op_t, c_int, c_void_p
 )
 def ggml_map_custom1(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], fun: Callback, n_tasks: int, userdata: AddressLike, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    fun: Callback,
+    n_tasks: int,
+    userdata: AddressLike,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_map_custom1(
         struct ggml_context * ctx, struct ggml_tensor * a, ggml_custom1_op_t fun, int n_tasks, void * userdata
@@ -4028,7 +4160,12 @@ def ggml_map_custom1(
     "ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), ggml_custom1_op_t, c_int, c_void_p
 )
 def ggml_map_custom1_inplace(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], fun: Callback, n_tasks: int, userdata: AddressLike, /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    fun: Callback,
+    n_tasks: int,
+    userdata: AddressLike,
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_map_custom1_inplace(
         struct ggml_context * ctx, struct ggml_tensor * a, ggml_custom1_op_t fun, int n_tasks, void * userdata
@@ -4047,7 +4184,7 @@ def ggml_map_custom1_inplace(
     c_void_p,
 )
 def ggml_map_custom2(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     fun: Callback,
@@ -4073,7 +4210,7 @@ def ggml_map_custom2(
     c_void_p,
 )
 def ggml_map_custom2_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     fun: Callback,
@@ -4100,7 +4237,7 @@ def ggml_map_custom2_inplace(
     c_void_p,
 )
 def ggml_map_custom3(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     c: PointerLike[ggml_tensor],
@@ -4128,7 +4265,7 @@ def ggml_map_custom3(
     c_void_p,
 )
 def ggml_map_custom3_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     b: PointerLike[ggml_tensor],
     c: PointerLike[ggml_tensor],
@@ -4163,7 +4300,7 @@ ggml_custom_op_t = CFUNCTYPE(None, POINTER(ggml_tensor), c_int, c_int, c_void_p)
     c_void_p,
 )
 def ggml_custom_4d(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     type: int,
     ne0: int,
     ne1: int,
@@ -4195,7 +4332,7 @@ def ggml_custom_4d(
     c_void_p,
 )
 def ggml_custom_inplace(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     args: PointerLike[Pointer[ggml_tensor]],
     n_args: int,
@@ -4213,7 +4350,7 @@ def ggml_custom_inplace(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_context_p_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_cross_entropy_loss(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cross_entropy_loss(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b
@@ -4230,7 +4367,11 @@ def ggml_cross_entropy_loss(
     POINTER(ggml_tensor),
 )
 def ggml_cross_entropy_loss_back(
-    ctx: ggml_context_p | None, a: PointerLike[ggml_tensor], b: PointerLike[ggml_tensor], c: PointerLike[ggml_tensor], /
+    ctx: ggml_context_p | c_void_p | None,
+    a: PointerLike[ggml_tensor],
+    b: PointerLike[ggml_tensor],
+    c: PointerLike[ggml_tensor],
+    /,
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_cross_entropy_loss_back(
         struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, struct ggml_tensor * c
@@ -4249,7 +4390,7 @@ def ggml_cross_entropy_loss_back(
     POINTER(ggml_tensor),
 )
 def ggml_opt_step_adamw(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     grad: PointerLike[ggml_tensor],
     m: PointerLike[ggml_tensor],
@@ -4273,7 +4414,7 @@ def ggml_opt_step_adamw(
     POINTER(ggml_tensor),
 )
 def ggml_opt_step_sgd(
-    ctx: ggml_context_p | None,
+    ctx: ggml_context_p | c_void_p | None,
     a: PointerLike[ggml_tensor],
     grad: PointerLike[ggml_tensor],
     sgd_params: PointerLike[ggml_tensor],
@@ -4287,7 +4428,7 @@ def ggml_opt_step_sgd(
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_cgraph_p_ctypes, POINTER(POINTER(ggml_tensor)), c_int, c_int)
 def ggml_build_forward_select(
-    cgraph: ggml_cgraph_p | None, tensors: PointerLike[Pointer[ggml_tensor]], n_tensors: int, idx: int, /
+    cgraph: ggml_cgraph_p | c_void_p | None, tensors: PointerLike[Pointer[ggml_tensor]], n_tensors: int, idx: int, /
 ) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_build_forward_select(
         struct ggml_cgraph * cgraph, struct ggml_tensor ** tensors, int n_tensors, int idx
@@ -4296,20 +4437,23 @@ def ggml_build_forward_select(
 
 
 @bind("ggml-base", None, ggml_cgraph_p_ctypes, POINTER(ggml_tensor))
-def ggml_build_forward_expand(cgraph: ggml_cgraph_p | None, tensor: PointerLike[ggml_tensor], /) -> None:
+def ggml_build_forward_expand(cgraph: ggml_cgraph_p | c_void_p | None, tensor: PointerLike[ggml_tensor], /) -> None:
     """void ggml_build_forward_expand(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor)"""
     ...
 
 
 @bind("ggml-base", None, ggml_cgraph_p_ctypes, POINTER(ggml_tensor))
-def ggml_build_forward_order(cgraph: ggml_cgraph_p | None, tensor: PointerLike[ggml_tensor], /) -> None:
+def ggml_build_forward_order(cgraph: ggml_cgraph_p | c_void_p | None, tensor: PointerLike[ggml_tensor], /) -> None:
     """void ggml_build_forward_order(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor)"""
     ...
 
 
 @bind("ggml-base", None, ggml_context_p_ctypes, ggml_cgraph_p_ctypes, POINTER(POINTER(ggml_tensor)))
 def ggml_build_backward_expand(
-    ctx: ggml_context_p | None, cgraph: ggml_cgraph_p | None, grad_accs: PointerLike[Pointer[ggml_tensor]], /
+    ctx: ggml_context_p | c_void_p | None,
+    cgraph: ggml_cgraph_p | c_void_p | None,
+    grad_accs: PointerLike[Pointer[ggml_tensor]],
+    /,
 ) -> None:
     """void ggml_build_backward_expand(
         struct ggml_context * ctx, struct ggml_cgraph * cgraph, struct ggml_tensor ** grad_accs
@@ -4318,69 +4462,69 @@ def ggml_build_backward_expand(
 
 
 @bind("ggml-base", ggml_cgraph_p_ctypes, ggml_context_p_ctypes)
-def ggml_new_graph(ctx: ggml_context_p | None, /) -> ggml_cgraph_p | None:
+def ggml_new_graph(ctx: ggml_context_p | c_void_p | None, /) -> ggml_cgraph_p | None:
     """struct ggml_cgraph * ggml_new_graph(struct ggml_context * ctx)"""
     ...
 
 
 @bind("ggml-base", ggml_cgraph_p_ctypes, ggml_context_p_ctypes, c_size_t, c_bool)
-def ggml_new_graph_custom(ctx: ggml_context_p | None, size: int, grads: bool, /) -> ggml_cgraph_p | None:
+def ggml_new_graph_custom(ctx: ggml_context_p | c_void_p | None, size: int, grads: bool, /) -> ggml_cgraph_p | None:
     """struct ggml_cgraph * ggml_new_graph_custom(struct ggml_context * ctx, size_t size, bool grads)"""
     ...
 
 
 @bind("ggml-base", ggml_cgraph_p_ctypes, ggml_context_p_ctypes, ggml_cgraph_p_ctypes, c_bool)
 def ggml_graph_dup(
-    ctx: ggml_context_p | None, cgraph: ggml_cgraph_p | None, force_grads: bool, /
+    ctx: ggml_context_p | c_void_p | None, cgraph: ggml_cgraph_p | c_void_p | None, force_grads: bool, /
 ) -> ggml_cgraph_p | None:
     """struct ggml_cgraph * ggml_graph_dup(struct ggml_context * ctx, struct ggml_cgraph * cgraph, bool force_grads)"""
     ...
 
 
 @bind("ggml-base", None, ggml_cgraph_p_ctypes, ggml_cgraph_p_ctypes)
-def ggml_graph_cpy(src: ggml_cgraph_p | None, dst: ggml_cgraph_p | None, /) -> None:
+def ggml_graph_cpy(src: ggml_cgraph_p | c_void_p | None, dst: ggml_cgraph_p | c_void_p | None, /) -> None:
     """void ggml_graph_cpy(struct ggml_cgraph * src, struct ggml_cgraph * dst)"""
     ...
 
 
 @bind("ggml-base", None, ggml_cgraph_p_ctypes)
-def ggml_graph_reset(cgraph: ggml_cgraph_p | None, /) -> None:
+def ggml_graph_reset(cgraph: ggml_cgraph_p | c_void_p | None, /) -> None:
     """void ggml_graph_reset(struct ggml_cgraph * cgraph)"""
     ...
 
 
 @bind("ggml-base", None, ggml_cgraph_p_ctypes)
-def ggml_graph_clear(cgraph: ggml_cgraph_p | None, /) -> None:
+def ggml_graph_clear(cgraph: ggml_cgraph_p | c_void_p | None, /) -> None:
     """void ggml_graph_clear(struct ggml_cgraph * cgraph)"""
     ...
 
 
 @bind("ggml-base", c_int, ggml_cgraph_p_ctypes)
-def ggml_graph_size(cgraph: ggml_cgraph_p | None, /) -> int:
+def ggml_graph_size(cgraph: ggml_cgraph_p | c_void_p | None, /) -> int:
     """int ggml_graph_size(struct ggml_cgraph * cgraph)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_cgraph_p_ctypes, c_int)
-def ggml_graph_node(cgraph: ggml_cgraph_p | None, i: int, /) -> Pointer[ggml_tensor]:
+def ggml_graph_node(cgraph: ggml_cgraph_p | c_void_p | None, i: int, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_graph_node(struct ggml_cgraph * cgraph, int i)"""
     ...
 
 
 @bind("ggml-base", POINTER(POINTER(ggml_tensor)), ggml_cgraph_p_ctypes)
-def ggml_graph_nodes(cgraph: ggml_cgraph_p | None, /) -> Pointer[Pointer[ggml_tensor]]:
+def ggml_graph_nodes(cgraph: ggml_cgraph_p | c_void_p | None, /) -> Pointer[Pointer[ggml_tensor]]:
     """struct ggml_tensor ** ggml_graph_nodes(struct ggml_cgraph * cgraph)"""
     ...
 
 
 @bind("ggml-base", c_int, ggml_cgraph_p_ctypes)
-def ggml_graph_n_nodes(cgraph: ggml_cgraph_p | None, /) -> int:
+def ggml_graph_n_nodes(cgraph: ggml_cgraph_p | c_void_p | None, /) -> int:
     """int ggml_graph_n_nodes(struct ggml_cgraph * cgraph)"""
     ...
 
 
 @bind("ggml-base", None, ggml_cgraph_p_ctypes, POINTER(ggml_tensor))
-def ggml_graph_add_node(cgraph: ggml_cgraph_p | None, tensor: PointerLike[ggml_tensor], /) -> None:
+def ggml_graph_add_node(cgraph: ggml_cgraph_p | c_void_p | None, tensor: PointerLike[ggml_tensor], /) -> None:
     """void ggml_graph_add_node(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor)"""
     ...
 
@@ -4398,19 +4542,23 @@ def ggml_graph_overhead_custom(size: int, grads: bool, /) -> int:
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_cgraph_p_ctypes, c_char_p)
-def ggml_graph_get_tensor(cgraph: ggml_cgraph_p | None, name: bytes | None, /) -> Pointer[ggml_tensor]:
+def ggml_graph_get_tensor(cgraph: ggml_cgraph_p | c_void_p | None, name: bytes | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_graph_get_tensor(const struct ggml_cgraph * cgraph, const char * name)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_cgraph_p_ctypes, POINTER(ggml_tensor))
-def ggml_graph_get_grad(cgraph: ggml_cgraph_p | None, node: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_graph_get_grad(
+    cgraph: ggml_cgraph_p | c_void_p | None, node: PointerLike[ggml_tensor], /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_graph_get_grad(const struct ggml_cgraph * cgraph, const struct ggml_tensor * node)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_cgraph_p_ctypes, POINTER(ggml_tensor))
-def ggml_graph_get_grad_acc(cgraph: ggml_cgraph_p | None, node: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_graph_get_grad_acc(
+    cgraph: ggml_cgraph_p | c_void_p | None, node: PointerLike[ggml_tensor], /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_graph_get_grad_acc(
         const struct ggml_cgraph * cgraph, const struct ggml_tensor * node
     )"""
@@ -4418,13 +4566,15 @@ def ggml_graph_get_grad_acc(cgraph: ggml_cgraph_p | None, node: PointerLike[ggml
 
 
 @bind("ggml-base", None, ggml_cgraph_p_ctypes)
-def ggml_graph_print(cgraph: ggml_cgraph_p | None, /) -> None:
+def ggml_graph_print(cgraph: ggml_cgraph_p | c_void_p | None, /) -> None:
     """void ggml_graph_print(const struct ggml_cgraph * cgraph)"""
     ...
 
 
 @bind("ggml-base", None, ggml_cgraph_p_ctypes, ggml_cgraph_p_ctypes, c_char_p)
-def ggml_graph_dump_dot(gb: ggml_cgraph_p | None, cgraph: ggml_cgraph_p | None, filename: bytes | None, /) -> None:
+def ggml_graph_dump_dot(
+    gb: ggml_cgraph_p | c_void_p | None, cgraph: ggml_cgraph_p | c_void_p | None, filename: bytes | None, /
+) -> None:
     """void ggml_graph_dump_dot(
         const struct ggml_cgraph * gb, const struct ggml_cgraph * cgraph, const char * filename
     )"""

@@ -53,7 +53,7 @@ ggml_tallocr_p = POINTER(ggml_tallocr)
 
 
 @bind("ggml-base", ggml_tallocr, ggml_backend_buffer_t_ctypes)
-def ggml_tallocr_new(buffer: ggml_backend_buffer_t | None, /) -> ggml_tallocr:
+def ggml_tallocr_new(buffer: ggml_backend_buffer_t | c_void_p | None, /) -> ggml_tallocr:
     """struct ggml_tallocr ggml_tallocr_new(ggml_backend_buffer_t buffer)"""
     ...
 
@@ -72,7 +72,7 @@ ggml_gallocr_t_ctypes = c_void_p
 
 
 @bind("ggml-base", ggml_gallocr_t_ctypes, ggml_backend_buffer_type_t_ctypes)
-def ggml_gallocr_new(buft: ggml_backend_buffer_type_t | None, /) -> ggml_gallocr_t | None:
+def ggml_gallocr_new(buft: ggml_backend_buffer_type_t | c_void_p | None, /) -> ggml_gallocr_t | None:
     """ggml_gallocr_t ggml_gallocr_new(ggml_backend_buffer_type_t buft)"""
     ...
 
@@ -84,21 +84,21 @@ def ggml_gallocr_new_n(bufts: PointerLike[ggml_backend_buffer_type_t_ctypes], n_
 
 
 @bind("ggml-base", None, ggml_gallocr_t_ctypes)
-def ggml_gallocr_free(galloc: ggml_gallocr_t | None, /) -> None:
+def ggml_gallocr_free(galloc: ggml_gallocr_t | c_void_p | None, /) -> None:
     """void ggml_gallocr_free(ggml_gallocr_t galloc)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_gallocr_t_ctypes, ggml_cgraph_p_ctypes)
-def ggml_gallocr_reserve(galloc: ggml_gallocr_t | None, graph: ggml_cgraph_p | None, /) -> bool:
+def ggml_gallocr_reserve(galloc: ggml_gallocr_t | c_void_p | None, graph: ggml_cgraph_p | c_void_p | None, /) -> bool:
     """bool ggml_gallocr_reserve(ggml_gallocr_t galloc, struct ggml_cgraph * graph)"""
     ...
 
 
 @bind("ggml-base", None, ggml_gallocr_t_ctypes, ggml_cgraph_p_ctypes, POINTER(c_int), POINTER(c_int), POINTER(c_size_t))
 def ggml_gallocr_reserve_n_size(
-    galloc: ggml_gallocr_t | None,
-    graph: ggml_cgraph_p | None,
+    galloc: ggml_gallocr_t | c_void_p | None,
+    graph: ggml_cgraph_p | c_void_p | None,
     node_buffer_ids: PointerLike[c_int],
     leaf_buffer_ids: PointerLike[c_int],
     sizes: PointerLike[c_size_t],
@@ -113,8 +113,8 @@ def ggml_gallocr_reserve_n_size(
 
 @bind("ggml-base", c_bool, ggml_gallocr_t_ctypes, ggml_cgraph_p_ctypes, POINTER(c_int), POINTER(c_int))
 def ggml_gallocr_reserve_n(
-    galloc: ggml_gallocr_t | None,
-    graph: ggml_cgraph_p | None,
+    galloc: ggml_gallocr_t | c_void_p | None,
+    graph: ggml_cgraph_p | c_void_p | None,
     node_buffer_ids: PointerLike[c_int],
     leaf_buffer_ids: PointerLike[c_int],
     /,
@@ -126,20 +126,22 @@ def ggml_gallocr_reserve_n(
 
 
 @bind("ggml-base", c_bool, ggml_gallocr_t_ctypes, ggml_cgraph_p_ctypes)
-def ggml_gallocr_alloc_graph(galloc: ggml_gallocr_t | None, graph: ggml_cgraph_p | None, /) -> bool:
+def ggml_gallocr_alloc_graph(
+    galloc: ggml_gallocr_t | c_void_p | None, graph: ggml_cgraph_p | c_void_p | None, /
+) -> bool:
     """bool ggml_gallocr_alloc_graph(ggml_gallocr_t galloc, struct ggml_cgraph * graph)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_gallocr_t_ctypes, c_int)
-def ggml_gallocr_get_buffer_size(galloc: ggml_gallocr_t | None, buffer_id: int, /) -> int:
+def ggml_gallocr_get_buffer_size(galloc: ggml_gallocr_t | c_void_p | None, buffer_id: int, /) -> int:
     """size_t ggml_gallocr_get_buffer_size(ggml_gallocr_t galloc, int buffer_id)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_context_p_ctypes, ggml_backend_buffer_type_t_ctypes)
 def ggml_backend_alloc_ctx_tensors_from_buft_size(
-    ctx: ggml_context_p | None, buft: ggml_backend_buffer_type_t | None, /
+    ctx: ggml_context_p | c_void_p | None, buft: ggml_backend_buffer_type_t | c_void_p | None, /
 ) -> int:
     """size_t ggml_backend_alloc_ctx_tensors_from_buft_size(
         struct ggml_context * ctx, ggml_backend_buffer_type_t buft
@@ -149,7 +151,7 @@ def ggml_backend_alloc_ctx_tensors_from_buft_size(
 
 @bind("ggml-base", ggml_backend_buffer_p_ctypes, ggml_context_p_ctypes, ggml_backend_buffer_type_t_ctypes)
 def ggml_backend_alloc_ctx_tensors_from_buft(
-    ctx: ggml_context_p | None, buft: ggml_backend_buffer_type_t | None, /
+    ctx: ggml_context_p | c_void_p | None, buft: ggml_backend_buffer_type_t | c_void_p | None, /
 ) -> ggml_backend_buffer_p | None:
     """struct ggml_backend_buffer * ggml_backend_alloc_ctx_tensors_from_buft(
         struct ggml_context * ctx, ggml_backend_buffer_type_t buft
@@ -159,7 +161,7 @@ def ggml_backend_alloc_ctx_tensors_from_buft(
 
 @bind("ggml-base", ggml_backend_buffer_p_ctypes, ggml_context_p_ctypes, ggml_backend_t_ctypes)
 def ggml_backend_alloc_ctx_tensors(
-    ctx: ggml_context_p | None, backend: ggml_backend_t | None, /
+    ctx: ggml_context_p | c_void_p | None, backend: ggml_backend_t | c_void_p | None, /
 ) -> ggml_backend_buffer_p | None:
     """struct ggml_backend_buffer * ggml_backend_alloc_ctx_tensors(struct ggml_context * ctx, ggml_backend_t backend)"""
     ...

@@ -63,47 +63,47 @@ ggml_backend_dev_t_ctypes = c_void_p
 
 
 @bind("ggml-base", c_char_p, ggml_backend_buffer_type_t_ctypes)
-def ggml_backend_buft_name(buft: ggml_backend_buffer_type_t | None, /) -> bytes | None:
+def ggml_backend_buft_name(buft: ggml_backend_buffer_type_t | c_void_p | None, /) -> bytes | None:
     """const char * ggml_backend_buft_name(ggml_backend_buffer_type_t buft)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_buffer_t_ctypes, ggml_backend_buffer_type_t_ctypes, c_size_t)
 def ggml_backend_buft_alloc_buffer(
-    buft: ggml_backend_buffer_type_t | None, size: int, /
+    buft: ggml_backend_buffer_type_t | c_void_p | None, size: int, /
 ) -> ggml_backend_buffer_t | None:
     """ggml_backend_buffer_t ggml_backend_buft_alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_backend_buffer_type_t_ctypes)
-def ggml_backend_buft_get_alignment(buft: ggml_backend_buffer_type_t | None, /) -> int:
+def ggml_backend_buft_get_alignment(buft: ggml_backend_buffer_type_t | c_void_p | None, /) -> int:
     """size_t ggml_backend_buft_get_alignment(ggml_backend_buffer_type_t buft)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_backend_buffer_type_t_ctypes)
-def ggml_backend_buft_get_max_size(buft: ggml_backend_buffer_type_t | None, /) -> int:
+def ggml_backend_buft_get_max_size(buft: ggml_backend_buffer_type_t | c_void_p | None, /) -> int:
     """size_t ggml_backend_buft_get_max_size(ggml_backend_buffer_type_t buft)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_backend_buffer_type_t_ctypes, POINTER(ggml_tensor))
 def ggml_backend_buft_get_alloc_size(
-    buft: ggml_backend_buffer_type_t | None, tensor: PointerLike[ggml_tensor], /
+    buft: ggml_backend_buffer_type_t | c_void_p | None, tensor: PointerLike[ggml_tensor], /
 ) -> int:
     """size_t ggml_backend_buft_get_alloc_size(ggml_backend_buffer_type_t buft, const struct ggml_tensor * tensor)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_backend_buffer_type_t_ctypes)
-def ggml_backend_buft_is_host(buft: ggml_backend_buffer_type_t | None, /) -> bool:
+def ggml_backend_buft_is_host(buft: ggml_backend_buffer_type_t | c_void_p | None, /) -> bool:
     """bool ggml_backend_buft_is_host(ggml_backend_buffer_type_t buft)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_dev_t_ctypes, ggml_backend_buffer_type_t_ctypes)
-def ggml_backend_buft_get_device(buft: ggml_backend_buffer_type_t | None, /) -> ggml_backend_dev_t | None:
+def ggml_backend_buft_get_device(buft: ggml_backend_buffer_type_t | c_void_p | None, /) -> ggml_backend_dev_t | None:
     """ggml_backend_dev_t ggml_backend_buft_get_device(ggml_backend_buffer_type_t buft)"""
     ...
 
@@ -115,87 +115,91 @@ GGML_BACKEND_BUFFER_USAGE_COMPUTE = 2
 
 
 @bind("ggml-base", c_char_p, ggml_backend_buffer_t_ctypes)
-def ggml_backend_buffer_name(buffer: ggml_backend_buffer_t | None, /) -> bytes | None:
+def ggml_backend_buffer_name(buffer: ggml_backend_buffer_t | c_void_p | None, /) -> bytes | None:
     """const char * ggml_backend_buffer_name(ggml_backend_buffer_t buffer)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_buffer_t_ctypes)
-def ggml_backend_buffer_free(buffer: ggml_backend_buffer_t | None, /) -> None:
+def ggml_backend_buffer_free(buffer: ggml_backend_buffer_t | c_void_p | None, /) -> None:
     """void ggml_backend_buffer_free(ggml_backend_buffer_t buffer)"""
     ...
 
 
 @bind("ggml-base", c_void_p, ggml_backend_buffer_t_ctypes)
-def ggml_backend_buffer_get_base(buffer: ggml_backend_buffer_t | None, /) -> int | None:
+def ggml_backend_buffer_get_base(buffer: ggml_backend_buffer_t | c_void_p | None, /) -> int | None:
     """void * ggml_backend_buffer_get_base(ggml_backend_buffer_t buffer)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_backend_buffer_t_ctypes)
-def ggml_backend_buffer_get_size(buffer: ggml_backend_buffer_t | None, /) -> int:
+def ggml_backend_buffer_get_size(buffer: ggml_backend_buffer_t | c_void_p | None, /) -> int:
     """size_t ggml_backend_buffer_get_size(ggml_backend_buffer_t buffer)"""
     ...
 
 
 @bind("ggml-base", ggml_status, ggml_backend_buffer_t_ctypes, POINTER(ggml_tensor))
-def ggml_backend_buffer_init_tensor(buffer: ggml_backend_buffer_t | None, tensor: PointerLike[ggml_tensor], /) -> int:
+def ggml_backend_buffer_init_tensor(
+    buffer: ggml_backend_buffer_t | c_void_p | None, tensor: PointerLike[ggml_tensor], /
+) -> int:
     """enum ggml_status ggml_backend_buffer_init_tensor(ggml_backend_buffer_t buffer, struct ggml_tensor * tensor)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_backend_buffer_t_ctypes)
-def ggml_backend_buffer_get_alignment(buffer: ggml_backend_buffer_t | None, /) -> int:
+def ggml_backend_buffer_get_alignment(buffer: ggml_backend_buffer_t | c_void_p | None, /) -> int:
     """size_t ggml_backend_buffer_get_alignment(ggml_backend_buffer_t buffer)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_backend_buffer_t_ctypes)
-def ggml_backend_buffer_get_max_size(buffer: ggml_backend_buffer_t | None, /) -> int:
+def ggml_backend_buffer_get_max_size(buffer: ggml_backend_buffer_t | c_void_p | None, /) -> int:
     """size_t ggml_backend_buffer_get_max_size(ggml_backend_buffer_t buffer)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_backend_buffer_t_ctypes, POINTER(ggml_tensor))
 def ggml_backend_buffer_get_alloc_size(
-    buffer: ggml_backend_buffer_t | None, tensor: PointerLike[ggml_tensor], /
+    buffer: ggml_backend_buffer_t | c_void_p | None, tensor: PointerLike[ggml_tensor], /
 ) -> int:
     """size_t ggml_backend_buffer_get_alloc_size(ggml_backend_buffer_t buffer, const struct ggml_tensor * tensor)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_buffer_t_ctypes, c_uint8)
-def ggml_backend_buffer_clear(buffer: ggml_backend_buffer_t | None, value: int, /) -> None:
+def ggml_backend_buffer_clear(buffer: ggml_backend_buffer_t | c_void_p | None, value: int, /) -> None:
     """void ggml_backend_buffer_clear(ggml_backend_buffer_t buffer, uint8_t value)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_backend_buffer_t_ctypes)
-def ggml_backend_buffer_is_host(buffer: ggml_backend_buffer_t | None, /) -> bool:
+def ggml_backend_buffer_is_host(buffer: ggml_backend_buffer_t | c_void_p | None, /) -> bool:
     """bool ggml_backend_buffer_is_host(ggml_backend_buffer_t buffer)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_buffer_t_ctypes, ggml_backend_buffer_usage)
-def ggml_backend_buffer_set_usage(buffer: ggml_backend_buffer_t | None, usage: int, /) -> None:
+def ggml_backend_buffer_set_usage(buffer: ggml_backend_buffer_t | c_void_p | None, usage: int, /) -> None:
     """void ggml_backend_buffer_set_usage(ggml_backend_buffer_t buffer, enum ggml_backend_buffer_usage usage)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_buffer_usage, ggml_backend_buffer_t_ctypes)
-def ggml_backend_buffer_get_usage(buffer: ggml_backend_buffer_t | None, /) -> int:
+def ggml_backend_buffer_get_usage(buffer: ggml_backend_buffer_t | c_void_p | None, /) -> int:
     """enum ggml_backend_buffer_usage ggml_backend_buffer_get_usage(ggml_backend_buffer_t buffer)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_buffer_type_t_ctypes, ggml_backend_buffer_t_ctypes)
-def ggml_backend_buffer_get_type(buffer: ggml_backend_buffer_t | None, /) -> ggml_backend_buffer_type_t | None:
+def ggml_backend_buffer_get_type(
+    buffer: ggml_backend_buffer_t | c_void_p | None, /
+) -> ggml_backend_buffer_type_t | None:
     """ggml_backend_buffer_type_t ggml_backend_buffer_get_type(ggml_backend_buffer_t buffer)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_buffer_t_ctypes)
-def ggml_backend_buffer_reset(buffer: ggml_backend_buffer_t | None, /) -> None:
+def ggml_backend_buffer_reset(buffer: ggml_backend_buffer_t | c_void_p | None, /) -> None:
     """void ggml_backend_buffer_reset(ggml_backend_buffer_t buffer)"""
     ...
 
@@ -207,50 +211,57 @@ def ggml_backend_tensor_copy(src: PointerLike[ggml_tensor], dst: PointerLike[ggm
 
 
 @bind("ggml-base", ggml_guid_t, ggml_backend_t_ctypes)
-def ggml_backend_guid(backend: ggml_backend_t | None, /) -> Pointer[Array[c_uint8]]:
+def ggml_backend_guid(backend: ggml_backend_t | c_void_p | None, /) -> Pointer[Array[c_uint8]]:
     """ggml_guid_t ggml_backend_guid(ggml_backend_t backend)"""
     ...
 
 
 @bind("ggml-base", c_char_p, ggml_backend_t_ctypes)
-def ggml_backend_name(backend: ggml_backend_t | None, /) -> bytes | None:
+def ggml_backend_name(backend: ggml_backend_t | c_void_p | None, /) -> bytes | None:
     """const char * ggml_backend_name(ggml_backend_t backend)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_t_ctypes)
-def ggml_backend_free(backend: ggml_backend_t | None, /) -> None:
+def ggml_backend_free(backend: ggml_backend_t | c_void_p | None, /) -> None:
     """void ggml_backend_free(ggml_backend_t backend)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_buffer_type_t_ctypes, ggml_backend_t_ctypes)
-def ggml_backend_get_default_buffer_type(backend: ggml_backend_t | None, /) -> ggml_backend_buffer_type_t | None:
+def ggml_backend_get_default_buffer_type(
+    backend: ggml_backend_t | c_void_p | None, /
+) -> ggml_backend_buffer_type_t | None:
     """ggml_backend_buffer_type_t ggml_backend_get_default_buffer_type(ggml_backend_t backend)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_buffer_t_ctypes, ggml_backend_t_ctypes, c_size_t)
-def ggml_backend_alloc_buffer(backend: ggml_backend_t | None, size: int, /) -> ggml_backend_buffer_t | None:
+def ggml_backend_alloc_buffer(backend: ggml_backend_t | c_void_p | None, size: int, /) -> ggml_backend_buffer_t | None:
     """ggml_backend_buffer_t ggml_backend_alloc_buffer(ggml_backend_t backend, size_t size)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_backend_t_ctypes)
-def ggml_backend_get_alignment(backend: ggml_backend_t | None, /) -> int:
+def ggml_backend_get_alignment(backend: ggml_backend_t | c_void_p | None, /) -> int:
     """size_t ggml_backend_get_alignment(ggml_backend_t backend)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_backend_t_ctypes)
-def ggml_backend_get_max_size(backend: ggml_backend_t | None, /) -> int:
+def ggml_backend_get_max_size(backend: ggml_backend_t | c_void_p | None, /) -> int:
     """size_t ggml_backend_get_max_size(ggml_backend_t backend)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_t_ctypes, POINTER(ggml_tensor), c_void_p, c_size_t, c_size_t)
 def ggml_backend_tensor_set_async(
-    backend: ggml_backend_t | None, tensor: PointerLike[ggml_tensor], data: AddressLike, offset: int, size: int, /
+    backend: ggml_backend_t | c_void_p | None,
+    tensor: PointerLike[ggml_tensor],
+    data: AddressLike,
+    offset: int,
+    size: int,
+    /,
 ) -> None:
     """void ggml_backend_tensor_set_async(
         ggml_backend_t backend, struct ggml_tensor * tensor, const void * data, size_t offset, size_t size
@@ -260,7 +271,12 @@ def ggml_backend_tensor_set_async(
 
 @bind("ggml-base", None, ggml_backend_t_ctypes, POINTER(ggml_tensor), c_void_p, c_size_t, c_size_t)
 def ggml_backend_tensor_get_async(
-    backend: ggml_backend_t | None, tensor: PointerLike[ggml_tensor], data: AddressLike, offset: int, size: int, /
+    backend: ggml_backend_t | c_void_p | None,
+    tensor: PointerLike[ggml_tensor],
+    data: AddressLike,
+    offset: int,
+    size: int,
+    /,
 ) -> None:
     """void ggml_backend_tensor_get_async(
         ggml_backend_t backend, const struct ggml_tensor * tensor, void * data, size_t offset, size_t size
@@ -281,7 +297,7 @@ def ggml_backend_tensor_get_async(
     c_size_t,
 )
 def ggml_backend_tensor_set_2d_async(
-    backend: ggml_backend_t | None,
+    backend: ggml_backend_t | c_void_p | None,
     tensor: PointerLike[ggml_tensor],
     data: AddressLike,
     offset: int,
@@ -311,7 +327,7 @@ def ggml_backend_tensor_set_2d_async(
     c_size_t,
 )
 def ggml_backend_tensor_get_2d_async(
-    backend: ggml_backend_t | None,
+    backend: ggml_backend_t | c_void_p | None,
     tensor: PointerLike[ggml_tensor],
     data: AddressLike,
     offset: int,
@@ -383,63 +399,71 @@ def ggml_backend_tensor_memset(tensor: PointerLike[ggml_tensor], value: int, off
 
 
 @bind("ggml-base", None, ggml_backend_t_ctypes)
-def ggml_backend_synchronize(backend: ggml_backend_t | None, /) -> None:
+def ggml_backend_synchronize(backend: ggml_backend_t | c_void_p | None, /) -> None:
     """void ggml_backend_synchronize(ggml_backend_t backend)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_graph_plan_t, ggml_backend_t_ctypes, ggml_cgraph_p_ctypes)
-def ggml_backend_graph_plan_create(backend: ggml_backend_t | None, cgraph: ggml_cgraph_p | None, /) -> int | None:
+def ggml_backend_graph_plan_create(
+    backend: ggml_backend_t | c_void_p | None, cgraph: ggml_cgraph_p | c_void_p | None, /
+) -> int | None:
     """ggml_backend_graph_plan_t ggml_backend_graph_plan_create(ggml_backend_t backend, struct ggml_cgraph * cgraph)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_t_ctypes, ggml_backend_graph_plan_t)
-def ggml_backend_graph_plan_free(backend: ggml_backend_t | None, plan: AddressLike, /) -> None:
+def ggml_backend_graph_plan_free(backend: ggml_backend_t | c_void_p | None, plan: AddressLike, /) -> None:
     """void ggml_backend_graph_plan_free(ggml_backend_t backend, ggml_backend_graph_plan_t plan)"""
     ...
 
 
 @bind("ggml-base", ggml_status, ggml_backend_t_ctypes, ggml_backend_graph_plan_t)
-def ggml_backend_graph_plan_compute(backend: ggml_backend_t | None, plan: AddressLike, /) -> int:
+def ggml_backend_graph_plan_compute(backend: ggml_backend_t | c_void_p | None, plan: AddressLike, /) -> int:
     """enum ggml_status ggml_backend_graph_plan_compute(ggml_backend_t backend, ggml_backend_graph_plan_t plan)"""
     ...
 
 
 @bind("ggml-base", ggml_status, ggml_backend_t_ctypes, ggml_cgraph_p_ctypes)
-def ggml_backend_graph_compute(backend: ggml_backend_t | None, cgraph: ggml_cgraph_p | None, /) -> int:
+def ggml_backend_graph_compute(
+    backend: ggml_backend_t | c_void_p | None, cgraph: ggml_cgraph_p | c_void_p | None, /
+) -> int:
     """enum ggml_status ggml_backend_graph_compute(ggml_backend_t backend, struct ggml_cgraph * cgraph)"""
     ...
 
 
 @bind("ggml-base", ggml_status, ggml_backend_t_ctypes, ggml_cgraph_p_ctypes)
-def ggml_backend_graph_compute_async(backend: ggml_backend_t | None, cgraph: ggml_cgraph_p | None, /) -> int:
+def ggml_backend_graph_compute_async(
+    backend: ggml_backend_t | c_void_p | None, cgraph: ggml_cgraph_p | c_void_p | None, /
+) -> int:
     """enum ggml_status ggml_backend_graph_compute_async(ggml_backend_t backend, struct ggml_cgraph * cgraph)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_backend_t_ctypes, POINTER(ggml_tensor))
-def ggml_backend_supports_op(backend: ggml_backend_t | None, op: PointerLike[ggml_tensor], /) -> bool:
+def ggml_backend_supports_op(backend: ggml_backend_t | c_void_p | None, op: PointerLike[ggml_tensor], /) -> bool:
     """bool ggml_backend_supports_op(ggml_backend_t backend, const struct ggml_tensor * op)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_backend_t_ctypes, ggml_backend_buffer_type_t_ctypes)
-def ggml_backend_supports_buft(backend: ggml_backend_t | None, buft: ggml_backend_buffer_type_t | None, /) -> bool:
+def ggml_backend_supports_buft(
+    backend: ggml_backend_t | c_void_p | None, buft: ggml_backend_buffer_type_t | c_void_p | None, /
+) -> bool:
     """bool ggml_backend_supports_buft(ggml_backend_t backend, ggml_backend_buffer_type_t buft)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_backend_t_ctypes, POINTER(ggml_tensor))
-def ggml_backend_offload_op(backend: ggml_backend_t | None, op: PointerLike[ggml_tensor], /) -> bool:
+def ggml_backend_offload_op(backend: ggml_backend_t | c_void_p | None, op: PointerLike[ggml_tensor], /) -> bool:
     """bool ggml_backend_offload_op(ggml_backend_t backend, const struct ggml_tensor * op)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_t_ctypes, ggml_backend_t_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor))
 def ggml_backend_tensor_copy_async(
-    backend_src: ggml_backend_t | None,
-    backend_dst: ggml_backend_t | None,
+    backend_src: ggml_backend_t | c_void_p | None,
+    backend_dst: ggml_backend_t | c_void_p | None,
     src: PointerLike[ggml_tensor],
     dst: PointerLike[ggml_tensor],
     /,
@@ -451,37 +475,41 @@ def ggml_backend_tensor_copy_async(
 
 
 @bind("ggml-base", ggml_backend_dev_t_ctypes, ggml_backend_t_ctypes)
-def ggml_backend_get_device(backend: ggml_backend_t | None, /) -> ggml_backend_dev_t | None:
+def ggml_backend_get_device(backend: ggml_backend_t | c_void_p | None, /) -> ggml_backend_dev_t | None:
     """ggml_backend_dev_t ggml_backend_get_device(ggml_backend_t backend)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_event_t_ctypes, ggml_backend_dev_t_ctypes)
-def ggml_backend_event_new(device: ggml_backend_dev_t | None, /) -> ggml_backend_event_t | None:
+def ggml_backend_event_new(device: ggml_backend_dev_t | c_void_p | None, /) -> ggml_backend_event_t | None:
     """ggml_backend_event_t ggml_backend_event_new(ggml_backend_dev_t device)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_event_t_ctypes)
-def ggml_backend_event_free(event: ggml_backend_event_t | None, /) -> None:
+def ggml_backend_event_free(event: ggml_backend_event_t | c_void_p | None, /) -> None:
     """void ggml_backend_event_free(ggml_backend_event_t event)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_event_t_ctypes, ggml_backend_t_ctypes)
-def ggml_backend_event_record(event: ggml_backend_event_t | None, backend: ggml_backend_t | None, /) -> None:
+def ggml_backend_event_record(
+    event: ggml_backend_event_t | c_void_p | None, backend: ggml_backend_t | c_void_p | None, /
+) -> None:
     """void ggml_backend_event_record(ggml_backend_event_t event, ggml_backend_t backend)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_event_t_ctypes)
-def ggml_backend_event_synchronize(event: ggml_backend_event_t | None, /) -> None:
+def ggml_backend_event_synchronize(event: ggml_backend_event_t | c_void_p | None, /) -> None:
     """void ggml_backend_event_synchronize(ggml_backend_event_t event)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_t_ctypes, ggml_backend_event_t_ctypes)
-def ggml_backend_event_wait(backend: ggml_backend_t | None, event: ggml_backend_event_t | None, /) -> None:
+def ggml_backend_event_wait(
+    backend: ggml_backend_t | c_void_p | None, event: ggml_backend_event_t | c_void_p | None, /
+) -> None:
     """void ggml_backend_event_wait(ggml_backend_t backend, ggml_backend_event_t event)"""
     ...
 
@@ -543,66 +571,70 @@ ggml_backend_dev_props_p = POINTER(ggml_backend_dev_props)
 
 
 @bind("ggml-base", c_char_p, ggml_backend_dev_t_ctypes)
-def ggml_backend_dev_name(device: ggml_backend_dev_t | None, /) -> bytes | None:
+def ggml_backend_dev_name(device: ggml_backend_dev_t | c_void_p | None, /) -> bytes | None:
     """const char * ggml_backend_dev_name(ggml_backend_dev_t device)"""
     ...
 
 
 @bind("ggml-base", c_char_p, ggml_backend_dev_t_ctypes)
-def ggml_backend_dev_description(device: ggml_backend_dev_t | None, /) -> bytes | None:
+def ggml_backend_dev_description(device: ggml_backend_dev_t | c_void_p | None, /) -> bytes | None:
     """const char * ggml_backend_dev_description(ggml_backend_dev_t device)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_dev_t_ctypes, POINTER(c_size_t), POINTER(c_size_t))
 def ggml_backend_dev_memory(
-    device: ggml_backend_dev_t | None, free: PointerLike[c_size_t], total: PointerLike[c_size_t], /
+    device: ggml_backend_dev_t | c_void_p | None, free: PointerLike[c_size_t], total: PointerLike[c_size_t], /
 ) -> None:
     """void ggml_backend_dev_memory(ggml_backend_dev_t device, size_t * free, size_t * total)"""
     ...
 
 
 @bind("ggml-base", enum_ggml_backend_dev_type, ggml_backend_dev_t_ctypes)
-def ggml_backend_dev_type(device: ggml_backend_dev_t | None, /) -> int:
+def ggml_backend_dev_type(device: ggml_backend_dev_t | c_void_p | None, /) -> int:
     """enum ggml_backend_dev_type ggml_backend_dev_type(ggml_backend_dev_t device)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_dev_t_ctypes, POINTER(ggml_backend_dev_props))
 def ggml_backend_dev_get_props(
-    device: ggml_backend_dev_t | None, props: PointerLike[ggml_backend_dev_props], /
+    device: ggml_backend_dev_t | c_void_p | None, props: PointerLike[ggml_backend_dev_props], /
 ) -> None:
     """void ggml_backend_dev_get_props(ggml_backend_dev_t device, struct ggml_backend_dev_props * props)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_reg_t_ctypes, ggml_backend_dev_t_ctypes)
-def ggml_backend_dev_backend_reg(device: ggml_backend_dev_t | None, /) -> ggml_backend_reg_t | None:
+def ggml_backend_dev_backend_reg(device: ggml_backend_dev_t | c_void_p | None, /) -> ggml_backend_reg_t | None:
     """ggml_backend_reg_t ggml_backend_dev_backend_reg(ggml_backend_dev_t device)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_t_ctypes, ggml_backend_dev_t_ctypes, c_char_p)
-def ggml_backend_dev_init(device: ggml_backend_dev_t | None, params: bytes | None, /) -> ggml_backend_t | None:
+def ggml_backend_dev_init(
+    device: ggml_backend_dev_t | c_void_p | None, params: bytes | None, /
+) -> ggml_backend_t | None:
     """ggml_backend_t ggml_backend_dev_init(ggml_backend_dev_t device, const char * params)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_buffer_type_t_ctypes, ggml_backend_dev_t_ctypes)
-def ggml_backend_dev_buffer_type(device: ggml_backend_dev_t | None, /) -> ggml_backend_buffer_type_t | None:
+def ggml_backend_dev_buffer_type(device: ggml_backend_dev_t | c_void_p | None, /) -> ggml_backend_buffer_type_t | None:
     """ggml_backend_buffer_type_t ggml_backend_dev_buffer_type(ggml_backend_dev_t device)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_buffer_type_t_ctypes, ggml_backend_dev_t_ctypes)
-def ggml_backend_dev_host_buffer_type(device: ggml_backend_dev_t | None, /) -> ggml_backend_buffer_type_t | None:
+def ggml_backend_dev_host_buffer_type(
+    device: ggml_backend_dev_t | c_void_p | None, /
+) -> ggml_backend_buffer_type_t | None:
     """ggml_backend_buffer_type_t ggml_backend_dev_host_buffer_type(ggml_backend_dev_t device)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_buffer_t_ctypes, ggml_backend_dev_t_ctypes, c_void_p, c_size_t, c_size_t)
 def ggml_backend_dev_buffer_from_host_ptr(
-    device: ggml_backend_dev_t | None, ptr: AddressLike, size: int, max_tensor_size: int, /
+    device: ggml_backend_dev_t | c_void_p | None, ptr: AddressLike, size: int, max_tensor_size: int, /
 ) -> ggml_backend_buffer_t | None:
     """ggml_backend_buffer_t ggml_backend_dev_buffer_from_host_ptr(
         ggml_backend_dev_t device, void * ptr, size_t size, size_t max_tensor_size
@@ -611,45 +643,45 @@ def ggml_backend_dev_buffer_from_host_ptr(
 
 
 @bind("ggml-base", c_bool, ggml_backend_dev_t_ctypes, POINTER(ggml_tensor))
-def ggml_backend_dev_supports_op(device: ggml_backend_dev_t | None, op: PointerLike[ggml_tensor], /) -> bool:
+def ggml_backend_dev_supports_op(device: ggml_backend_dev_t | c_void_p | None, op: PointerLike[ggml_tensor], /) -> bool:
     """bool ggml_backend_dev_supports_op(ggml_backend_dev_t device, const struct ggml_tensor * op)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_backend_dev_t_ctypes, ggml_backend_buffer_type_t_ctypes)
 def ggml_backend_dev_supports_buft(
-    device: ggml_backend_dev_t | None, buft: ggml_backend_buffer_type_t | None, /
+    device: ggml_backend_dev_t | c_void_p | None, buft: ggml_backend_buffer_type_t | c_void_p | None, /
 ) -> bool:
     """bool ggml_backend_dev_supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_backend_dev_t_ctypes, POINTER(ggml_tensor))
-def ggml_backend_dev_offload_op(device: ggml_backend_dev_t | None, op: PointerLike[ggml_tensor], /) -> bool:
+def ggml_backend_dev_offload_op(device: ggml_backend_dev_t | c_void_p | None, op: PointerLike[ggml_tensor], /) -> bool:
     """bool ggml_backend_dev_offload_op(ggml_backend_dev_t device, const struct ggml_tensor * op)"""
     ...
 
 
 @bind("ggml-base", c_char_p, ggml_backend_reg_t_ctypes)
-def ggml_backend_reg_name(reg: ggml_backend_reg_t | None, /) -> bytes | None:
+def ggml_backend_reg_name(reg: ggml_backend_reg_t | c_void_p | None, /) -> bytes | None:
     """const char * ggml_backend_reg_name(ggml_backend_reg_t reg)"""
     ...
 
 
 @bind("ggml-base", c_size_t, ggml_backend_reg_t_ctypes)
-def ggml_backend_reg_dev_count(reg: ggml_backend_reg_t | None, /) -> int:
+def ggml_backend_reg_dev_count(reg: ggml_backend_reg_t | c_void_p | None, /) -> int:
     """size_t ggml_backend_reg_dev_count(ggml_backend_reg_t reg)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_dev_t_ctypes, ggml_backend_reg_t_ctypes, c_size_t)
-def ggml_backend_reg_dev_get(reg: ggml_backend_reg_t | None, index: int, /) -> ggml_backend_dev_t | None:
+def ggml_backend_reg_dev_get(reg: ggml_backend_reg_t | c_void_p | None, index: int, /) -> ggml_backend_dev_t | None:
     """ggml_backend_dev_t ggml_backend_reg_dev_get(ggml_backend_reg_t reg, size_t index)"""
     ...
 
 
 @bind("ggml-base", c_void_p, ggml_backend_reg_t_ctypes, c_char_p)
-def ggml_backend_reg_get_proc_address(reg: ggml_backend_reg_t | None, name: bytes | None, /) -> int | None:
+def ggml_backend_reg_get_proc_address(reg: ggml_backend_reg_t | c_void_p | None, name: bytes | None, /) -> int | None:
     """void * ggml_backend_reg_get_proc_address(ggml_backend_reg_t reg, const char * name)"""
     ...
 
@@ -681,13 +713,13 @@ ggml_backend_get_features_t = CFUNCTYPE(c_void_p, ggml_backend_reg_t_ctypes)
 
 
 @bind("ggml", None, ggml_backend_reg_t_ctypes)
-def ggml_backend_register(reg: ggml_backend_reg_t | None, /) -> None:
+def ggml_backend_register(reg: ggml_backend_reg_t | c_void_p | None, /) -> None:
     """void ggml_backend_register(ggml_backend_reg_t reg)"""
     ...
 
 
 @bind("ggml", None, ggml_backend_dev_t_ctypes)
-def ggml_backend_device_register(device: ggml_backend_dev_t | None, /) -> None:
+def ggml_backend_device_register(device: ggml_backend_dev_t | c_void_p | None, /) -> None:
     """void ggml_backend_device_register(ggml_backend_dev_t device)"""
     ...
 
@@ -759,7 +791,7 @@ def ggml_backend_load(path: bytes | None, /) -> ggml_backend_reg_t | None:
 
 
 @bind("ggml", None, ggml_backend_reg_t_ctypes)
-def ggml_backend_unload(reg: ggml_backend_reg_t | None, /) -> None:
+def ggml_backend_unload(reg: ggml_backend_reg_t | c_void_p | None, /) -> None:
     """void ggml_backend_unload(ggml_backend_reg_t reg)"""
     ...
 
@@ -812,14 +844,17 @@ def ggml_backend_sched_new(
 
 
 @bind("ggml-base", None, ggml_backend_sched_t_ctypes)
-def ggml_backend_sched_free(sched: ggml_backend_sched_t | None, /) -> None:
+def ggml_backend_sched_free(sched: ggml_backend_sched_t | c_void_p | None, /) -> None:
     """void ggml_backend_sched_free(ggml_backend_sched_t sched)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_sched_t_ctypes, ggml_cgraph_p_ctypes, POINTER(c_size_t))
 def ggml_backend_sched_reserve_size(
-    sched: ggml_backend_sched_t | None, measure_graph: ggml_cgraph_p | None, sizes: PointerLike[c_size_t], /
+    sched: ggml_backend_sched_t | c_void_p | None,
+    measure_graph: ggml_cgraph_p | c_void_p | None,
+    sizes: PointerLike[c_size_t],
+    /,
 ) -> None:
     """void ggml_backend_sched_reserve_size(
         ggml_backend_sched_t sched, struct ggml_cgraph * measure_graph, size_t * sizes
@@ -828,38 +863,40 @@ def ggml_backend_sched_reserve_size(
 
 
 @bind("ggml-base", c_bool, ggml_backend_sched_t_ctypes, ggml_cgraph_p_ctypes)
-def ggml_backend_sched_reserve(sched: ggml_backend_sched_t | None, measure_graph: ggml_cgraph_p | None, /) -> bool:
+def ggml_backend_sched_reserve(
+    sched: ggml_backend_sched_t | c_void_p | None, measure_graph: ggml_cgraph_p | c_void_p | None, /
+) -> bool:
     """bool ggml_backend_sched_reserve(ggml_backend_sched_t sched, struct ggml_cgraph * measure_graph)"""
     ...
 
 
 @bind("ggml-base", c_int, ggml_backend_sched_t_ctypes)
-def ggml_backend_sched_get_n_backends(sched: ggml_backend_sched_t | None, /) -> int:
+def ggml_backend_sched_get_n_backends(sched: ggml_backend_sched_t | c_void_p | None, /) -> int:
     """int ggml_backend_sched_get_n_backends(ggml_backend_sched_t sched)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_t_ctypes, ggml_backend_sched_t_ctypes, c_int)
-def ggml_backend_sched_get_backend(sched: ggml_backend_sched_t | None, i: int, /) -> ggml_backend_t | None:
+def ggml_backend_sched_get_backend(sched: ggml_backend_sched_t | c_void_p | None, i: int, /) -> ggml_backend_t | None:
     """ggml_backend_t ggml_backend_sched_get_backend(ggml_backend_sched_t sched, int i)"""
     ...
 
 
 @bind("ggml-base", c_int, ggml_backend_sched_t_ctypes)
-def ggml_backend_sched_get_n_splits(sched: ggml_backend_sched_t | None, /) -> int:
+def ggml_backend_sched_get_n_splits(sched: ggml_backend_sched_t | c_void_p | None, /) -> int:
     """int ggml_backend_sched_get_n_splits(ggml_backend_sched_t sched)"""
     ...
 
 
 @bind("ggml-base", c_int, ggml_backend_sched_t_ctypes)
-def ggml_backend_sched_get_n_copies(sched: ggml_backend_sched_t | None, /) -> int:
+def ggml_backend_sched_get_n_copies(sched: ggml_backend_sched_t | c_void_p | None, /) -> int:
     """int ggml_backend_sched_get_n_copies(ggml_backend_sched_t sched)"""
     ...
 
 
 @bind("ggml-base", ggml_backend_buffer_type_t_ctypes, ggml_backend_sched_t_ctypes, ggml_backend_t_ctypes)
 def ggml_backend_sched_get_buffer_type(
-    sched: ggml_backend_sched_t | None, backend: ggml_backend_t | None, /
+    sched: ggml_backend_sched_t | c_void_p | None, backend: ggml_backend_t | c_void_p | None, /
 ) -> ggml_backend_buffer_type_t | None:
     """ggml_backend_buffer_type_t ggml_backend_sched_get_buffer_type(
         ggml_backend_sched_t sched, ggml_backend_t backend
@@ -868,14 +905,19 @@ def ggml_backend_sched_get_buffer_type(
 
 
 @bind("ggml-base", c_size_t, ggml_backend_sched_t_ctypes, ggml_backend_t_ctypes)
-def ggml_backend_sched_get_buffer_size(sched: ggml_backend_sched_t | None, backend: ggml_backend_t | None, /) -> int:
+def ggml_backend_sched_get_buffer_size(
+    sched: ggml_backend_sched_t | c_void_p | None, backend: ggml_backend_t | c_void_p | None, /
+) -> int:
     """size_t ggml_backend_sched_get_buffer_size(ggml_backend_sched_t sched, ggml_backend_t backend)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_sched_t_ctypes, POINTER(ggml_tensor), ggml_backend_t_ctypes)
 def ggml_backend_sched_set_tensor_backend(
-    sched: ggml_backend_sched_t | None, node: PointerLike[ggml_tensor], backend: ggml_backend_t | None, /
+    sched: ggml_backend_sched_t | c_void_p | None,
+    node: PointerLike[ggml_tensor],
+    backend: ggml_backend_t | c_void_p | None,
+    /,
 ) -> None:
     """void ggml_backend_sched_set_tensor_backend(
         ggml_backend_sched_t sched, struct ggml_tensor * node, ggml_backend_t backend
@@ -885,32 +927,40 @@ def ggml_backend_sched_set_tensor_backend(
 
 @bind("ggml-base", ggml_backend_t_ctypes, ggml_backend_sched_t_ctypes, POINTER(ggml_tensor))
 def ggml_backend_sched_get_tensor_backend(
-    sched: ggml_backend_sched_t | None, node: PointerLike[ggml_tensor], /
+    sched: ggml_backend_sched_t | c_void_p | None, node: PointerLike[ggml_tensor], /
 ) -> ggml_backend_t | None:
     """ggml_backend_t ggml_backend_sched_get_tensor_backend(ggml_backend_sched_t sched, struct ggml_tensor * node)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_sched_t_ctypes, ggml_cgraph_p_ctypes)
-def ggml_backend_sched_split_graph(sched: ggml_backend_sched_t | None, graph: ggml_cgraph_p | None, /) -> None:
+def ggml_backend_sched_split_graph(
+    sched: ggml_backend_sched_t | c_void_p | None, graph: ggml_cgraph_p | c_void_p | None, /
+) -> None:
     """void ggml_backend_sched_split_graph(ggml_backend_sched_t sched, struct ggml_cgraph * graph)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_backend_sched_t_ctypes, ggml_cgraph_p_ctypes)
-def ggml_backend_sched_alloc_graph(sched: ggml_backend_sched_t | None, graph: ggml_cgraph_p | None, /) -> bool:
+def ggml_backend_sched_alloc_graph(
+    sched: ggml_backend_sched_t | c_void_p | None, graph: ggml_cgraph_p | c_void_p | None, /
+) -> bool:
     """bool ggml_backend_sched_alloc_graph(ggml_backend_sched_t sched, struct ggml_cgraph * graph)"""
     ...
 
 
 @bind("ggml-base", ggml_status, ggml_backend_sched_t_ctypes, ggml_cgraph_p_ctypes)
-def ggml_backend_sched_graph_compute(sched: ggml_backend_sched_t | None, graph: ggml_cgraph_p | None, /) -> int:
+def ggml_backend_sched_graph_compute(
+    sched: ggml_backend_sched_t | c_void_p | None, graph: ggml_cgraph_p | c_void_p | None, /
+) -> int:
     """enum ggml_status ggml_backend_sched_graph_compute(ggml_backend_sched_t sched, struct ggml_cgraph * graph)"""
     ...
 
 
 @bind("ggml-base", ggml_status, ggml_backend_sched_t_ctypes, ggml_cgraph_p_ctypes)
-def ggml_backend_sched_graph_compute_async(sched: ggml_backend_sched_t | None, graph: ggml_cgraph_p | None, /) -> int:
+def ggml_backend_sched_graph_compute_async(
+    sched: ggml_backend_sched_t | c_void_p | None, graph: ggml_cgraph_p | c_void_p | None, /
+) -> int:
     """enum ggml_status ggml_backend_sched_graph_compute_async(
         ggml_backend_sched_t sched, struct ggml_cgraph * graph
     )"""
@@ -918,20 +968,20 @@ def ggml_backend_sched_graph_compute_async(sched: ggml_backend_sched_t | None, g
 
 
 @bind("ggml-base", None, ggml_backend_sched_t_ctypes)
-def ggml_backend_sched_synchronize(sched: ggml_backend_sched_t | None, /) -> None:
+def ggml_backend_sched_synchronize(sched: ggml_backend_sched_t | c_void_p | None, /) -> None:
     """void ggml_backend_sched_synchronize(ggml_backend_sched_t sched)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_sched_t_ctypes)
-def ggml_backend_sched_reset(sched: ggml_backend_sched_t | None, /) -> None:
+def ggml_backend_sched_reset(sched: ggml_backend_sched_t | c_void_p | None, /) -> None:
     """void ggml_backend_sched_reset(ggml_backend_sched_t sched)"""
     ...
 
 
 @bind("ggml-base", None, ggml_backend_sched_t_ctypes, ggml_backend_sched_eval_callback, c_void_p)
 def ggml_backend_sched_set_eval_callback(
-    sched: ggml_backend_sched_t | None, callback: Callback, user_data: AddressLike, /
+    sched: ggml_backend_sched_t | c_void_p | None, callback: Callback, user_data: AddressLike, /
 ) -> None:
     """void ggml_backend_sched_set_eval_callback(
         ggml_backend_sched_t sched, ggml_backend_sched_eval_callback callback, void * user_data
@@ -1023,7 +1073,7 @@ struct_ggml_backend_graph_copy_p = POINTER(struct_ggml_backend_graph_copy)
 
 @bind("ggml-base", struct_ggml_backend_graph_copy, ggml_backend_t_ctypes, ggml_cgraph_p_ctypes)
 def ggml_backend_graph_copy(
-    backend: ggml_backend_t | None, graph: ggml_cgraph_p | None, /
+    backend: ggml_backend_t | c_void_p | None, graph: ggml_cgraph_p | c_void_p | None, /
 ) -> struct_ggml_backend_graph_copy:
     """struct ggml_backend_graph_copy ggml_backend_graph_copy(ggml_backend_t backend, struct ggml_cgraph * graph)"""
     ...
@@ -1050,9 +1100,9 @@ ggml_backend_eval_callback = CFUNCTYPE(c_bool, c_int, POINTER(ggml_tensor), POIN
     c_size_t,
 )
 def ggml_backend_compare_graph_backend(
-    backend1: ggml_backend_t | None,
-    backend2: ggml_backend_t | None,
-    graph: ggml_cgraph_p | None,
+    backend1: ggml_backend_t | c_void_p | None,
+    backend2: ggml_backend_t | c_void_p | None,
+    graph: ggml_cgraph_p | c_void_p | None,
     callback: Callback,
     user_data: AddressLike,
     test_nodes: PointerLike[Pointer[ggml_tensor]],
@@ -1069,7 +1119,7 @@ def ggml_backend_compare_graph_backend(
 
 @bind("ggml-base", ggml_status, ggml_backend_buffer_t_ctypes, POINTER(ggml_tensor), c_void_p)
 def ggml_backend_tensor_alloc(
-    buffer: ggml_backend_buffer_t | None, tensor: PointerLike[ggml_tensor], addr: AddressLike, /
+    buffer: ggml_backend_buffer_t | c_void_p | None, tensor: PointerLike[ggml_tensor], addr: AddressLike, /
 ) -> int:
     """enum ggml_status ggml_backend_tensor_alloc(
         ggml_backend_buffer_t buffer, struct ggml_tensor * tensor, void * addr

@@ -67,7 +67,7 @@ def ggml_threadpool_new(params: PointerLike[ggml_threadpool_params], /) -> ggml_
 
 
 @bind_plugin("cpu", None, ggml_threadpool_p_ctypes)
-def ggml_threadpool_free(threadpool: ggml_threadpool_p | None, /) -> None:
+def ggml_threadpool_free(threadpool: ggml_threadpool_p | c_void_p | None, /) -> None:
     """void ggml_threadpool_free(struct ggml_threadpool * threadpool)"""
     ...
 
@@ -97,14 +97,14 @@ ggml_type_traits_cpu_p = POINTER(ggml_type_traits_cpu)
 
 @bind_plugin("cpu", None, ggml_backend_t_ctypes, ggml_threadpool_t_ctypes)
 def ggml_backend_cpu_set_threadpool(
-    backend_cpu: ggml_backend_t | None, threadpool: ggml_threadpool_t | None, /
+    backend_cpu: ggml_backend_t | c_void_p | None, threadpool: ggml_threadpool_t | c_void_p | None, /
 ) -> None:
     """void ggml_backend_cpu_set_threadpool(ggml_backend_t backend_cpu, ggml_threadpool_t threadpool)"""
     ...
 
 
 @bind_plugin("cpu", None, ggml_backend_t_ctypes, c_bool)
-def ggml_backend_cpu_set_use_ref(backend_cpu: ggml_backend_t | None, use_ref: bool, /) -> None:
+def ggml_backend_cpu_set_use_ref(backend_cpu: ggml_backend_t | c_void_p | None, use_ref: bool, /) -> None:
     """void ggml_backend_cpu_set_use_ref(ggml_backend_t backend_cpu, bool use_ref)"""
     ...
 

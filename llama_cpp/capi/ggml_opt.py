@@ -68,32 +68,32 @@ def ggml_opt_dataset_init(
 
 
 @bind("ggml-base", None, ggml_opt_dataset_t_ctypes)
-def ggml_opt_dataset_free(dataset: ggml_opt_dataset_t | None, /) -> None:
+def ggml_opt_dataset_free(dataset: ggml_opt_dataset_t | c_void_p | None, /) -> None:
     """void ggml_opt_dataset_free(ggml_opt_dataset_t dataset)"""
     ...
 
 
 @bind("ggml-base", c_int64, ggml_opt_dataset_t_ctypes)
-def ggml_opt_dataset_ndata(dataset: ggml_opt_dataset_t | None, /) -> int:
+def ggml_opt_dataset_ndata(dataset: ggml_opt_dataset_t | c_void_p | None, /) -> int:
     """int64_t ggml_opt_dataset_ndata(ggml_opt_dataset_t dataset)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_opt_dataset_t_ctypes)
-def ggml_opt_dataset_data(dataset: ggml_opt_dataset_t | None, /) -> Pointer[ggml_tensor]:
+def ggml_opt_dataset_data(dataset: ggml_opt_dataset_t | c_void_p | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_opt_dataset_data(ggml_opt_dataset_t dataset)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_opt_dataset_t_ctypes)
-def ggml_opt_dataset_labels(dataset: ggml_opt_dataset_t | None, /) -> Pointer[ggml_tensor]:
+def ggml_opt_dataset_labels(dataset: ggml_opt_dataset_t | c_void_p | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_opt_dataset_labels(ggml_opt_dataset_t dataset)"""
     ...
 
 
 @bind("ggml-base", None, ggml_opt_context_t_ctypes, ggml_opt_dataset_t_ctypes, c_int64)
 def ggml_opt_dataset_shuffle(
-    opt_ctx: ggml_opt_context_t | None, dataset: ggml_opt_dataset_t | None, idata: int, /
+    opt_ctx: ggml_opt_context_t | c_void_p | None, dataset: ggml_opt_dataset_t | c_void_p | None, idata: int, /
 ) -> None:
     """void ggml_opt_dataset_shuffle(ggml_opt_context_t opt_ctx, ggml_opt_dataset_t dataset, int64_t idata)"""
     ...
@@ -101,7 +101,7 @@ def ggml_opt_dataset_shuffle(
 
 @bind("ggml-base", None, ggml_opt_dataset_t_ctypes, POINTER(ggml_tensor), POINTER(ggml_tensor), c_int64)
 def ggml_opt_dataset_get_batch(
-    dataset: ggml_opt_dataset_t | None,
+    dataset: ggml_opt_dataset_t | c_void_p | None,
     data_batch: PointerLike[ggml_tensor],
     labels_batch: PointerLike[ggml_tensor],
     ibatch: int,
@@ -115,7 +115,7 @@ def ggml_opt_dataset_get_batch(
 
 @bind("ggml-base", None, ggml_opt_dataset_t_ctypes, c_void_p, c_size_t, c_void_p, c_int64)
 def ggml_opt_dataset_get_batch_host(
-    dataset: ggml_opt_dataset_t | None,
+    dataset: ggml_opt_dataset_t | c_void_p | None,
     data_batch: AddressLike,
     nb_data_batch: int,
     labels_batch: AddressLike,
@@ -233,7 +233,9 @@ ggml_opt_params_p = POINTER(ggml_opt_params)
 
 
 @bind("ggml-base", ggml_opt_params, ggml_backend_sched_t_ctypes, ggml_opt_loss_type)
-def ggml_opt_default_params(backend_sched: ggml_backend_sched_t | None, loss_type: int, /) -> ggml_opt_params:
+def ggml_opt_default_params(
+    backend_sched: ggml_backend_sched_t | c_void_p | None, loss_type: int, /
+) -> ggml_opt_params:
     """struct ggml_opt_params ggml_opt_default_params(
         ggml_backend_sched_t backend_sched, enum ggml_opt_loss_type loss_type
     )"""
@@ -247,67 +249,69 @@ def ggml_opt_init(params: ggml_opt_params, /) -> ggml_opt_context_t | None:
 
 
 @bind("ggml-base", None, ggml_opt_context_t_ctypes)
-def ggml_opt_free(opt_ctx: ggml_opt_context_t | None, /) -> None:
+def ggml_opt_free(opt_ctx: ggml_opt_context_t | c_void_p | None, /) -> None:
     """void ggml_opt_free(ggml_opt_context_t opt_ctx)"""
     ...
 
 
 @bind("ggml-base", None, ggml_opt_context_t_ctypes, c_bool)
-def ggml_opt_reset(opt_ctx: ggml_opt_context_t | None, optimizer: bool, /) -> None:
+def ggml_opt_reset(opt_ctx: ggml_opt_context_t | c_void_p | None, optimizer: bool, /) -> None:
     """void ggml_opt_reset(ggml_opt_context_t opt_ctx, bool optimizer)"""
     ...
 
 
 @bind("ggml-base", c_bool, ggml_opt_context_t_ctypes)
-def ggml_opt_static_graphs(opt_ctx: ggml_opt_context_t | None, /) -> bool:
+def ggml_opt_static_graphs(opt_ctx: ggml_opt_context_t | c_void_p | None, /) -> bool:
     """bool ggml_opt_static_graphs(ggml_opt_context_t opt_ctx)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_opt_context_t_ctypes)
-def ggml_opt_inputs(opt_ctx: ggml_opt_context_t | None, /) -> Pointer[ggml_tensor]:
+def ggml_opt_inputs(opt_ctx: ggml_opt_context_t | c_void_p | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_opt_inputs(ggml_opt_context_t opt_ctx)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_opt_context_t_ctypes)
-def ggml_opt_outputs(opt_ctx: ggml_opt_context_t | None, /) -> Pointer[ggml_tensor]:
+def ggml_opt_outputs(opt_ctx: ggml_opt_context_t | c_void_p | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_opt_outputs(ggml_opt_context_t opt_ctx)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_opt_context_t_ctypes)
-def ggml_opt_labels(opt_ctx: ggml_opt_context_t | None, /) -> Pointer[ggml_tensor]:
+def ggml_opt_labels(opt_ctx: ggml_opt_context_t | c_void_p | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_opt_labels(ggml_opt_context_t opt_ctx)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_opt_context_t_ctypes)
-def ggml_opt_loss(opt_ctx: ggml_opt_context_t | None, /) -> Pointer[ggml_tensor]:
+def ggml_opt_loss(opt_ctx: ggml_opt_context_t | c_void_p | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_opt_loss(ggml_opt_context_t opt_ctx)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_opt_context_t_ctypes)
-def ggml_opt_pred(opt_ctx: ggml_opt_context_t | None, /) -> Pointer[ggml_tensor]:
+def ggml_opt_pred(opt_ctx: ggml_opt_context_t | c_void_p | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_opt_pred(ggml_opt_context_t opt_ctx)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_opt_context_t_ctypes)
-def ggml_opt_ncorrect(opt_ctx: ggml_opt_context_t | None, /) -> Pointer[ggml_tensor]:
+def ggml_opt_ncorrect(opt_ctx: ggml_opt_context_t | c_void_p | None, /) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_opt_ncorrect(ggml_opt_context_t opt_ctx)"""
     ...
 
 
 @bind("ggml-base", POINTER(ggml_tensor), ggml_opt_context_t_ctypes, POINTER(ggml_tensor))
-def ggml_opt_grad_acc(opt_ctx: ggml_opt_context_t | None, node: PointerLike[ggml_tensor], /) -> Pointer[ggml_tensor]:
+def ggml_opt_grad_acc(
+    opt_ctx: ggml_opt_context_t | c_void_p | None, node: PointerLike[ggml_tensor], /
+) -> Pointer[ggml_tensor]:
     """struct ggml_tensor * ggml_opt_grad_acc(ggml_opt_context_t opt_ctx, struct ggml_tensor * node)"""
     ...
 
 
 @bind("ggml-base", ggml_opt_optimizer_type, ggml_opt_context_t_ctypes)
-def ggml_opt_context_optimizer_type(arg0: ggml_opt_context_t | None, /) -> int:
+def ggml_opt_context_optimizer_type(arg0: ggml_opt_context_t | c_void_p | None, /) -> int:
     """enum ggml_opt_optimizer_type ggml_opt_context_optimizer_type(ggml_opt_context_t)"""
     ...
 
@@ -325,40 +329,40 @@ def ggml_opt_result_init() -> ggml_opt_result_t | None:
 
 
 @bind("ggml-base", None, ggml_opt_result_t_ctypes)
-def ggml_opt_result_free(result: ggml_opt_result_t | None, /) -> None:
+def ggml_opt_result_free(result: ggml_opt_result_t | c_void_p | None, /) -> None:
     """void ggml_opt_result_free(ggml_opt_result_t result)"""
     ...
 
 
 @bind("ggml-base", None, ggml_opt_result_t_ctypes)
-def ggml_opt_result_reset(result: ggml_opt_result_t | None, /) -> None:
+def ggml_opt_result_reset(result: ggml_opt_result_t | c_void_p | None, /) -> None:
     """void ggml_opt_result_reset(ggml_opt_result_t result)"""
     ...
 
 
 @bind("ggml-base", None, ggml_opt_result_t_ctypes, POINTER(c_int64))
-def ggml_opt_result_ndata(result: ggml_opt_result_t | None, ndata: PointerLike[c_int64], /) -> None:
+def ggml_opt_result_ndata(result: ggml_opt_result_t | c_void_p | None, ndata: PointerLike[c_int64], /) -> None:
     """void ggml_opt_result_ndata(ggml_opt_result_t result, int64_t * ndata)"""
     ...
 
 
 @bind("ggml-base", None, ggml_opt_result_t_ctypes, POINTER(c_double), POINTER(c_double))
 def ggml_opt_result_loss(
-    result: ggml_opt_result_t | None, loss: PointerLike[c_double], unc: PointerLike[c_double], /
+    result: ggml_opt_result_t | c_void_p | None, loss: PointerLike[c_double], unc: PointerLike[c_double], /
 ) -> None:
     """void ggml_opt_result_loss(ggml_opt_result_t result, double * loss, double * unc)"""
     ...
 
 
 @bind("ggml-base", None, ggml_opt_result_t_ctypes, POINTER(c_int32))
-def ggml_opt_result_pred(result: ggml_opt_result_t | None, pred: PointerLike[c_int32], /) -> None:
+def ggml_opt_result_pred(result: ggml_opt_result_t | c_void_p | None, pred: PointerLike[c_int32], /) -> None:
     """void ggml_opt_result_pred(ggml_opt_result_t result, int32_t * pred)"""
     ...
 
 
 @bind("ggml-base", None, ggml_opt_result_t_ctypes, POINTER(c_double), POINTER(c_double))
 def ggml_opt_result_accuracy(
-    result: ggml_opt_result_t | None, accuracy: PointerLike[c_double], unc: PointerLike[c_double], /
+    result: ggml_opt_result_t | c_void_p | None, accuracy: PointerLike[c_double], unc: PointerLike[c_double], /
 ) -> None:
     """void ggml_opt_result_accuracy(ggml_opt_result_t result, double * accuracy, double * unc)"""
     ...
@@ -374,9 +378,9 @@ def ggml_opt_result_accuracy(
     POINTER(ggml_tensor),
 )
 def ggml_opt_prepare_alloc(
-    opt_ctx: ggml_opt_context_t | None,
-    ctx_compute: ggml_context_p | None,
-    gf: ggml_cgraph_p | None,
+    opt_ctx: ggml_opt_context_t | c_void_p | None,
+    ctx_compute: ggml_context_p | c_void_p | None,
+    gf: ggml_cgraph_p | c_void_p | None,
     inputs: PointerLike[ggml_tensor],
     outputs: PointerLike[ggml_tensor],
     /,
@@ -389,13 +393,15 @@ def ggml_opt_prepare_alloc(
 
 
 @bind("ggml-base", None, ggml_opt_context_t_ctypes, c_bool)
-def ggml_opt_alloc(opt_ctx: ggml_opt_context_t | None, backward: bool, /) -> None:
+def ggml_opt_alloc(opt_ctx: ggml_opt_context_t | c_void_p | None, backward: bool, /) -> None:
     """void ggml_opt_alloc(ggml_opt_context_t opt_ctx, bool backward)"""
     ...
 
 
 @bind("ggml-base", None, ggml_opt_context_t_ctypes, ggml_opt_result_t_ctypes)
-def ggml_opt_eval(opt_ctx: ggml_opt_context_t | None, result: ggml_opt_result_t | None, /) -> None:
+def ggml_opt_eval(
+    opt_ctx: ggml_opt_context_t | c_void_p | None, result: ggml_opt_result_t | c_void_p | None, /
+) -> None:
     """void ggml_opt_eval(ggml_opt_context_t opt_ctx, ggml_opt_result_t result)"""
     ...
 
@@ -424,10 +430,10 @@ ggml_opt_epoch_callback = CFUNCTYPE(
     ggml_opt_epoch_callback,
 )
 def ggml_opt_epoch(
-    opt_ctx: ggml_opt_context_t | None,
-    dataset: ggml_opt_dataset_t | None,
-    result_train: ggml_opt_result_t | None,
-    result_eval: ggml_opt_result_t | None,
+    opt_ctx: ggml_opt_context_t | c_void_p | None,
+    dataset: ggml_opt_dataset_t | c_void_p | None,
+    result_train: ggml_opt_result_t | c_void_p | None,
+    result_eval: ggml_opt_result_t | c_void_p | None,
     idata_split: int,
     callback_train: Callback,
     callback_eval: Callback,
@@ -454,9 +460,9 @@ def ggml_opt_epoch(
 )
 def ggml_opt_epoch_callback_progress_bar(
     train: bool,
-    opt_ctx: ggml_opt_context_t | None,
-    dataset: ggml_opt_dataset_t | None,
-    result: ggml_opt_result_t | None,
+    opt_ctx: ggml_opt_context_t | c_void_p | None,
+    dataset: ggml_opt_dataset_t | c_void_p | None,
+    result: ggml_opt_result_t | c_void_p | None,
     ibatch: int,
     ibatch_max: int,
     t_start_us: int,
@@ -486,11 +492,11 @@ def ggml_opt_epoch_callback_progress_bar(
     c_bool,
 )
 def ggml_opt_fit(
-    backend_sched: ggml_backend_sched_t | None,
-    ctx_compute: ggml_context_p | None,
+    backend_sched: ggml_backend_sched_t | c_void_p | None,
+    ctx_compute: ggml_context_p | c_void_p | None,
     inputs: PointerLike[ggml_tensor],
     outputs: PointerLike[ggml_tensor],
-    dataset: ggml_opt_dataset_t | None,
+    dataset: ggml_opt_dataset_t | c_void_p | None,
     loss_type: int,
     optimizer: int,
     get_opt_pars: Callback,

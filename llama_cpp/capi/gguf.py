@@ -113,7 +113,7 @@ def gguf_init_from_callback(
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes)
-def gguf_free(ctx: gguf_context_p | None, /) -> None:
+def gguf_free(ctx: gguf_context_p | c_void_p | None, /) -> None:
     """void gguf_free(struct gguf_context * ctx)"""
     ...
 
@@ -125,271 +125,273 @@ def gguf_type_name(type: int, /) -> bytes | None:
 
 
 @bind("ggml-base", c_uint32, gguf_context_p_ctypes)
-def gguf_get_version(ctx: gguf_context_p | None, /) -> int:
+def gguf_get_version(ctx: gguf_context_p | c_void_p | None, /) -> int:
     """uint32_t gguf_get_version(const struct gguf_context * ctx)"""
     ...
 
 
 @bind("ggml-base", c_size_t, gguf_context_p_ctypes)
-def gguf_get_alignment(ctx: gguf_context_p | None, /) -> int:
+def gguf_get_alignment(ctx: gguf_context_p | c_void_p | None, /) -> int:
     """size_t gguf_get_alignment(const struct gguf_context * ctx)"""
     ...
 
 
 @bind("ggml-base", c_size_t, gguf_context_p_ctypes)
-def gguf_get_data_offset(ctx: gguf_context_p | None, /) -> int:
+def gguf_get_data_offset(ctx: gguf_context_p | c_void_p | None, /) -> int:
     """size_t gguf_get_data_offset(const struct gguf_context * ctx)"""
     ...
 
 
 @bind("ggml-base", c_int64, gguf_context_p_ctypes)
-def gguf_get_n_kv(ctx: gguf_context_p | None, /) -> int:
+def gguf_get_n_kv(ctx: gguf_context_p | c_void_p | None, /) -> int:
     """int64_t gguf_get_n_kv(const struct gguf_context * ctx)"""
     ...
 
 
 @bind("ggml-base", c_int64, gguf_context_p_ctypes, c_char_p)
-def gguf_find_key(ctx: gguf_context_p | None, key: bytes | None, /) -> int:
+def gguf_find_key(ctx: gguf_context_p | c_void_p | None, key: bytes | None, /) -> int:
     """int64_t gguf_find_key(const struct gguf_context * ctx, const char * key)"""
     ...
 
 
 @bind("ggml-base", c_char_p, gguf_context_p_ctypes, c_int64)
-def gguf_get_key(ctx: gguf_context_p | None, key_id: int, /) -> bytes | None:
+def gguf_get_key(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> bytes | None:
     """const char * gguf_get_key(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", gguf_type, gguf_context_p_ctypes, c_int64)
-def gguf_get_kv_type(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_kv_type(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """enum gguf_type gguf_get_kv_type(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", gguf_type, gguf_context_p_ctypes, c_int64)
-def gguf_get_arr_type(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_arr_type(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """enum gguf_type gguf_get_arr_type(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_uint8, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_u8(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_val_u8(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """uint8_t gguf_get_val_u8(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_int8, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_i8(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_val_i8(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """int8_t gguf_get_val_i8(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_uint16, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_u16(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_val_u16(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """uint16_t gguf_get_val_u16(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_int16, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_i16(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_val_i16(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """int16_t gguf_get_val_i16(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_uint32, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_u32(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_val_u32(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """uint32_t gguf_get_val_u32(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_int32, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_i32(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_val_i32(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """int32_t gguf_get_val_i32(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_float, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_f32(ctx: gguf_context_p | None, key_id: int, /) -> float:
+def gguf_get_val_f32(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> float:
     """float gguf_get_val_f32(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_uint64, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_u64(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_val_u64(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """uint64_t gguf_get_val_u64(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_int64, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_i64(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_val_i64(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """int64_t gguf_get_val_i64(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_double, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_f64(ctx: gguf_context_p | None, key_id: int, /) -> float:
+def gguf_get_val_f64(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> float:
     """double gguf_get_val_f64(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_bool, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_bool(ctx: gguf_context_p | None, key_id: int, /) -> bool:
+def gguf_get_val_bool(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> bool:
     """bool gguf_get_val_bool(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_char_p, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_str(ctx: gguf_context_p | None, key_id: int, /) -> bytes | None:
+def gguf_get_val_str(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> bytes | None:
     """const char * gguf_get_val_str(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_void_p, gguf_context_p_ctypes, c_int64)
-def gguf_get_val_data(ctx: gguf_context_p | None, key_id: int, /) -> int | None:
+def gguf_get_val_data(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int | None:
     """const void * gguf_get_val_data(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_size_t, gguf_context_p_ctypes, c_int64)
-def gguf_get_arr_n(ctx: gguf_context_p | None, key_id: int, /) -> int:
+def gguf_get_arr_n(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int:
     """size_t gguf_get_arr_n(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_void_p, gguf_context_p_ctypes, c_int64)
-def gguf_get_arr_data(ctx: gguf_context_p | None, key_id: int, /) -> int | None:
+def gguf_get_arr_data(ctx: gguf_context_p | c_void_p | None, key_id: int, /) -> int | None:
     """const void * gguf_get_arr_data(const struct gguf_context * ctx, int64_t key_id)"""
     ...
 
 
 @bind("ggml-base", c_char_p, gguf_context_p_ctypes, c_int64, c_size_t)
-def gguf_get_arr_str(ctx: gguf_context_p | None, key_id: int, i: int, /) -> bytes | None:
+def gguf_get_arr_str(ctx: gguf_context_p | c_void_p | None, key_id: int, i: int, /) -> bytes | None:
     """const char * gguf_get_arr_str(const struct gguf_context * ctx, int64_t key_id, size_t i)"""
     ...
 
 
 @bind("ggml-base", c_int64, gguf_context_p_ctypes)
-def gguf_get_n_tensors(ctx: gguf_context_p | None, /) -> int:
+def gguf_get_n_tensors(ctx: gguf_context_p | c_void_p | None, /) -> int:
     """int64_t gguf_get_n_tensors(const struct gguf_context * ctx)"""
     ...
 
 
 @bind("ggml-base", c_int64, gguf_context_p_ctypes, c_char_p)
-def gguf_find_tensor(ctx: gguf_context_p | None, name: bytes | None, /) -> int:
+def gguf_find_tensor(ctx: gguf_context_p | c_void_p | None, name: bytes | None, /) -> int:
     """int64_t gguf_find_tensor(const struct gguf_context * ctx, const char * name)"""
     ...
 
 
 @bind("ggml-base", c_size_t, gguf_context_p_ctypes, c_int64)
-def gguf_get_tensor_offset(ctx: gguf_context_p | None, tensor_id: int, /) -> int:
+def gguf_get_tensor_offset(ctx: gguf_context_p | c_void_p | None, tensor_id: int, /) -> int:
     """size_t gguf_get_tensor_offset(const struct gguf_context * ctx, int64_t tensor_id)"""
     ...
 
 
 @bind("ggml-base", c_char_p, gguf_context_p_ctypes, c_int64)
-def gguf_get_tensor_name(ctx: gguf_context_p | None, tensor_id: int, /) -> bytes | None:
+def gguf_get_tensor_name(ctx: gguf_context_p | c_void_p | None, tensor_id: int, /) -> bytes | None:
     """const char * gguf_get_tensor_name(const struct gguf_context * ctx, int64_t tensor_id)"""
     ...
 
 
 @bind("ggml-base", POINTER(c_int64), gguf_context_p_ctypes, c_int64)
-def gguf_get_tensor_ne(ctx: gguf_context_p | None, tensor_id: int, /) -> Pointer[c_int64]:
+def gguf_get_tensor_ne(ctx: gguf_context_p | c_void_p | None, tensor_id: int, /) -> Pointer[c_int64]:
     """const int64_t * gguf_get_tensor_ne(const struct gguf_context * ctx, int64_t tensor_id)"""
     ...
 
 
 @bind("ggml-base", ggml_type, gguf_context_p_ctypes, c_int64)
-def gguf_get_tensor_type(ctx: gguf_context_p | None, tensor_id: int, /) -> int:
+def gguf_get_tensor_type(ctx: gguf_context_p | c_void_p | None, tensor_id: int, /) -> int:
     """enum ggml_type gguf_get_tensor_type(const struct gguf_context * ctx, int64_t tensor_id)"""
     ...
 
 
 @bind("ggml-base", c_size_t, gguf_context_p_ctypes, c_int64)
-def gguf_get_tensor_size(ctx: gguf_context_p | None, tensor_id: int, /) -> int:
+def gguf_get_tensor_size(ctx: gguf_context_p | c_void_p | None, tensor_id: int, /) -> int:
     """size_t gguf_get_tensor_size(const struct gguf_context * ctx, int64_t tensor_id)"""
     ...
 
 
 @bind("ggml-base", c_int64, gguf_context_p_ctypes, c_char_p)
-def gguf_remove_key(ctx: gguf_context_p | None, key: bytes | None, /) -> int:
+def gguf_remove_key(ctx: gguf_context_p | c_void_p | None, key: bytes | None, /) -> int:
     """int64_t gguf_remove_key(struct gguf_context * ctx, const char * key)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_uint8)
-def gguf_set_val_u8(ctx: gguf_context_p | None, key: bytes | None, val: int, /) -> None:
+def gguf_set_val_u8(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: int, /) -> None:
     """void gguf_set_val_u8(struct gguf_context * ctx, const char * key, uint8_t val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_int8)
-def gguf_set_val_i8(ctx: gguf_context_p | None, key: bytes | None, val: int, /) -> None:
+def gguf_set_val_i8(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: int, /) -> None:
     """void gguf_set_val_i8(struct gguf_context * ctx, const char * key, int8_t val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_uint16)
-def gguf_set_val_u16(ctx: gguf_context_p | None, key: bytes | None, val: int, /) -> None:
+def gguf_set_val_u16(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: int, /) -> None:
     """void gguf_set_val_u16(struct gguf_context * ctx, const char * key, uint16_t val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_int16)
-def gguf_set_val_i16(ctx: gguf_context_p | None, key: bytes | None, val: int, /) -> None:
+def gguf_set_val_i16(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: int, /) -> None:
     """void gguf_set_val_i16(struct gguf_context * ctx, const char * key, int16_t val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_uint32)
-def gguf_set_val_u32(ctx: gguf_context_p | None, key: bytes | None, val: int, /) -> None:
+def gguf_set_val_u32(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: int, /) -> None:
     """void gguf_set_val_u32(struct gguf_context * ctx, const char * key, uint32_t val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_int32)
-def gguf_set_val_i32(ctx: gguf_context_p | None, key: bytes | None, val: int, /) -> None:
+def gguf_set_val_i32(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: int, /) -> None:
     """void gguf_set_val_i32(struct gguf_context * ctx, const char * key, int32_t val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_float)
-def gguf_set_val_f32(ctx: gguf_context_p | None, key: bytes | None, val: float, /) -> None:
+def gguf_set_val_f32(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: float, /) -> None:
     """void gguf_set_val_f32(struct gguf_context * ctx, const char * key, float val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_uint64)
-def gguf_set_val_u64(ctx: gguf_context_p | None, key: bytes | None, val: int, /) -> None:
+def gguf_set_val_u64(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: int, /) -> None:
     """void gguf_set_val_u64(struct gguf_context * ctx, const char * key, uint64_t val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_int64)
-def gguf_set_val_i64(ctx: gguf_context_p | None, key: bytes | None, val: int, /) -> None:
+def gguf_set_val_i64(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: int, /) -> None:
     """void gguf_set_val_i64(struct gguf_context * ctx, const char * key, int64_t val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_double)
-def gguf_set_val_f64(ctx: gguf_context_p | None, key: bytes | None, val: float, /) -> None:
+def gguf_set_val_f64(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: float, /) -> None:
     """void gguf_set_val_f64(struct gguf_context * ctx, const char * key, double val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_bool)
-def gguf_set_val_bool(ctx: gguf_context_p | None, key: bytes | None, val: bool, /) -> None:
+def gguf_set_val_bool(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: bool, /) -> None:
     """void gguf_set_val_bool(struct gguf_context * ctx, const char * key, bool val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_char_p)
-def gguf_set_val_str(ctx: gguf_context_p | None, key: bytes | None, val: bytes | None, /) -> None:
+def gguf_set_val_str(ctx: gguf_context_p | c_void_p | None, key: bytes | None, val: bytes | None, /) -> None:
     """void gguf_set_val_str(struct gguf_context * ctx, const char * key, const char * val)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, gguf_type, c_void_p, c_size_t)
-def gguf_set_arr_data(ctx: gguf_context_p | None, key: bytes | None, type: int, data: AddressLike, n: int, /) -> None:
+def gguf_set_arr_data(
+    ctx: gguf_context_p | c_void_p | None, key: bytes | None, type: int, data: AddressLike, n: int, /
+) -> None:
     """void gguf_set_arr_data(
         struct gguf_context * ctx, const char * key, enum gguf_type type, const void * data, size_t n
     )"""
@@ -397,55 +399,57 @@ def gguf_set_arr_data(ctx: gguf_context_p | None, key: bytes | None, type: int, 
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, POINTER(c_char_p), c_size_t)
-def gguf_set_arr_str(ctx: gguf_context_p | None, key: bytes | None, data: PointerLike[c_char_p], n: int, /) -> None:
+def gguf_set_arr_str(
+    ctx: gguf_context_p | c_void_p | None, key: bytes | None, data: PointerLike[c_char_p], n: int, /
+) -> None:
     """void gguf_set_arr_str(struct gguf_context * ctx, const char * key, const char ** data, size_t n)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, gguf_context_p_ctypes)
-def gguf_set_kv(ctx: gguf_context_p | None, src: gguf_context_p | None, /) -> None:
+def gguf_set_kv(ctx: gguf_context_p | c_void_p | None, src: gguf_context_p | c_void_p | None, /) -> None:
     """void gguf_set_kv(struct gguf_context * ctx, const struct gguf_context * src)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, POINTER(ggml_tensor))
-def gguf_add_tensor(ctx: gguf_context_p | None, tensor: PointerLike[ggml_tensor], /) -> None:
+def gguf_add_tensor(ctx: gguf_context_p | c_void_p | None, tensor: PointerLike[ggml_tensor], /) -> None:
     """void gguf_add_tensor(struct gguf_context * ctx, const struct ggml_tensor * tensor)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, ggml_type)
-def gguf_set_tensor_type(ctx: gguf_context_p | None, name: bytes | None, type: int, /) -> None:
+def gguf_set_tensor_type(ctx: gguf_context_p | c_void_p | None, name: bytes | None, type: int, /) -> None:
     """void gguf_set_tensor_type(struct gguf_context * ctx, const char * name, enum ggml_type type)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_char_p, c_void_p)
-def gguf_set_tensor_data(ctx: gguf_context_p | None, name: bytes | None, data: AddressLike, /) -> None:
+def gguf_set_tensor_data(ctx: gguf_context_p | c_void_p | None, name: bytes | None, data: AddressLike, /) -> None:
     """void gguf_set_tensor_data(struct gguf_context * ctx, const char * name, const void * data)"""
     ...
 
 
 @bind("ggml-base", c_bool, gguf_context_p_ctypes, c_void_p, c_bool)
-def gguf_write_to_file_ptr(ctx: gguf_context_p | None, file: AddressLike, only_meta: bool, /) -> bool:
+def gguf_write_to_file_ptr(ctx: gguf_context_p | c_void_p | None, file: AddressLike, only_meta: bool, /) -> bool:
     """bool gguf_write_to_file_ptr(const struct gguf_context * ctx, FILE * file, bool only_meta)"""
     ...
 
 
 @bind("ggml-base", c_bool, gguf_context_p_ctypes, c_char_p, c_bool)
-def gguf_write_to_file(ctx: gguf_context_p | None, fname: bytes | None, only_meta: bool, /) -> bool:
+def gguf_write_to_file(ctx: gguf_context_p | c_void_p | None, fname: bytes | None, only_meta: bool, /) -> bool:
     """bool gguf_write_to_file(const struct gguf_context * ctx, const char * fname, bool only_meta)"""
     ...
 
 
 @bind("ggml-base", c_size_t, gguf_context_p_ctypes)
-def gguf_get_meta_size(ctx: gguf_context_p | None, /) -> int:
+def gguf_get_meta_size(ctx: gguf_context_p | c_void_p | None, /) -> int:
     """size_t gguf_get_meta_size(const struct gguf_context * ctx)"""
     ...
 
 
 @bind("ggml-base", None, gguf_context_p_ctypes, c_void_p)
-def gguf_get_meta_data(ctx: gguf_context_p | None, data: AddressLike, /) -> None:
+def gguf_get_meta_data(ctx: gguf_context_p | c_void_p | None, data: AddressLike, /) -> None:
     """void gguf_get_meta_data(const struct gguf_context * ctx, void * data)"""
     ...
 

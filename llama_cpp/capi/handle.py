@@ -107,6 +107,11 @@ class Handle(Uncopyable):
         refuse_fork(self._pid)
         return pointer
 
+    def require_open(self) -> None:
+        """Raises ModelClosedError or ForkedProcessError where :attr:`pointer` would."""
+        if self._pointer is None or os.getpid() != self._pid:
+            _ = self.pointer  # raises
+
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""

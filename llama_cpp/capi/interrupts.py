@@ -6,7 +6,8 @@ inside the engine's callbacks (log, progress), out of which ctypes passes no exc
 
 from __future__ import annotations
 
-import _signal  # signal.signal() also looks for enumerators, which takes ten times as long
+# signal.signal() also looks for enumerators, which takes ten times as long
+import _signal  # type: ignore[import-not-found]  # no stubs have it
 import signal
 import threading
 from collections.abc import Callable

@@ -736,7 +736,10 @@ def llama_numa_init(numa: int, /) -> None:
 
 @bind("llama", None, llama_context_p_ctypes, ggml_threadpool_t_ctypes, ggml_threadpool_t_ctypes)
 def llama_attach_threadpool(
-    ctx: llama_context_p | None, threadpool: ggml_threadpool_t | None, threadpool_batch: ggml_threadpool_t | None, /
+    ctx: llama_context_p | c_void_p | None,
+    threadpool: ggml_threadpool_t | c_void_p | None,
+    threadpool_batch: ggml_threadpool_t | c_void_p | None,
+    /,
 ) -> None:
     """void llama_attach_threadpool(
         struct llama_context * ctx, ggml_threadpool_t threadpool, ggml_threadpool_t threadpool_batch
@@ -745,7 +748,7 @@ def llama_attach_threadpool(
 
 
 @bind("llama", None, llama_context_p_ctypes)
-def llama_detach_threadpool(ctx: llama_context_p | None, /) -> None:
+def llama_detach_threadpool(ctx: llama_context_p | c_void_p | None, /) -> None:
     """void llama_detach_threadpool(struct llama_context * ctx)"""
     ...
 
@@ -755,7 +758,7 @@ llama_model_set_tensor_data_t = CFUNCTYPE(None, POINTER(ggml_tensor), c_void_p)
 
 @bind("llama", llama_model_p_ctypes, gguf_context_p_ctypes, llama_model_set_tensor_data_t, c_void_p, llama_model_params)
 def llama_model_init_from_user(
-    metadata: gguf_context_p | None,
+    metadata: gguf_context_p | c_void_p | None,
     set_tensor_data: Callback,
     set_tensor_data_ud: AddressLike,
     params: llama_model_params,
@@ -799,32 +802,34 @@ def llama_model_load_from_splits(
 
 
 @bind("llama", None, llama_model_p_ctypes, c_char_p)
-def llama_model_save_to_file(model: llama_model_p | None, path_model: bytes | None, /) -> None:
+def llama_model_save_to_file(model: llama_model_p | c_void_p | None, path_model: bytes | None, /) -> None:
     """void llama_model_save_to_file(const struct llama_model * model, const char * path_model)"""
     ...
 
 
 @bind("llama", None, llama_model_p_ctypes)
-def llama_free_model(model: llama_model_p | None, /) -> None:
+def llama_free_model(model: llama_model_p | c_void_p | None, /) -> None:
     """DEPRECATED void llama_free_model(struct llama_model * model)"""
     ...
 
 
 @bind("llama", None, llama_model_p_ctypes)
-def llama_model_free(model: llama_model_p | None, /) -> None:
+def llama_model_free(model: llama_model_p | c_void_p | None, /) -> None:
     """void llama_model_free(struct llama_model * model)"""
     ...
 
 
 @bind("llama", llama_context_p_ctypes, llama_model_p_ctypes, llama_context_params)
-def llama_init_from_model(model: llama_model_p | None, params: llama_context_params, /) -> llama_context_p | None:
+def llama_init_from_model(
+    model: llama_model_p | c_void_p | None, params: llama_context_params, /
+) -> llama_context_p | None:
     """struct llama_context * llama_init_from_model(struct llama_model * model, struct llama_context_params params)"""
     ...
 
 
 @bind("llama", llama_context_p_ctypes, llama_model_p_ctypes, llama_context_params)
 def llama_new_context_with_model(
-    model: llama_model_p | None, params: llama_context_params, /
+    model: llama_model_p | c_void_p | None, params: llama_context_params, /
 ) -> llama_context_p | None:
     """DEPRECATED struct llama_context * llama_new_context_with_model(
         struct llama_model * model, struct llama_context_params params
@@ -833,7 +838,7 @@ def llama_new_context_with_model(
 
 
 @bind("llama", None, llama_context_p_ctypes)
-def llama_free(ctx: llama_context_p | None, /) -> None:
+def llama_free(ctx: llama_context_p | c_void_p | None, /) -> None:
     """void llama_free(struct llama_context * ctx)"""
     ...
 
@@ -887,188 +892,188 @@ def llama_supports_rpc() -> bool:
 
 
 @bind("llama", c_uint32, llama_context_p_ctypes)
-def llama_n_ctx(ctx: llama_context_p | None, /) -> int:
+def llama_n_ctx(ctx: llama_context_p | c_void_p | None, /) -> int:
     """uint32_t llama_n_ctx(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", c_uint32, llama_context_p_ctypes)
-def llama_n_ctx_seq(ctx: llama_context_p | None, /) -> int:
+def llama_n_ctx_seq(ctx: llama_context_p | c_void_p | None, /) -> int:
     """uint32_t llama_n_ctx_seq(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", c_uint32, llama_context_p_ctypes)
-def llama_n_batch(ctx: llama_context_p | None, /) -> int:
+def llama_n_batch(ctx: llama_context_p | c_void_p | None, /) -> int:
     """uint32_t llama_n_batch(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", c_uint32, llama_context_p_ctypes)
-def llama_n_ubatch(ctx: llama_context_p | None, /) -> int:
+def llama_n_ubatch(ctx: llama_context_p | c_void_p | None, /) -> int:
     """uint32_t llama_n_ubatch(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", c_uint32, llama_context_p_ctypes)
-def llama_n_seq_max(ctx: llama_context_p | None, /) -> int:
+def llama_n_seq_max(ctx: llama_context_p | c_void_p | None, /) -> int:
     """uint32_t llama_n_seq_max(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", c_uint32, llama_context_p_ctypes)
-def llama_n_rs_seq(ctx: llama_context_p | None, /) -> int:
+def llama_n_rs_seq(ctx: llama_context_p | c_void_p | None, /) -> int:
     """uint32_t llama_n_rs_seq(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_n_ctx_train(model: llama_model_p | None, /) -> int:
+def llama_n_ctx_train(model: llama_model_p | c_void_p | None, /) -> int:
     """DEPRECATED int32_t llama_n_ctx_train(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_n_embd(model: llama_model_p | None, /) -> int:
+def llama_n_embd(model: llama_model_p | c_void_p | None, /) -> int:
     """DEPRECATED int32_t llama_n_embd(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_n_layer(model: llama_model_p | None, /) -> int:
+def llama_n_layer(model: llama_model_p | c_void_p | None, /) -> int:
     """DEPRECATED int32_t llama_n_layer(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_n_head(model: llama_model_p | None, /) -> int:
+def llama_n_head(model: llama_model_p | c_void_p | None, /) -> int:
     """DEPRECATED int32_t llama_n_head(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_vocab_p_ctypes)
-def llama_n_vocab(vocab: llama_vocab_p | None, /) -> int:
+def llama_n_vocab(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED int32_t llama_n_vocab(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_model_p_ctypes, llama_context_p_ctypes)
-def llama_get_model(ctx: llama_context_p | None, /) -> llama_model_p | None:
+def llama_get_model(ctx: llama_context_p | c_void_p | None, /) -> llama_model_p | None:
     """const struct llama_model * llama_get_model(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", llama_memory_t_ctypes, llama_context_p_ctypes)
-def llama_get_memory(ctx: llama_context_p | None, /) -> llama_memory_t | None:
+def llama_get_memory(ctx: llama_context_p | c_void_p | None, /) -> llama_memory_t | None:
     """llama_memory_t llama_get_memory(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", enum_llama_pooling_type, llama_context_p_ctypes)
-def llama_pooling_type(ctx: llama_context_p | None, /) -> int:
+def llama_pooling_type(ctx: llama_context_p | c_void_p | None, /) -> int:
     """enum llama_pooling_type llama_pooling_type(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", llama_vocab_p_ctypes, llama_model_p_ctypes)
-def llama_model_get_vocab(model: llama_model_p | None, /) -> llama_vocab_p | None:
+def llama_model_get_vocab(model: llama_model_p | c_void_p | None, /) -> llama_vocab_p | None:
     """const struct llama_vocab * llama_model_get_vocab(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", llama_rope_type, llama_model_p_ctypes)
-def llama_model_rope_type(model: llama_model_p | None, /) -> int:
+def llama_model_rope_type(model: llama_model_p | c_void_p | None, /) -> int:
     """enum llama_rope_type llama_model_rope_type(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_model_n_ctx_train(model: llama_model_p | None, /) -> int:
+def llama_model_n_ctx_train(model: llama_model_p | c_void_p | None, /) -> int:
     """int32_t llama_model_n_ctx_train(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_model_n_embd(model: llama_model_p | None, /) -> int:
+def llama_model_n_embd(model: llama_model_p | c_void_p | None, /) -> int:
     """int32_t llama_model_n_embd(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_model_n_embd_inp(model: llama_model_p | None, /) -> int:
+def llama_model_n_embd_inp(model: llama_model_p | c_void_p | None, /) -> int:
     """int32_t llama_model_n_embd_inp(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_model_n_embd_out(model: llama_model_p | None, /) -> int:
+def llama_model_n_embd_out(model: llama_model_p | c_void_p | None, /) -> int:
     """int32_t llama_model_n_embd_out(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_model_n_layer(model: llama_model_p | None, /) -> int:
+def llama_model_n_layer(model: llama_model_p | c_void_p | None, /) -> int:
     """int32_t llama_model_n_layer(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_model_n_layer_nextn(model: llama_model_p | None, /) -> int:
+def llama_model_n_layer_nextn(model: llama_model_p | c_void_p | None, /) -> int:
     """int32_t llama_model_n_layer_nextn(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_model_n_head(model: llama_model_p | None, /) -> int:
+def llama_model_n_head(model: llama_model_p | c_void_p | None, /) -> int:
     """int32_t llama_model_n_head(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_model_n_head_kv(model: llama_model_p | None, /) -> int:
+def llama_model_n_head_kv(model: llama_model_p | c_void_p | None, /) -> int:
     """int32_t llama_model_n_head_kv(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_model_n_swa(model: llama_model_p | None, /) -> int:
+def llama_model_n_swa(model: llama_model_p | c_void_p | None, /) -> int:
     """int32_t llama_model_n_swa(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_float, llama_model_p_ctypes)
-def llama_model_rope_freq_scale_train(model: llama_model_p | None, /) -> float:
+def llama_model_rope_freq_scale_train(model: llama_model_p | c_void_p | None, /) -> float:
     """float llama_model_rope_freq_scale_train(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_uint32, llama_model_p_ctypes)
-def llama_model_n_cls_out(model: llama_model_p | None, /) -> int:
+def llama_model_n_cls_out(model: llama_model_p | c_void_p | None, /) -> int:
     """uint32_t llama_model_n_cls_out(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_char_p, llama_model_p_ctypes, c_uint32)
-def llama_model_cls_label(model: llama_model_p | None, i: int, /) -> bytes | None:
+def llama_model_cls_label(model: llama_model_p | c_void_p | None, i: int, /) -> bytes | None:
     """const char * llama_model_cls_label(const struct llama_model * model, uint32_t i)"""
     ...
 
 
 @bind("llama", enum_llama_vocab_type, llama_vocab_p_ctypes)
-def llama_vocab_type(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_type(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """enum llama_vocab_type llama_vocab_type(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", c_int32, llama_vocab_p_ctypes)
-def llama_vocab_n_tokens(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_n_tokens(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """int32_t llama_vocab_n_tokens(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", c_int32, llama_model_p_ctypes, c_char_p, c_char_p, c_size_t)
 def llama_model_meta_val_str(
-    model: llama_model_p | None, key: bytes | None, buf: StringBuffer, buf_size: int, /
+    model: llama_model_p | c_void_p | None, key: bytes | None, buf: StringBuffer, buf_size: int, /
 ) -> int:
     """int32_t llama_model_meta_val_str(
         const struct llama_model * model, const char * key, char * buf, size_t buf_size
@@ -1077,7 +1082,7 @@ def llama_model_meta_val_str(
 
 
 @bind("llama", c_int32, llama_model_p_ctypes)
-def llama_model_meta_count(model: llama_model_p | None, /) -> int:
+def llama_model_meta_count(model: llama_model_p | c_void_p | None, /) -> int:
     """int32_t llama_model_meta_count(const struct llama_model * model)"""
     ...
 
@@ -1089,7 +1094,9 @@ def llama_model_meta_key_str(key: int, /) -> bytes | None:
 
 
 @bind("llama", c_int32, llama_model_p_ctypes, c_int32, c_char_p, c_size_t)
-def llama_model_meta_key_by_index(model: llama_model_p | None, i: int, buf: StringBuffer, buf_size: int, /) -> int:
+def llama_model_meta_key_by_index(
+    model: llama_model_p | c_void_p | None, i: int, buf: StringBuffer, buf_size: int, /
+) -> int:
     """int32_t llama_model_meta_key_by_index(
         const struct llama_model * model, int32_t i, char * buf, size_t buf_size
     )"""
@@ -1097,7 +1104,9 @@ def llama_model_meta_key_by_index(model: llama_model_p | None, i: int, buf: Stri
 
 
 @bind("llama", c_int32, llama_model_p_ctypes, c_int32, c_char_p, c_size_t)
-def llama_model_meta_val_str_by_index(model: llama_model_p | None, i: int, buf: StringBuffer, buf_size: int, /) -> int:
+def llama_model_meta_val_str_by_index(
+    model: llama_model_p | c_void_p | None, i: int, buf: StringBuffer, buf_size: int, /
+) -> int:
     """int32_t llama_model_meta_val_str_by_index(
         const struct llama_model * model, int32_t i, char * buf, size_t buf_size
     )"""
@@ -1105,67 +1114,67 @@ def llama_model_meta_val_str_by_index(model: llama_model_p | None, i: int, buf: 
 
 
 @bind("llama", c_int32, llama_model_p_ctypes, c_char_p, c_size_t)
-def llama_model_desc(model: llama_model_p | None, buf: StringBuffer, buf_size: int, /) -> int:
+def llama_model_desc(model: llama_model_p | c_void_p | None, buf: StringBuffer, buf_size: int, /) -> int:
     """int32_t llama_model_desc(const struct llama_model * model, char * buf, size_t buf_size)"""
     ...
 
 
 @bind("llama", llama_ftype, llama_model_p_ctypes)
-def llama_model_ftype(model: llama_model_p | None, /) -> int:
+def llama_model_ftype(model: llama_model_p | c_void_p | None, /) -> int:
     """enum llama_ftype llama_model_ftype(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_uint64, llama_model_p_ctypes)
-def llama_model_size(model: llama_model_p | None, /) -> int:
+def llama_model_size(model: llama_model_p | c_void_p | None, /) -> int:
     """uint64_t llama_model_size(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_char_p, llama_model_p_ctypes, c_char_p)
-def llama_model_chat_template(model: llama_model_p | None, name: bytes | None, /) -> bytes | None:
+def llama_model_chat_template(model: llama_model_p | c_void_p | None, name: bytes | None, /) -> bytes | None:
     """const char * llama_model_chat_template(const struct llama_model * model, const char * name)"""
     ...
 
 
 @bind("llama", c_uint64, llama_model_p_ctypes)
-def llama_model_n_params(model: llama_model_p | None, /) -> int:
+def llama_model_n_params(model: llama_model_p | c_void_p | None, /) -> int:
     """uint64_t llama_model_n_params(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_bool, llama_model_p_ctypes)
-def llama_model_has_encoder(model: llama_model_p | None, /) -> bool:
+def llama_model_has_encoder(model: llama_model_p | c_void_p | None, /) -> bool:
     """bool llama_model_has_encoder(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_bool, llama_model_p_ctypes)
-def llama_model_has_decoder(model: llama_model_p | None, /) -> bool:
+def llama_model_has_decoder(model: llama_model_p | c_void_p | None, /) -> bool:
     """bool llama_model_has_decoder(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", llama_token, llama_model_p_ctypes)
-def llama_model_decoder_start_token(model: llama_model_p | None, /) -> int:
+def llama_model_decoder_start_token(model: llama_model_p | c_void_p | None, /) -> int:
     """llama_token llama_model_decoder_start_token(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_bool, llama_model_p_ctypes)
-def llama_model_is_recurrent(model: llama_model_p | None, /) -> bool:
+def llama_model_is_recurrent(model: llama_model_p | c_void_p | None, /) -> bool:
     """bool llama_model_is_recurrent(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_bool, llama_model_p_ctypes)
-def llama_model_is_hybrid(model: llama_model_p | None, /) -> bool:
+def llama_model_is_hybrid(model: llama_model_p | c_void_p | None, /) -> bool:
     """bool llama_model_is_hybrid(const struct llama_model * model)"""
     ...
 
 
 @bind("llama", c_bool, llama_model_p_ctypes)
-def llama_model_is_diffusion(model: llama_model_p | None, /) -> bool:
+def llama_model_is_diffusion(model: llama_model_p | c_void_p | None, /) -> bool:
     """bool llama_model_is_diffusion(const struct llama_model * model)"""
     ...
 
@@ -1181,14 +1190,16 @@ def llama_model_quantize(
 
 
 @bind("llama", llama_adapter_lora_p_ctypes, llama_model_p_ctypes, c_char_p)
-def llama_adapter_lora_init(model: llama_model_p | None, path_lora: bytes | None, /) -> llama_adapter_lora_p | None:
+def llama_adapter_lora_init(
+    model: llama_model_p | c_void_p | None, path_lora: bytes | None, /
+) -> llama_adapter_lora_p | None:
     """struct llama_adapter_lora * llama_adapter_lora_init(struct llama_model * model, const char * path_lora)"""
     ...
 
 
 @bind("llama", llama_adapter_lora_p_ctypes, llama_model_p_ctypes, c_void_p)
 def llama_adapter_lora_init_from_file_ptr(
-    model: llama_model_p | None, file: AddressLike, /
+    model: llama_model_p | c_void_p | None, file: AddressLike, /
 ) -> llama_adapter_lora_p | None:
     """struct llama_adapter_lora * llama_adapter_lora_init_from_file_ptr(struct llama_model * model, FILE * file)"""
     ...
@@ -1196,7 +1207,7 @@ def llama_adapter_lora_init_from_file_ptr(
 
 @bind("llama", c_int32, llama_adapter_lora_p_ctypes, c_char_p, c_char_p, c_size_t)
 def llama_adapter_meta_val_str(
-    adapter: llama_adapter_lora_p | None, key: bytes | None, buf: StringBuffer, buf_size: int, /
+    adapter: llama_adapter_lora_p | c_void_p | None, key: bytes | None, buf: StringBuffer, buf_size: int, /
 ) -> int:
     """int32_t llama_adapter_meta_val_str(
         const struct llama_adapter_lora * adapter, const char * key, char * buf, size_t buf_size
@@ -1205,14 +1216,14 @@ def llama_adapter_meta_val_str(
 
 
 @bind("llama", c_int32, llama_adapter_lora_p_ctypes)
-def llama_adapter_meta_count(adapter: llama_adapter_lora_p | None, /) -> int:
+def llama_adapter_meta_count(adapter: llama_adapter_lora_p | c_void_p | None, /) -> int:
     """int32_t llama_adapter_meta_count(const struct llama_adapter_lora * adapter)"""
     ...
 
 
 @bind("llama", c_int32, llama_adapter_lora_p_ctypes, c_int32, c_char_p, c_size_t)
 def llama_adapter_meta_key_by_index(
-    adapter: llama_adapter_lora_p | None, i: int, buf: StringBuffer, buf_size: int, /
+    adapter: llama_adapter_lora_p | c_void_p | None, i: int, buf: StringBuffer, buf_size: int, /
 ) -> int:
     """int32_t llama_adapter_meta_key_by_index(
         const struct llama_adapter_lora * adapter, int32_t i, char * buf, size_t buf_size
@@ -1222,7 +1233,7 @@ def llama_adapter_meta_key_by_index(
 
 @bind("llama", c_int32, llama_adapter_lora_p_ctypes, c_int32, c_char_p, c_size_t)
 def llama_adapter_meta_val_str_by_index(
-    adapter: llama_adapter_lora_p | None, i: int, buf: StringBuffer, buf_size: int, /
+    adapter: llama_adapter_lora_p | c_void_p | None, i: int, buf: StringBuffer, buf_size: int, /
 ) -> int:
     """int32_t llama_adapter_meta_val_str_by_index(
         const struct llama_adapter_lora * adapter, int32_t i, char * buf, size_t buf_size
@@ -1231,26 +1242,28 @@ def llama_adapter_meta_val_str_by_index(
 
 
 @bind("llama", None, llama_adapter_lora_p_ctypes)
-def llama_adapter_lora_free(adapter: llama_adapter_lora_p | None, /) -> None:
+def llama_adapter_lora_free(adapter: llama_adapter_lora_p | c_void_p | None, /) -> None:
     """void llama_adapter_lora_free(struct llama_adapter_lora * adapter)"""
     ...
 
 
 @bind("llama", c_uint64, llama_adapter_lora_p_ctypes)
-def llama_adapter_get_alora_n_invocation_tokens(adapter: llama_adapter_lora_p | None, /) -> int:
+def llama_adapter_get_alora_n_invocation_tokens(adapter: llama_adapter_lora_p | c_void_p | None, /) -> int:
     """uint64_t llama_adapter_get_alora_n_invocation_tokens(const struct llama_adapter_lora * adapter)"""
     ...
 
 
 @bind("llama", POINTER(llama_token), llama_adapter_lora_p_ctypes)
-def llama_adapter_get_alora_invocation_tokens(adapter: llama_adapter_lora_p | None, /) -> Pointer[llama_token]:
+def llama_adapter_get_alora_invocation_tokens(
+    adapter: llama_adapter_lora_p | c_void_p | None, /
+) -> Pointer[llama_token]:
     """const llama_token * llama_adapter_get_alora_invocation_tokens(const struct llama_adapter_lora * adapter)"""
     ...
 
 
 @bind("llama", c_int32, llama_context_p_ctypes, POINTER(llama_adapter_lora_p_ctypes), c_size_t, POINTER(c_float))
 def llama_set_adapters_lora(
-    ctx: llama_context_p | None,
+    ctx: llama_context_p | c_void_p | None,
     adapters: PointerLike[llama_adapter_lora_p_ctypes],
     n_adapters: int,
     scales: PointerLike[c_float],
@@ -1264,7 +1277,13 @@ def llama_set_adapters_lora(
 
 @bind("llama", c_int32, llama_context_p_ctypes, POINTER(c_float), c_size_t, c_int32, c_int32, c_int32)
 def llama_set_adapter_cvec(
-    ctx: llama_context_p | None, data: PointerLike[c_float], len: int, n_embd: int, il_start: int, il_end: int, /
+    ctx: llama_context_p | c_void_p | None,
+    data: PointerLike[c_float],
+    len: int,
+    n_embd: int,
+    il_start: int,
+    il_end: int,
+    /,
 ) -> int:
     """int32_t llama_set_adapter_cvec(
         struct llama_context * ctx, const float * data, size_t len, int32_t n_embd, int32_t il_start, int32_t il_end
@@ -1273,19 +1292,21 @@ def llama_set_adapter_cvec(
 
 
 @bind("llama", None, llama_memory_t_ctypes, c_bool)
-def llama_memory_clear(mem: llama_memory_t | None, data: bool, /) -> None:
+def llama_memory_clear(mem: llama_memory_t | c_void_p | None, data: bool, /) -> None:
     """void llama_memory_clear(llama_memory_t mem, bool data)"""
     ...
 
 
 @bind("llama", c_bool, llama_memory_t_ctypes, llama_seq_id, llama_pos, llama_pos)
-def llama_memory_seq_rm(mem: llama_memory_t | None, seq_id: int, p0: int, p1: int, /) -> bool:
+def llama_memory_seq_rm(mem: llama_memory_t | c_void_p | None, seq_id: int, p0: int, p1: int, /) -> bool:
     """bool llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1)"""
     ...
 
 
 @bind("llama", None, llama_memory_t_ctypes, llama_seq_id, llama_seq_id, llama_pos, llama_pos)
-def llama_memory_seq_cp(mem: llama_memory_t | None, seq_id_src: int, seq_id_dst: int, p0: int, p1: int, /) -> None:
+def llama_memory_seq_cp(
+    mem: llama_memory_t | c_void_p | None, seq_id_src: int, seq_id_dst: int, p0: int, p1: int, /
+) -> None:
     """void llama_memory_seq_cp(
         llama_memory_t mem, llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1
     )"""
@@ -1293,13 +1314,13 @@ def llama_memory_seq_cp(mem: llama_memory_t | None, seq_id_src: int, seq_id_dst:
 
 
 @bind("llama", None, llama_memory_t_ctypes, llama_seq_id)
-def llama_memory_seq_keep(mem: llama_memory_t | None, seq_id: int, /) -> None:
+def llama_memory_seq_keep(mem: llama_memory_t | c_void_p | None, seq_id: int, /) -> None:
     """void llama_memory_seq_keep(llama_memory_t mem, llama_seq_id seq_id)"""
     ...
 
 
 @bind("llama", None, llama_memory_t_ctypes, llama_seq_id, llama_pos, llama_pos, llama_pos)
-def llama_memory_seq_add(mem: llama_memory_t | None, seq_id: int, p0: int, p1: int, delta: int, /) -> None:
+def llama_memory_seq_add(mem: llama_memory_t | c_void_p | None, seq_id: int, p0: int, p1: int, delta: int, /) -> None:
     """void llama_memory_seq_add(
         llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos delta
     )"""
@@ -1307,68 +1328,68 @@ def llama_memory_seq_add(mem: llama_memory_t | None, seq_id: int, p0: int, p1: i
 
 
 @bind("llama", None, llama_memory_t_ctypes, llama_seq_id, llama_pos, llama_pos, c_int)
-def llama_memory_seq_div(mem: llama_memory_t | None, seq_id: int, p0: int, p1: int, d: int, /) -> None:
+def llama_memory_seq_div(mem: llama_memory_t | c_void_p | None, seq_id: int, p0: int, p1: int, d: int, /) -> None:
     """void llama_memory_seq_div(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d)"""
     ...
 
 
 @bind("llama", llama_pos, llama_memory_t_ctypes, llama_seq_id)
-def llama_memory_seq_pos_min(mem: llama_memory_t | None, seq_id: int, /) -> int:
+def llama_memory_seq_pos_min(mem: llama_memory_t | c_void_p | None, seq_id: int, /) -> int:
     """llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id)"""
     ...
 
 
 @bind("llama", llama_pos, llama_memory_t_ctypes, llama_seq_id)
-def llama_memory_seq_pos_max(mem: llama_memory_t | None, seq_id: int, /) -> int:
+def llama_memory_seq_pos_max(mem: llama_memory_t | c_void_p | None, seq_id: int, /) -> int:
     """llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq_id)"""
     ...
 
 
 @bind("llama", c_bool, llama_memory_t_ctypes)
-def llama_memory_can_shift(mem: llama_memory_t | None, /) -> bool:
+def llama_memory_can_shift(mem: llama_memory_t | c_void_p | None, /) -> bool:
     """bool llama_memory_can_shift(llama_memory_t mem)"""
     ...
 
 
 @bind("llama", c_size_t, llama_context_p_ctypes)
-def llama_state_get_size(ctx: llama_context_p | None, /) -> int:
+def llama_state_get_size(ctx: llama_context_p | c_void_p | None, /) -> int:
     """size_t llama_state_get_size(struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", c_size_t, llama_context_p_ctypes)
-def llama_get_state_size(ctx: llama_context_p | None, /) -> int:
+def llama_get_state_size(ctx: llama_context_p | c_void_p | None, /) -> int:
     """DEPRECATED size_t llama_get_state_size(struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", c_size_t, llama_context_p_ctypes, POINTER(c_uint8), c_size_t)
-def llama_state_get_data(ctx: llama_context_p | None, dst: PointerLike[c_uint8], size: int, /) -> int:
+def llama_state_get_data(ctx: llama_context_p | c_void_p | None, dst: PointerLike[c_uint8], size: int, /) -> int:
     """size_t llama_state_get_data(struct llama_context * ctx, uint8_t * dst, size_t size)"""
     ...
 
 
 @bind("llama", c_size_t, llama_context_p_ctypes, POINTER(c_uint8))
-def llama_copy_state_data(ctx: llama_context_p | None, dst: PointerLike[c_uint8], /) -> int:
+def llama_copy_state_data(ctx: llama_context_p | c_void_p | None, dst: PointerLike[c_uint8], /) -> int:
     """DEPRECATED size_t llama_copy_state_data(struct llama_context * ctx, uint8_t * dst)"""
     ...
 
 
 @bind("llama", c_size_t, llama_context_p_ctypes, POINTER(c_uint8), c_size_t)
-def llama_state_set_data(ctx: llama_context_p | None, src: PointerLike[c_uint8], size: int, /) -> int:
+def llama_state_set_data(ctx: llama_context_p | c_void_p | None, src: PointerLike[c_uint8], size: int, /) -> int:
     """size_t llama_state_set_data(struct llama_context * ctx, const uint8_t * src, size_t size)"""
     ...
 
 
 @bind("llama", c_size_t, llama_context_p_ctypes, POINTER(c_uint8))
-def llama_set_state_data(ctx: llama_context_p | None, src: PointerLike[c_uint8], /) -> int:
+def llama_set_state_data(ctx: llama_context_p | c_void_p | None, src: PointerLike[c_uint8], /) -> int:
     """DEPRECATED size_t llama_set_state_data(struct llama_context * ctx, const uint8_t * src)"""
     ...
 
 
 @bind("llama", c_bool, llama_context_p_ctypes, c_char_p, POINTER(llama_token), c_size_t, POINTER(c_size_t))
 def llama_state_load_file(
-    ctx: llama_context_p | None,
+    ctx: llama_context_p | c_void_p | None,
     path_session: bytes | None,
     tokens_out: PointerLike[llama_token],
     n_token_capacity: int,
@@ -1384,7 +1405,7 @@ def llama_state_load_file(
 
 @bind("llama", c_bool, llama_context_p_ctypes, c_char_p, POINTER(llama_token), c_size_t, POINTER(c_size_t))
 def llama_load_session_file(
-    ctx: llama_context_p | None,
+    ctx: llama_context_p | c_void_p | None,
     path_session: bytes | None,
     tokens_out: PointerLike[llama_token],
     n_token_capacity: int,
@@ -1400,7 +1421,11 @@ def llama_load_session_file(
 
 @bind("llama", c_bool, llama_context_p_ctypes, c_char_p, POINTER(llama_token), c_size_t)
 def llama_state_save_file(
-    ctx: llama_context_p | None, path_session: bytes | None, tokens: PointerLike[llama_token], n_token_count: int, /
+    ctx: llama_context_p | c_void_p | None,
+    path_session: bytes | None,
+    tokens: PointerLike[llama_token],
+    n_token_count: int,
+    /,
 ) -> bool:
     """bool llama_state_save_file(
         struct llama_context * ctx, const char * path_session, const llama_token * tokens, size_t n_token_count
@@ -1410,7 +1435,11 @@ def llama_state_save_file(
 
 @bind("llama", c_bool, llama_context_p_ctypes, c_char_p, POINTER(llama_token), c_size_t)
 def llama_save_session_file(
-    ctx: llama_context_p | None, path_session: bytes | None, tokens: PointerLike[llama_token], n_token_count: int, /
+    ctx: llama_context_p | c_void_p | None,
+    path_session: bytes | None,
+    tokens: PointerLike[llama_token],
+    n_token_count: int,
+    /,
 ) -> bool:
     """DEPRECATED bool llama_save_session_file(
         struct llama_context * ctx, const char * path_session, const llama_token * tokens, size_t n_token_count
@@ -1419,20 +1448,22 @@ def llama_save_session_file(
 
 
 @bind("llama", c_size_t, llama_context_p_ctypes, llama_seq_id)
-def llama_state_seq_get_size(ctx: llama_context_p | None, seq_id: int, /) -> int:
+def llama_state_seq_get_size(ctx: llama_context_p | c_void_p | None, seq_id: int, /) -> int:
     """size_t llama_state_seq_get_size(struct llama_context * ctx, llama_seq_id seq_id)"""
     ...
 
 
 @bind("llama", c_size_t, llama_context_p_ctypes, POINTER(c_uint8), c_size_t, llama_seq_id)
-def llama_state_seq_get_data(ctx: llama_context_p | None, dst: PointerLike[c_uint8], size: int, seq_id: int, /) -> int:
+def llama_state_seq_get_data(
+    ctx: llama_context_p | c_void_p | None, dst: PointerLike[c_uint8], size: int, seq_id: int, /
+) -> int:
     """size_t llama_state_seq_get_data(struct llama_context * ctx, uint8_t * dst, size_t size, llama_seq_id seq_id)"""
     ...
 
 
 @bind("llama", c_size_t, llama_context_p_ctypes, POINTER(c_uint8), c_size_t, llama_seq_id)
 def llama_state_seq_set_data(
-    ctx: llama_context_p | None, src: PointerLike[c_uint8], size: int, dest_seq_id: int, /
+    ctx: llama_context_p | c_void_p | None, src: PointerLike[c_uint8], size: int, dest_seq_id: int, /
 ) -> int:
     """size_t llama_state_seq_set_data(
         struct llama_context * ctx, const uint8_t * src, size_t size, llama_seq_id dest_seq_id
@@ -1442,7 +1473,7 @@ def llama_state_seq_set_data(
 
 @bind("llama", c_size_t, llama_context_p_ctypes, c_char_p, llama_seq_id, POINTER(llama_token), c_size_t)
 def llama_state_seq_save_file(
-    ctx: llama_context_p | None,
+    ctx: llama_context_p | c_void_p | None,
     filepath: bytes | None,
     seq_id: int,
     tokens: PointerLike[llama_token],
@@ -1460,7 +1491,7 @@ def llama_state_seq_save_file(
     "llama", c_size_t, llama_context_p_ctypes, c_char_p, llama_seq_id, POINTER(llama_token), c_size_t, POINTER(c_size_t)
 )
 def llama_state_seq_load_file(
-    ctx: llama_context_p | None,
+    ctx: llama_context_p | c_void_p | None,
     filepath: bytes | None,
     dest_seq_id: int,
     tokens_out: PointerLike[llama_token],
@@ -1485,7 +1516,7 @@ llama_state_seq_flags_p = POINTER(llama_state_seq_flags)
 
 
 @bind("llama", c_size_t, llama_context_p_ctypes, llama_seq_id, llama_state_seq_flags)
-def llama_state_seq_get_size_ext(ctx: llama_context_p | None, seq_id: int, flags: int, /) -> int:
+def llama_state_seq_get_size_ext(ctx: llama_context_p | c_void_p | None, seq_id: int, flags: int, /) -> int:
     """size_t llama_state_seq_get_size_ext(
         struct llama_context * ctx, llama_seq_id seq_id, llama_state_seq_flags flags
     )"""
@@ -1494,7 +1525,7 @@ def llama_state_seq_get_size_ext(ctx: llama_context_p | None, seq_id: int, flags
 
 @bind("llama", c_size_t, llama_context_p_ctypes, POINTER(c_uint8), c_size_t, llama_seq_id, llama_state_seq_flags)
 def llama_state_seq_get_data_ext(
-    ctx: llama_context_p | None, dst: PointerLike[c_uint8], size: int, seq_id: int, flags: int, /
+    ctx: llama_context_p | c_void_p | None, dst: PointerLike[c_uint8], size: int, seq_id: int, flags: int, /
 ) -> int:
     """size_t llama_state_seq_get_data_ext(
         struct llama_context * ctx, uint8_t * dst, size_t size, llama_seq_id seq_id, llama_state_seq_flags flags
@@ -1504,7 +1535,7 @@ def llama_state_seq_get_data_ext(
 
 @bind("llama", c_size_t, llama_context_p_ctypes, POINTER(c_uint8), c_size_t, llama_seq_id, llama_state_seq_flags)
 def llama_state_seq_set_data_ext(
-    ctx: llama_context_p | None, src: PointerLike[c_uint8], size: int, dest_seq_id: int, flags: int, /
+    ctx: llama_context_p | c_void_p | None, src: PointerLike[c_uint8], size: int, dest_seq_id: int, flags: int, /
 ) -> int:
     """size_t llama_state_seq_set_data_ext(
         struct llama_context * ctx, const uint8_t * src, size_t size, llama_seq_id dest_seq_id,
@@ -1532,13 +1563,13 @@ def llama_batch_free(batch: llama_batch, /) -> None:
 
 
 @bind("llama", c_int32, llama_context_p_ctypes, llama_batch)
-def llama_encode(ctx: llama_context_p | None, batch: llama_batch, /) -> int:
+def llama_encode(ctx: llama_context_p | c_void_p | None, batch: llama_batch, /) -> int:
     """int32_t llama_encode(struct llama_context * ctx, struct llama_batch batch)"""
     ...
 
 
 @bind("llama", c_int32, llama_context_p_ctypes, llama_batch)
-def llama_decode(ctx: llama_context_p | None, batch: llama_batch, /) -> int:
+def llama_decode(ctx: llama_context_p | c_void_p | None, batch: llama_batch, /) -> int:
     """int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch)"""
     ...
 
@@ -1566,79 +1597,83 @@ llama_embd_p = POINTER(llama_embd)
 
 
 @bind("llama", llama_batch_ext_p_ctypes, llama_context_p_ctypes)
-def llama_batch_ext_init(ctx: llama_context_p | None, /) -> llama_batch_ext_p | None:
+def llama_batch_ext_init(ctx: llama_context_p | c_void_p | None, /) -> llama_batch_ext_p | None:
     """struct llama_batch_ext * llama_batch_ext_init(struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", None, llama_batch_ext_p_ctypes)
-def llama_batch_ext_free(batch: llama_batch_ext_p | None, /) -> None:
+def llama_batch_ext_free(batch: llama_batch_ext_p | c_void_p | None, /) -> None:
     """void llama_batch_ext_free(struct llama_batch_ext * batch)"""
     ...
 
 
 @bind("llama", None, llama_batch_ext_p_ctypes)
-def llama_batch_ext_clear(batch: llama_batch_ext_p | None, /) -> None:
+def llama_batch_ext_clear(batch: llama_batch_ext_p | c_void_p | None, /) -> None:
     """void llama_batch_ext_clear(struct llama_batch_ext * batch)"""
     ...
 
 
 @bind("llama", c_int32, llama_batch_ext_p_ctypes, llama_seq_id)
-def llama_batch_ext_add(batch: llama_batch_ext_p | None, seq_id: int, /) -> int:
+def llama_batch_ext_add(batch: llama_batch_ext_p | c_void_p | None, seq_id: int, /) -> int:
     """int32_t llama_batch_ext_add(struct llama_batch_ext * batch, llama_seq_id seq_id)"""
     ...
 
 
 @bind("llama", c_int32, llama_batch_ext_p_ctypes, llama_seq_id, llama_token)
-def llama_batch_ext_add_token(batch: llama_batch_ext_p | None, seq_id: int, id: int, /) -> int:
+def llama_batch_ext_add_token(batch: llama_batch_ext_p | c_void_p | None, seq_id: int, id: int, /) -> int:
     """int32_t llama_batch_ext_add_token(struct llama_batch_ext * batch, llama_seq_id seq_id, llama_token id)"""
     ...
 
 
 @bind("llama", c_int32, llama_batch_ext_p_ctypes, llama_seq_id, llama_embd)
-def llama_batch_ext_add_embd(batch: llama_batch_ext_p | None, seq_id: int, embd: llama_embd, /) -> int:
+def llama_batch_ext_add_embd(batch: llama_batch_ext_p | c_void_p | None, seq_id: int, embd: llama_embd, /) -> int:
     """int32_t llama_batch_ext_add_embd(struct llama_batch_ext * batch, llama_seq_id seq_id, struct llama_embd embd)"""
     ...
 
 
 @bind("llama", c_bool, llama_batch_ext_p_ctypes, c_int32, llama_seq_id)
-def llama_batch_ext_add_seq(batch: llama_batch_ext_p | None, idx: int, seq_id: int, /) -> bool:
+def llama_batch_ext_add_seq(batch: llama_batch_ext_p | c_void_p | None, idx: int, seq_id: int, /) -> bool:
     """bool llama_batch_ext_add_seq(struct llama_batch_ext * batch, int32_t idx, llama_seq_id seq_id)"""
     ...
 
 
 @bind("llama", c_bool, llama_batch_ext_p_ctypes, c_int32, llama_embd)
-def llama_batch_ext_set_embd_token(batch: llama_batch_ext_p | None, idx: int, embd: llama_embd, /) -> bool:
+def llama_batch_ext_set_embd_token(batch: llama_batch_ext_p | c_void_p | None, idx: int, embd: llama_embd, /) -> bool:
     """bool llama_batch_ext_set_embd_token(struct llama_batch_ext * batch, int32_t idx, struct llama_embd embd)"""
     ...
 
 
 @bind("llama", c_bool, llama_batch_ext_p_ctypes, c_int32, llama_embd)
-def llama_batch_ext_set_embd_state(batch: llama_batch_ext_p | None, idx: int, embd: llama_embd, /) -> bool:
+def llama_batch_ext_set_embd_state(batch: llama_batch_ext_p | c_void_p | None, idx: int, embd: llama_embd, /) -> bool:
     """bool llama_batch_ext_set_embd_state(struct llama_batch_ext * batch, int32_t idx, struct llama_embd embd)"""
     ...
 
 
 @bind("llama", c_bool, llama_batch_ext_p_ctypes, c_int32, c_bool)
-def llama_batch_ext_set_output_embd(batch: llama_batch_ext_p | None, idx: int, value: bool, /) -> bool:
+def llama_batch_ext_set_output_embd(batch: llama_batch_ext_p | c_void_p | None, idx: int, value: bool, /) -> bool:
     """bool llama_batch_ext_set_output_embd(struct llama_batch_ext * batch, int32_t idx, bool value)"""
     ...
 
 
 @bind("llama", c_bool, llama_batch_ext_p_ctypes, c_int32, c_bool)
-def llama_batch_ext_set_output_logits(batch: llama_batch_ext_p | None, idx: int, value: bool, /) -> bool:
+def llama_batch_ext_set_output_logits(batch: llama_batch_ext_p | c_void_p | None, idx: int, value: bool, /) -> bool:
     """bool llama_batch_ext_set_output_logits(struct llama_batch_ext * batch, int32_t idx, bool value)"""
     ...
 
 
 @bind("llama", c_bool, llama_batch_ext_p_ctypes, c_int32, POINTER(llama_pos))
-def llama_batch_ext_set_pos(batch: llama_batch_ext_p | None, idx: int, pos: PointerLike[llama_pos], /) -> bool:
+def llama_batch_ext_set_pos(
+    batch: llama_batch_ext_p | c_void_p | None, idx: int, pos: PointerLike[llama_pos], /
+) -> bool:
     """bool llama_batch_ext_set_pos(struct llama_batch_ext * batch, int32_t idx, const llama_pos * pos)"""
     ...
 
 
 @bind("llama", c_int32, llama_context_p_ctypes, llama_process_type, llama_batch_ext_p_ctypes)
-def llama_process(ctx: llama_context_p | None, type: int, batch: llama_batch_ext_p | None, /) -> int:
+def llama_process(
+    ctx: llama_context_p | c_void_p | None, type: int, batch: llama_batch_ext_p | c_void_p | None, /
+) -> int:
     """int32_t llama_process(
         struct llama_context * ctx, enum llama_process_type type, struct llama_batch_ext * batch
     )"""
@@ -1646,50 +1681,50 @@ def llama_process(ctx: llama_context_p | None, type: int, batch: llama_batch_ext
 
 
 @bind("llama", None, llama_context_p_ctypes, c_int32, c_int32)
-def llama_set_n_threads(ctx: llama_context_p | None, n_threads: int, n_threads_batch: int, /) -> None:
+def llama_set_n_threads(ctx: llama_context_p | c_void_p | None, n_threads: int, n_threads_batch: int, /) -> None:
     """void llama_set_n_threads(struct llama_context * ctx, int32_t n_threads, int32_t n_threads_batch)"""
     ...
 
 
 @bind("llama", c_int32, llama_context_p_ctypes)
-def llama_n_threads(ctx: llama_context_p | None, /) -> int:
+def llama_n_threads(ctx: llama_context_p | c_void_p | None, /) -> int:
     """int32_t llama_n_threads(struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", c_int32, llama_context_p_ctypes)
-def llama_n_threads_batch(ctx: llama_context_p | None, /) -> int:
+def llama_n_threads_batch(ctx: llama_context_p | c_void_p | None, /) -> int:
     """int32_t llama_n_threads_batch(struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", None, llama_context_p_ctypes, c_bool)
-def llama_set_embeddings(ctx: llama_context_p | None, embeddings: bool, /) -> None:
+def llama_set_embeddings(ctx: llama_context_p | c_void_p | None, embeddings: bool, /) -> None:
     """void llama_set_embeddings(struct llama_context * ctx, bool embeddings)"""
     ...
 
 
 @bind("llama", None, llama_context_p_ctypes, c_bool)
-def llama_set_causal_attn(ctx: llama_context_p | None, causal_attn: bool, /) -> None:
+def llama_set_causal_attn(ctx: llama_context_p | c_void_p | None, causal_attn: bool, /) -> None:
     """void llama_set_causal_attn(struct llama_context * ctx, bool causal_attn)"""
     ...
 
 
 @bind("llama", c_bool, llama_context_p_ctypes)
-def llama_get_causal_attn(ctx: llama_context_p | None, /) -> bool:
+def llama_get_causal_attn(ctx: llama_context_p | c_void_p | None, /) -> bool:
     """bool llama_get_causal_attn(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", None, llama_context_p_ctypes, c_bool)
-def llama_set_warmup(ctx: llama_context_p | None, warmup: bool, /) -> None:
+def llama_set_warmup(ctx: llama_context_p | c_void_p | None, warmup: bool, /) -> None:
     """DEPRECATED void llama_set_warmup(struct llama_context * ctx, bool warmup)"""
     ...
 
 
 @bind("llama", None, llama_context_p_ctypes, ggml_abort_callback, c_void_p)
 def llama_set_abort_callback(
-    ctx: llama_context_p | None, abort_callback: Callback, abort_callback_data: AddressLike, /
+    ctx: llama_context_p | c_void_p | None, abort_callback: Callback, abort_callback_data: AddressLike, /
 ) -> None:
     """void llama_set_abort_callback(
         struct llama_context * ctx, ggml_abort_callback abort_callback, void * abort_callback_data
@@ -1698,176 +1733,176 @@ def llama_set_abort_callback(
 
 
 @bind("llama", None, llama_context_p_ctypes)
-def llama_synchronize(ctx: llama_context_p | None, /) -> None:
+def llama_synchronize(ctx: llama_context_p | c_void_p | None, /) -> None:
     """void llama_synchronize(struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", POINTER(c_float), llama_context_p_ctypes)
-def llama_get_logits(ctx: llama_context_p | None, /) -> Pointer[c_float]:
+def llama_get_logits(ctx: llama_context_p | c_void_p | None, /) -> Pointer[c_float]:
     """float * llama_get_logits(struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", POINTER(c_float), llama_context_p_ctypes, c_int32)
-def llama_get_logits_ith(ctx: llama_context_p | None, i: int, /) -> Pointer[c_float]:
+def llama_get_logits_ith(ctx: llama_context_p | c_void_p | None, i: int, /) -> Pointer[c_float]:
     """float * llama_get_logits_ith(struct llama_context * ctx, int32_t i)"""
     ...
 
 
 @bind("llama", POINTER(c_float), llama_context_p_ctypes)
-def llama_get_embeddings(ctx: llama_context_p | None, /) -> Pointer[c_float]:
+def llama_get_embeddings(ctx: llama_context_p | c_void_p | None, /) -> Pointer[c_float]:
     """float * llama_get_embeddings(struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", POINTER(c_float), llama_context_p_ctypes, c_int32)
-def llama_get_embeddings_ith(ctx: llama_context_p | None, i: int, /) -> Pointer[c_float]:
+def llama_get_embeddings_ith(ctx: llama_context_p | c_void_p | None, i: int, /) -> Pointer[c_float]:
     """float * llama_get_embeddings_ith(struct llama_context * ctx, int32_t i)"""
     ...
 
 
 @bind("llama", POINTER(c_float), llama_context_p_ctypes, llama_seq_id)
-def llama_get_embeddings_seq(ctx: llama_context_p | None, seq_id: int, /) -> Pointer[c_float]:
+def llama_get_embeddings_seq(ctx: llama_context_p | c_void_p | None, seq_id: int, /) -> Pointer[c_float]:
     """float * llama_get_embeddings_seq(struct llama_context * ctx, llama_seq_id seq_id)"""
     ...
 
 
 @bind("llama", llama_token, llama_context_p_ctypes, c_int32)
-def llama_get_sampled_token_ith(ctx: llama_context_p | None, i: int, /) -> int:
+def llama_get_sampled_token_ith(ctx: llama_context_p | c_void_p | None, i: int, /) -> int:
     """llama_token llama_get_sampled_token_ith(struct llama_context * ctx, int32_t i)"""
     ...
 
 
 @bind("llama", POINTER(c_float), llama_context_p_ctypes, c_int32)
-def llama_get_sampled_probs_ith(ctx: llama_context_p | None, i: int, /) -> Pointer[c_float]:
+def llama_get_sampled_probs_ith(ctx: llama_context_p | c_void_p | None, i: int, /) -> Pointer[c_float]:
     """float * llama_get_sampled_probs_ith(struct llama_context * ctx, int32_t i)"""
     ...
 
 
 @bind("llama", c_uint32, llama_context_p_ctypes, c_int32)
-def llama_get_sampled_probs_count_ith(ctx: llama_context_p | None, i: int, /) -> int:
+def llama_get_sampled_probs_count_ith(ctx: llama_context_p | c_void_p | None, i: int, /) -> int:
     """uint32_t llama_get_sampled_probs_count_ith(struct llama_context * ctx, int32_t i)"""
     ...
 
 
 @bind("llama", POINTER(c_float), llama_context_p_ctypes, c_int32)
-def llama_get_sampled_logits_ith(ctx: llama_context_p | None, i: int, /) -> Pointer[c_float]:
+def llama_get_sampled_logits_ith(ctx: llama_context_p | c_void_p | None, i: int, /) -> Pointer[c_float]:
     """float * llama_get_sampled_logits_ith(struct llama_context * ctx, int32_t i)"""
     ...
 
 
 @bind("llama", c_uint32, llama_context_p_ctypes, c_int32)
-def llama_get_sampled_logits_count_ith(ctx: llama_context_p | None, i: int, /) -> int:
+def llama_get_sampled_logits_count_ith(ctx: llama_context_p | c_void_p | None, i: int, /) -> int:
     """uint32_t llama_get_sampled_logits_count_ith(struct llama_context * ctx, int32_t i)"""
     ...
 
 
 @bind("llama", POINTER(llama_token), llama_context_p_ctypes, c_int32)
-def llama_get_sampled_candidates_ith(ctx: llama_context_p | None, i: int, /) -> Pointer[llama_token]:
+def llama_get_sampled_candidates_ith(ctx: llama_context_p | c_void_p | None, i: int, /) -> Pointer[llama_token]:
     """llama_token * llama_get_sampled_candidates_ith(struct llama_context * ctx, int32_t i)"""
     ...
 
 
 @bind("llama", c_uint32, llama_context_p_ctypes, c_int32)
-def llama_get_sampled_candidates_count_ith(ctx: llama_context_p | None, i: int, /) -> int:
+def llama_get_sampled_candidates_count_ith(ctx: llama_context_p | c_void_p | None, i: int, /) -> int:
     """uint32_t llama_get_sampled_candidates_count_ith(struct llama_context * ctx, int32_t i)"""
     ...
 
 
 @bind("llama", c_char_p, llama_vocab_p_ctypes, llama_token)
-def llama_vocab_get_text(vocab: llama_vocab_p | None, token: int, /) -> bytes | None:
+def llama_vocab_get_text(vocab: llama_vocab_p | c_void_p | None, token: int, /) -> bytes | None:
     """const char * llama_vocab_get_text(const struct llama_vocab * vocab, llama_token token)"""
     ...
 
 
 @bind("llama", c_float, llama_vocab_p_ctypes, llama_token)
-def llama_vocab_get_score(vocab: llama_vocab_p | None, token: int, /) -> float:
+def llama_vocab_get_score(vocab: llama_vocab_p | c_void_p | None, token: int, /) -> float:
     """float llama_vocab_get_score(const struct llama_vocab * vocab, llama_token token)"""
     ...
 
 
 @bind("llama", llama_token_attr, llama_vocab_p_ctypes, llama_token)
-def llama_vocab_get_attr(vocab: llama_vocab_p | None, token: int, /) -> int:
+def llama_vocab_get_attr(vocab: llama_vocab_p | c_void_p | None, token: int, /) -> int:
     """enum llama_token_attr llama_vocab_get_attr(const struct llama_vocab * vocab, llama_token token)"""
     ...
 
 
 @bind("llama", c_bool, llama_vocab_p_ctypes, llama_token)
-def llama_vocab_is_eog(vocab: llama_vocab_p | None, token: int, /) -> bool:
+def llama_vocab_is_eog(vocab: llama_vocab_p | c_void_p | None, token: int, /) -> bool:
     """bool llama_vocab_is_eog(const struct llama_vocab * vocab, llama_token token)"""
     ...
 
 
 @bind("llama", c_bool, llama_vocab_p_ctypes, llama_token)
-def llama_vocab_is_control(vocab: llama_vocab_p | None, token: int, /) -> bool:
+def llama_vocab_is_control(vocab: llama_vocab_p | c_void_p | None, token: int, /) -> bool:
     """bool llama_vocab_is_control(const struct llama_vocab * vocab, llama_token token)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_bos(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_bos(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_bos(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_eos(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_eos(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_eos(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_eot(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_eot(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_eot(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_sep(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_sep(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_sep(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_nl(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_nl(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_nl(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_pad(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_pad(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_pad(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_mask(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_mask(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_mask(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", c_bool, llama_vocab_p_ctypes)
-def llama_vocab_get_add_bos(vocab: llama_vocab_p | None, /) -> bool:
+def llama_vocab_get_add_bos(vocab: llama_vocab_p | c_void_p | None, /) -> bool:
     """bool llama_vocab_get_add_bos(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", c_bool, llama_vocab_p_ctypes)
-def llama_vocab_get_add_eos(vocab: llama_vocab_p | None, /) -> bool:
+def llama_vocab_get_add_eos(vocab: llama_vocab_p | c_void_p | None, /) -> bool:
     """bool llama_vocab_get_add_eos(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", c_bool, llama_vocab_p_ctypes)
-def llama_vocab_get_add_sep(vocab: llama_vocab_p | None, /) -> bool:
+def llama_vocab_get_add_sep(vocab: llama_vocab_p | c_void_p | None, /) -> bool:
     """bool llama_vocab_get_add_sep(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", POINTER(llama_token), llama_vocab_p_ctypes, POINTER(c_int32))
 def llama_vocab_get_suppress_tokens(
-    vocab: llama_vocab_p | None, n_suppress_tokens: PointerLike[c_int32], /
+    vocab: llama_vocab_p | c_void_p | None, n_suppress_tokens: PointerLike[c_int32], /
 ) -> Pointer[llama_token]:
     """const llama_token * llama_vocab_get_suppress_tokens(
         const struct llama_vocab * vocab, int32_t * n_suppress_tokens
@@ -1876,170 +1911,170 @@ def llama_vocab_get_suppress_tokens(
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_fim_pre(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_fim_pre(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_fim_pre(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_fim_suf(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_fim_suf(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_fim_suf(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_fim_mid(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_fim_mid(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_fim_mid(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_fim_pad(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_fim_pad(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_fim_pad(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_fim_rep(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_fim_rep(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_fim_rep(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_fim_sep(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_fim_sep(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """llama_token llama_vocab_fim_sep(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", c_char_p, llama_vocab_p_ctypes, llama_token)
-def llama_token_get_text(vocab: llama_vocab_p | None, token: int, /) -> bytes | None:
+def llama_token_get_text(vocab: llama_vocab_p | c_void_p | None, token: int, /) -> bytes | None:
     """DEPRECATED const char * llama_token_get_text(const struct llama_vocab * vocab, llama_token token)"""
     ...
 
 
 @bind("llama", c_float, llama_vocab_p_ctypes, llama_token)
-def llama_token_get_score(vocab: llama_vocab_p | None, token: int, /) -> float:
+def llama_token_get_score(vocab: llama_vocab_p | c_void_p | None, token: int, /) -> float:
     """DEPRECATED float llama_token_get_score(const struct llama_vocab * vocab, llama_token token)"""
     ...
 
 
 @bind("llama", llama_token_attr, llama_vocab_p_ctypes, llama_token)
-def llama_token_get_attr(vocab: llama_vocab_p | None, token: int, /) -> int:
+def llama_token_get_attr(vocab: llama_vocab_p | c_void_p | None, token: int, /) -> int:
     """DEPRECATED enum llama_token_attr llama_token_get_attr(const struct llama_vocab * vocab, llama_token token)"""
     ...
 
 
 @bind("llama", c_bool, llama_vocab_p_ctypes, llama_token)
-def llama_token_is_eog(vocab: llama_vocab_p | None, token: int, /) -> bool:
+def llama_token_is_eog(vocab: llama_vocab_p | c_void_p | None, token: int, /) -> bool:
     """DEPRECATED bool llama_token_is_eog(const struct llama_vocab * vocab, llama_token token)"""
     ...
 
 
 @bind("llama", c_bool, llama_vocab_p_ctypes, llama_token)
-def llama_token_is_control(vocab: llama_vocab_p | None, token: int, /) -> bool:
+def llama_token_is_control(vocab: llama_vocab_p | c_void_p | None, token: int, /) -> bool:
     """DEPRECATED bool llama_token_is_control(const struct llama_vocab * vocab, llama_token token)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_bos(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_bos(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_bos(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_eos(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_eos(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_eos(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_eot(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_eot(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_eot(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_cls(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_cls(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_cls(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_sep(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_sep(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_sep(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_nl(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_nl(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_nl(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_pad(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_pad(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_pad(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", c_bool, llama_vocab_p_ctypes)
-def llama_add_bos_token(vocab: llama_vocab_p | None, /) -> bool:
+def llama_add_bos_token(vocab: llama_vocab_p | c_void_p | None, /) -> bool:
     """DEPRECATED bool llama_add_bos_token(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", c_bool, llama_vocab_p_ctypes)
-def llama_add_eos_token(vocab: llama_vocab_p | None, /) -> bool:
+def llama_add_eos_token(vocab: llama_vocab_p | c_void_p | None, /) -> bool:
     """DEPRECATED bool llama_add_eos_token(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_fim_pre(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_fim_pre(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_fim_pre(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_fim_suf(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_fim_suf(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_fim_suf(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_fim_mid(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_fim_mid(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_fim_mid(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_fim_pad(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_fim_pad(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_fim_pad(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_fim_rep(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_fim_rep(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_fim_rep(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_token_fim_sep(vocab: llama_vocab_p | None, /) -> int:
+def llama_token_fim_sep(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_token_fim_sep(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", llama_token, llama_vocab_p_ctypes)
-def llama_vocab_cls(vocab: llama_vocab_p | None, /) -> int:
+def llama_vocab_cls(vocab: llama_vocab_p | c_void_p | None, /) -> int:
     """DEPRECATED llama_token llama_vocab_cls(const struct llama_vocab * vocab)"""
     ...
 
 
 @bind("llama", c_int32, llama_vocab_p_ctypes, c_char_p, c_int32, POINTER(llama_token), c_int32, c_bool, c_bool)
 def llama_tokenize(
-    vocab: llama_vocab_p | None,
+    vocab: llama_vocab_p | c_void_p | None,
     text: bytes | None,
     text_len: int,
     tokens: PointerLike[llama_token],
@@ -2057,7 +2092,7 @@ def llama_tokenize(
 
 @bind("llama", c_int32, llama_vocab_p_ctypes, llama_token, c_char_p, c_int32, c_int32, c_bool)
 def llama_token_to_piece(
-    vocab: llama_vocab_p | None, token: int, buf: StringBuffer, length: int, lstrip: int, special: bool, /
+    vocab: llama_vocab_p | c_void_p | None, token: int, buf: StringBuffer, length: int, lstrip: int, special: bool, /
 ) -> int:
     """int32_t llama_token_to_piece(
         const struct llama_vocab * vocab, llama_token token, char * buf, int32_t length, int32_t lstrip, bool special
@@ -2067,7 +2102,7 @@ def llama_token_to_piece(
 
 @bind("llama", c_int32, llama_vocab_p_ctypes, POINTER(llama_token), c_int32, c_char_p, c_int32, c_bool, c_bool)
 def llama_detokenize(
-    vocab: llama_vocab_p | None,
+    vocab: llama_vocab_p | c_void_p | None,
     tokens: PointerLike[llama_token],
     n_tokens: int,
     text: StringBuffer,
@@ -2172,7 +2207,7 @@ llama_sampler_p_ctypes = llama_sampler_p
 
 
 @bind("llama", c_bool, llama_context_p_ctypes, llama_seq_id, POINTER(llama_sampler))
-def llama_set_sampler(ctx: llama_context_p | None, seq_id: int, smpl: PointerLike[llama_sampler], /) -> bool:
+def llama_set_sampler(ctx: llama_context_p | c_void_p | None, seq_id: int, smpl: PointerLike[llama_sampler], /) -> bool:
     """bool llama_set_sampler(struct llama_context * ctx, llama_seq_id seq_id, struct llama_sampler * smpl)"""
     ...
 
@@ -2331,7 +2366,7 @@ def llama_sampler_init_mirostat_v2(seed: int, tau: float, eta: float, /) -> Poin
 
 @bind("llama", POINTER(llama_sampler), llama_vocab_p_ctypes, c_char_p, c_char_p)
 def llama_sampler_init_grammar(
-    vocab: llama_vocab_p | None, grammar_str: bytes | None, grammar_root: bytes | None, /
+    vocab: llama_vocab_p | c_void_p | None, grammar_str: bytes | None, grammar_root: bytes | None, /
 ) -> Pointer[llama_sampler]:
     """struct llama_sampler * llama_sampler_init_grammar(
         const struct llama_vocab * vocab, const char * grammar_str, const char * grammar_root
@@ -2351,7 +2386,7 @@ def llama_sampler_init_grammar(
     c_size_t,
 )
 def llama_sampler_init_grammar_lazy(
-    vocab: llama_vocab_p | None,
+    vocab: llama_vocab_p | c_void_p | None,
     grammar_str: bytes | None,
     grammar_root: bytes | None,
     trigger_words: PointerLike[c_char_p],
@@ -2380,7 +2415,7 @@ def llama_sampler_init_grammar_lazy(
     c_size_t,
 )
 def llama_sampler_init_grammar_lazy_patterns(
-    vocab: llama_vocab_p | None,
+    vocab: llama_vocab_p | c_void_p | None,
     grammar_str: bytes | None,
     grammar_root: bytes | None,
     trigger_patterns: PointerLike[c_char_p],
@@ -2419,7 +2454,7 @@ def llama_sampler_init_penalties(
     c_size_t,
 )
 def llama_sampler_init_dry(
-    vocab: llama_vocab_p | None,
+    vocab: llama_vocab_p | c_void_p | None,
     dry_multiplier: float,
     dry_base: float,
     dry_allowed_length: int,
@@ -2452,7 +2487,7 @@ def llama_sampler_init_logit_bias(
 
 
 @bind("llama", POINTER(llama_sampler), llama_vocab_p_ctypes)
-def llama_sampler_init_infill(vocab: llama_vocab_p | None, /) -> Pointer[llama_sampler]:
+def llama_sampler_init_infill(vocab: llama_vocab_p | c_void_p | None, /) -> Pointer[llama_sampler]:
     """struct llama_sampler * llama_sampler_init_infill(const struct llama_vocab * vocab)"""
     ...
 
@@ -2464,7 +2499,7 @@ def llama_sampler_get_seed(smpl: PointerLike[llama_sampler], /) -> int:
 
 
 @bind("llama", llama_token, POINTER(llama_sampler), llama_context_p_ctypes, c_int32)
-def llama_sampler_sample(smpl: PointerLike[llama_sampler], ctx: llama_context_p | None, idx: int, /) -> int:
+def llama_sampler_sample(smpl: PointerLike[llama_sampler], ctx: llama_context_p | c_void_p | None, idx: int, /) -> int:
     """llama_token llama_sampler_sample(struct llama_sampler * smpl, struct llama_context * ctx, int32_t idx)"""
     ...
 
@@ -2550,19 +2585,19 @@ llama_perf_sampler_data_p = POINTER(llama_perf_sampler_data)
 
 
 @bind("llama", llama_perf_context_data, llama_context_p_ctypes)
-def llama_perf_context(ctx: llama_context_p | None, /) -> llama_perf_context_data:
+def llama_perf_context(ctx: llama_context_p | c_void_p | None, /) -> llama_perf_context_data:
     """struct llama_perf_context_data llama_perf_context(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", None, llama_context_p_ctypes)
-def llama_perf_context_print(ctx: llama_context_p | None, /) -> None:
+def llama_perf_context_print(ctx: llama_context_p | c_void_p | None, /) -> None:
     """void llama_perf_context_print(const struct llama_context * ctx)"""
     ...
 
 
 @bind("llama", None, llama_context_p_ctypes)
-def llama_perf_context_reset(ctx: llama_context_p | None, /) -> None:
+def llama_perf_context_reset(ctx: llama_context_p | c_void_p | None, /) -> None:
     """void llama_perf_context_reset(struct llama_context * ctx)"""
     ...
 
@@ -2619,7 +2654,9 @@ llama_opt_params_p = POINTER(llama_opt_params)
 
 
 @bind("llama", None, llama_context_p_ctypes, llama_model_p_ctypes, llama_opt_params)
-def llama_opt_init(lctx: llama_context_p | None, model: llama_model_p | None, lopt_params: llama_opt_params, /) -> None:
+def llama_opt_init(
+    lctx: llama_context_p | c_void_p | None, model: llama_model_p | c_void_p | None, lopt_params: llama_opt_params, /
+) -> None:
     """void llama_opt_init(
         struct llama_context * lctx, struct llama_model * model, struct llama_opt_params lopt_params
     )"""
@@ -2638,10 +2675,10 @@ def llama_opt_init(lctx: llama_context_p | None, model: llama_model_p | None, lo
     ggml_opt_epoch_callback,
 )
 def llama_opt_epoch(
-    lctx: llama_context_p | None,
-    dataset: ggml_opt_dataset_t | None,
-    result_train: ggml_opt_result_t | None,
-    result_eval: ggml_opt_result_t | None,
+    lctx: llama_context_p | c_void_p | None,
+    dataset: ggml_opt_dataset_t | c_void_p | None,
+    result_train: ggml_opt_result_t | c_void_p | None,
+    result_eval: ggml_opt_result_t | c_void_p | None,
     idata_split: int,
     callback_train: Callback,
     callback_eval: Callback,

@@ -175,7 +175,7 @@ def llama_common_log_discard(level: int, text: bytes | None, user_data: AddressL
     POINTER(c_char_p),
 )
 def llama_common_chat_init(
-    model: llama_model_p | None,
+    model: llama_model_p | c_void_p | None,
     chat_template: bytes | None,
     bos_token: bytes | None,
     eos_token: bytes | None,
@@ -192,14 +192,14 @@ def llama_common_chat_init(
 
 
 @bind("llama-common-c", None, llama_common_chat_p_ctypes)
-def llama_common_chat_free(chat: llama_common_chat_p | None, /) -> None:
+def llama_common_chat_free(chat: llama_common_chat_p | c_void_p | None, /) -> None:
     """void llama_common_chat_free(struct llama_common_chat * chat)"""
     ...
 
 
 @bind("llama-common-c", llama_common_status, llama_common_chat_p_ctypes, POINTER(c_char_p), POINTER(c_char_p))
 def llama_common_chat_describe(
-    chat: llama_common_chat_p | None, description: PointerLike[c_char_p], error: PointerLike[c_char_p], /
+    chat: llama_common_chat_p | c_void_p | None, description: PointerLike[c_char_p], error: PointerLike[c_char_p], /
 ) -> int:
     """enum llama_common_status llama_common_chat_describe(
         const struct llama_common_chat * chat, char ** description, char ** error
@@ -217,7 +217,7 @@ def llama_common_chat_describe(
     POINTER(c_char_p),
 )
 def llama_common_chat_apply(
-    chat: llama_common_chat_p | None,
+    chat: llama_common_chat_p | c_void_p | None,
     request: bytes | None,
     limits: PointerLike[llama_common_limits],
     result: PointerLike[c_char_p],
@@ -242,7 +242,7 @@ def llama_common_chat_parser_init(
 
 
 @bind("llama-common-c", None, llama_common_chat_parser_p_ctypes)
-def llama_common_chat_parser_free(parser: llama_common_chat_parser_p | None, /) -> None:
+def llama_common_chat_parser_free(parser: llama_common_chat_parser_p | c_void_p | None, /) -> None:
     """void llama_common_chat_parser_free(struct llama_common_chat_parser * parser)"""
     ...
 
@@ -258,7 +258,7 @@ def llama_common_chat_parser_free(parser: llama_common_chat_parser_p | None, /) 
     POINTER(c_char_p),
 )
 def llama_common_chat_parser_parse(
-    parser: llama_common_chat_parser_p | None,
+    parser: llama_common_chat_parser_p | c_void_p | None,
     text: bytes | None,
     n_text: int,
     is_partial: bool,
@@ -284,7 +284,7 @@ def llama_common_chat_parser_parse(
     POINTER(c_char_p),
 )
 def llama_common_chat_parser_update(
-    parser: llama_common_chat_parser_p | None,
+    parser: llama_common_chat_parser_p | c_void_p | None,
     text: bytes | None,
     n_text: int,
     is_partial: bool,
@@ -313,7 +313,7 @@ def llama_common_chat_parser_update(
     POINTER(c_char_p),
 )
 def llama_common_tokenize(
-    vocab: llama_vocab_p | None,
+    vocab: llama_vocab_p | c_void_p | None,
     text: bytes | None,
     n_text: int,
     tokens: PointerLike[llama_token],
@@ -343,7 +343,7 @@ def llama_common_tokenize(
     POINTER(c_char_p),
 )
 def llama_common_token_to_piece(
-    vocab: llama_vocab_p | None,
+    vocab: llama_vocab_p | c_void_p | None,
     token: int,
     piece: StringBuffer,
     n_max: int,
@@ -373,7 +373,7 @@ def llama_common_token_to_piece(
     POINTER(c_char_p),
 )
 def llama_common_dry_init(
-    vocab: llama_vocab_p | None,
+    vocab: llama_vocab_p | c_void_p | None,
     multiplier: float,
     base: float,
     allowed_length: int,
@@ -401,7 +401,7 @@ def llama_common_dry_init(
     POINTER(c_char_p),
 )
 def llama_common_grammar_init(
-    vocab: llama_vocab_p | None,
+    vocab: llama_vocab_p | c_void_p | None,
     format: bytes | None,
     limits: PointerLike[llama_common_limits],
     sampler: PointerLike[Pointer[llama_sampler]],
@@ -426,13 +426,13 @@ def llama_common_top_k_init(
 
 
 @bind("llama-common-c", None, llama_common_top_k_p_ctypes)
-def llama_common_top_k_free(top_k: llama_common_top_k_p | None, /) -> None:
+def llama_common_top_k_free(top_k: llama_common_top_k_p | c_void_p | None, /) -> None:
     """void llama_common_top_k_free(struct llama_common_top_k * top_k)"""
     ...
 
 
 @bind("llama-common-c", POINTER(llama_sampler_seq_config), llama_common_top_k_p_ctypes)
-def llama_common_top_k_configs(top_k: llama_common_top_k_p | None, /) -> Pointer[llama_sampler_seq_config]:
+def llama_common_top_k_configs(top_k: llama_common_top_k_p | c_void_p | None, /) -> Pointer[llama_sampler_seq_config]:
     """struct llama_sampler_seq_config * llama_common_top_k_configs(struct llama_common_top_k * top_k)"""
     ...
 
@@ -466,7 +466,7 @@ def llama_common_sampler_init(
 
 
 @bind("llama-common-c", None, llama_common_sampler_p_ctypes)
-def llama_common_sampler_free(sampler: llama_common_sampler_p | None, /) -> None:
+def llama_common_sampler_free(sampler: llama_common_sampler_p | c_void_p | None, /) -> None:
     """void llama_common_sampler_free(struct llama_common_sampler * sampler)"""
     ...
 
@@ -480,7 +480,7 @@ def llama_common_sampler_free(sampler: llama_common_sampler_p | None, /) -> None
     POINTER(c_char_p),
 )
 def llama_common_sampler_accept(
-    sampler: llama_common_sampler_p | None,
+    sampler: llama_common_sampler_p | c_void_p | None,
     tokens: PointerLike[llama_token],
     n_tokens: int,
     error: PointerLike[c_char_p],
@@ -499,13 +499,15 @@ def llama_common_outbox_init(outbox: PointerLike[llama_common_outbox_p_ctypes], 
 
 
 @bind("llama-common-c", None, llama_common_outbox_p_ctypes)
-def llama_common_outbox_free(outbox: llama_common_outbox_p | None, /) -> None:
+def llama_common_outbox_free(outbox: llama_common_outbox_p | c_void_p | None, /) -> None:
     """void llama_common_outbox_free(struct llama_common_outbox * outbox)"""
     ...
 
 
 @bind("llama-common-c", llama_common_status, llama_common_outbox_p_ctypes, llama_token, POINTER(c_char_p))
-def llama_common_outbox_put(outbox: llama_common_outbox_p | None, token: int, error: PointerLike[c_char_p], /) -> int:
+def llama_common_outbox_put(
+    outbox: llama_common_outbox_p | c_void_p | None, token: int, error: PointerLike[c_char_p], /
+) -> int:
     """enum llama_common_status llama_common_outbox_put(
         struct llama_common_outbox * outbox, llama_token token, char ** error
     )"""
@@ -514,7 +516,11 @@ def llama_common_outbox_put(outbox: llama_common_outbox_p | None, token: int, er
 
 @bind("llama-common-c", c_int32, llama_common_outbox_p_ctypes, POINTER(llama_token), c_int32, c_int32)
 def llama_common_outbox_take(
-    outbox: llama_common_outbox_p | None, tokens: PointerLike[llama_token], capacity: int, milliseconds: int, /
+    outbox: llama_common_outbox_p | c_void_p | None,
+    tokens: PointerLike[llama_token],
+    capacity: int,
+    milliseconds: int,
+    /,
 ) -> int:
     """int32_t llama_common_outbox_take(
         struct llama_common_outbox * outbox, llama_token * tokens, int32_t capacity, int32_t milliseconds
@@ -541,7 +547,7 @@ def llama_common_is_set(flag: AddressLike, /) -> bool:
     POINTER(c_char_p),
 )
 def llama_common_embed(
-    context: llama_context_p | None,
+    context: llama_context_p | c_void_p | None,
     n_texts: int,
     lengths: PointerLike[c_int32],
     tokens: PointerLike[llama_token],
@@ -568,8 +574,8 @@ def llama_common_embed(
     POINTER(c_char_p),
 )
 def llama_common_decoder_init(
-    context: llama_context_p | None,
-    top_k: llama_common_top_k_p | None,
+    context: llama_context_p | c_void_p | None,
+    top_k: llama_common_top_k_p | c_void_p | None,
     n_seq: int,
     decoder: PointerLike[llama_common_decoder_p_ctypes],
     error: PointerLike[c_char_p],
@@ -583,13 +589,13 @@ def llama_common_decoder_init(
 
 
 @bind("llama-common-c", None, llama_common_decoder_p_ctypes)
-def llama_common_decoder_free(decoder: llama_common_decoder_p | None, /) -> None:
+def llama_common_decoder_free(decoder: llama_common_decoder_p | c_void_p | None, /) -> None:
     """void llama_common_decoder_free(struct llama_common_decoder * decoder)"""
     ...
 
 
 @bind("llama-common-c", c_bool, llama_common_decoder_p_ctypes)
-def llama_common_decoder_on_device(decoder: llama_common_decoder_p | None, /) -> bool:
+def llama_common_decoder_on_device(decoder: llama_common_decoder_p | c_void_p | None, /) -> bool:
     """bool llama_common_decoder_on_device(const struct llama_common_decoder * decoder)"""
     ...
 
@@ -607,7 +613,7 @@ def llama_common_decoder_on_device(decoder: llama_common_decoder_p | None, /) ->
     POINTER(c_char_p),
 )
 def llama_common_decode(
-    decoder: llama_common_decoder_p | None,
+    decoder: llama_common_decoder_p | c_void_p | None,
     n_tokens: int,
     tokens: PointerLike[llama_token],
     positions: PointerLike[llama_pos],
@@ -639,7 +645,7 @@ def llama_common_decode(
     POINTER(c_char_p),
 )
 def llama_common_pick(
-    decoder: llama_common_decoder_p | None,
+    decoder: llama_common_decoder_p | c_void_p | None,
     n_rows: int,
     rows: PointerLike[c_int32],
     samplers: PointerLike[llama_common_sampler_p_ctypes],
@@ -671,7 +677,7 @@ def llama_common_pick(
 def llama_common_pick_from(
     logits: PointerLike[c_float],
     n_vocab: int,
-    sampler: llama_common_sampler_p | None,
+    sampler: llama_common_sampler_p | c_void_p | None,
     token: PointerLike[llama_token],
     error: PointerLike[c_char_p],
     /,
@@ -686,7 +692,11 @@ def llama_common_pick_from(
     "llama-common-c", llama_common_status, llama_common_decoder_p_ctypes, c_int32, POINTER(c_float), POINTER(c_char_p)
 )
 def llama_common_get_logits(
-    decoder: llama_common_decoder_p | None, row: int, logits: PointerLike[c_float], error: PointerLike[c_char_p], /
+    decoder: llama_common_decoder_p | c_void_p | None,
+    row: int,
+    logits: PointerLike[c_float],
+    error: PointerLike[c_char_p],
+    /,
 ) -> int:
     """enum llama_common_status llama_common_get_logits(
         struct llama_common_decoder * decoder, int32_t row, float * logits, char ** error
@@ -755,8 +765,8 @@ def llama_common_measure(
 )
 def llama_common_speculator_init(
     params: bytes | None,
-    context: llama_context_p | None,
-    draft: llama_context_p | None,
+    context: llama_context_p | c_void_p | None,
+    draft: llama_context_p | c_void_p | None,
     n_seq: int,
     speculator: PointerLike[llama_common_speculator_p_ctypes],
     error: PointerLike[c_char_p],
@@ -770,7 +780,7 @@ def llama_common_speculator_init(
 
 
 @bind("llama-common-c", None, llama_common_speculator_p_ctypes)
-def llama_common_speculator_free(speculator: llama_common_speculator_p | None, /) -> None:
+def llama_common_speculator_free(speculator: llama_common_speculator_p | c_void_p | None, /) -> None:
     """void llama_common_speculator_free(struct llama_common_speculator * speculator)"""
     ...
 
@@ -785,7 +795,7 @@ def llama_common_speculator_free(speculator: llama_common_speculator_p | None, /
     POINTER(c_char_p),
 )
 def llama_common_speculator_begin(
-    speculator: llama_common_speculator_p | None,
+    speculator: llama_common_speculator_p | c_void_p | None,
     sequence: int,
     tokens: PointerLike[llama_token],
     n_tokens: int,
@@ -809,7 +819,7 @@ def llama_common_speculator_begin(
     POINTER(c_char_p),
 )
 def llama_common_speculator_accept(
-    speculator: llama_common_speculator_p | None,
+    speculator: llama_common_speculator_p | c_void_p | None,
     sequence: int,
     tokens: PointerLike[llama_token],
     n_tokens: int,
@@ -835,7 +845,7 @@ def llama_common_speculator_accept(
     POINTER(c_char_p),
 )
 def llama_common_speculator_draft(
-    speculator: llama_common_speculator_p | None,
+    speculator: llama_common_speculator_p | c_void_p | None,
     n: int,
     sequences: PointerLike[c_int32],
     n_max: int,
@@ -862,7 +872,7 @@ def llama_common_speculator_draft(
     POINTER(c_char_p),
 )
 def llama_common_speculator_process(
-    speculator: llama_common_speculator_p | None,
+    speculator: llama_common_speculator_p | c_void_p | None,
     n_tokens: int,
     tokens: PointerLike[llama_token],
     positions: PointerLike[llama_pos],

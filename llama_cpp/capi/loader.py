@@ -102,7 +102,7 @@ def _plugin_symbol(registry: str, name: str, restype: Any, argtypes: tuple[Any, 
 
     for index in range(api.ggml_backend_reg_count()):
         reg = api.ggml_backend_reg_get(index)
-        if api.ggml_backend_reg_name(reg).decode().lower() == registry.lower():
+        if (api.ggml_backend_reg_name(reg) or b"").decode().lower() == registry.lower():
             address = api.ggml_backend_reg_get_proc_address(reg, name.encode())
             if address:
                 return ctypes.CFUNCTYPE(restype, *argtypes)(address)
@@ -225,7 +225,7 @@ def _check_identity(opened: dict[str, ctypes.CDLL], folder: Path) -> None:
     def text(library: str, function: str) -> str:
         f = getattr(opened[library], function)
         f.restype, f.argtypes = ctypes.c_char_p, ()
-        return f().decode()
+        return str(f().decode())
 
     headers = text("llama-common-c", "llama_common_headers_sha256")
     commit = text("llama-common-c", "llama_common_commit")

@@ -151,7 +151,7 @@ def mtmd_context_params_default() -> mtmd_context_params:
 
 @bind("mtmd", mtmd_context_p_ctypes, c_char_p, llama_model_p_ctypes, mtmd_context_params)
 def mtmd_init_from_file(
-    mmproj_fname: bytes | None, text_model: llama_model_p | None, ctx_params: mtmd_context_params, /
+    mmproj_fname: bytes | None, text_model: llama_model_p | c_void_p | None, ctx_params: mtmd_context_params, /
 ) -> mtmd_context_p | None:
     """mtmd_context * mtmd_init_from_file(
         const char * mmproj_fname, const struct llama_model * text_model, const struct mtmd_context_params ctx_params
@@ -160,43 +160,45 @@ def mtmd_init_from_file(
 
 
 @bind("mtmd", None, mtmd_context_p_ctypes)
-def mtmd_free(ctx: mtmd_context_p | None, /) -> None:
+def mtmd_free(ctx: mtmd_context_p | c_void_p | None, /) -> None:
     """void mtmd_free(mtmd_context * ctx)"""
     ...
 
 
 @bind("mtmd", c_bool, mtmd_context_p_ctypes, mtmd_input_chunk_p_ctypes)
-def mtmd_decode_use_non_causal(ctx: mtmd_context_p | None, chunk: mtmd_input_chunk_p | None, /) -> bool:
+def mtmd_decode_use_non_causal(
+    ctx: mtmd_context_p | c_void_p | None, chunk: mtmd_input_chunk_p | c_void_p | None, /
+) -> bool:
     """bool mtmd_decode_use_non_causal(const mtmd_context * ctx, const mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", c_bool, mtmd_context_p_ctypes)
-def mtmd_decode_use_mrope(ctx: mtmd_context_p | None, /) -> bool:
+def mtmd_decode_use_mrope(ctx: mtmd_context_p | c_void_p | None, /) -> bool:
     """bool mtmd_decode_use_mrope(const mtmd_context * ctx)"""
     ...
 
 
 @bind("mtmd", c_bool, mtmd_context_p_ctypes)
-def mtmd_support_vision(ctx: mtmd_context_p | None, /) -> bool:
+def mtmd_support_vision(ctx: mtmd_context_p | c_void_p | None, /) -> bool:
     """bool mtmd_support_vision(const mtmd_context * ctx)"""
     ...
 
 
 @bind("mtmd", c_bool, mtmd_context_p_ctypes)
-def mtmd_support_audio(ctx: mtmd_context_p | None, /) -> bool:
+def mtmd_support_audio(ctx: mtmd_context_p | c_void_p | None, /) -> bool:
     """bool mtmd_support_audio(const mtmd_context * ctx)"""
     ...
 
 
 @bind("mtmd", c_int, mtmd_context_p_ctypes)
-def mtmd_get_audio_sample_rate(ctx: mtmd_context_p | None, /) -> int:
+def mtmd_get_audio_sample_rate(ctx: mtmd_context_p | c_void_p | None, /) -> int:
     """int mtmd_get_audio_sample_rate(const mtmd_context * ctx)"""
     ...
 
 
 @bind("mtmd", c_char_p, mtmd_context_p_ctypes)
-def mtmd_get_marker(ctx: mtmd_context_p | None, /) -> bytes | None:
+def mtmd_get_marker(ctx: mtmd_context_p | c_void_p | None, /) -> bytes | None:
     """const char * mtmd_get_marker(const mtmd_context * ctx)"""
     ...
 
@@ -214,55 +216,55 @@ def mtmd_bitmap_init_from_audio(n_samples: int, data: PointerLike[c_float], /) -
 
 
 @bind("mtmd", c_uint32, mtmd_bitmap_p_ctypes)
-def mtmd_bitmap_get_nx(bitmap: mtmd_bitmap_p | None, /) -> int:
+def mtmd_bitmap_get_nx(bitmap: mtmd_bitmap_p | c_void_p | None, /) -> int:
     """uint32_t mtmd_bitmap_get_nx(const mtmd_bitmap * bitmap)"""
     ...
 
 
 @bind("mtmd", c_uint32, mtmd_bitmap_p_ctypes)
-def mtmd_bitmap_get_ny(bitmap: mtmd_bitmap_p | None, /) -> int:
+def mtmd_bitmap_get_ny(bitmap: mtmd_bitmap_p | c_void_p | None, /) -> int:
     """uint32_t mtmd_bitmap_get_ny(const mtmd_bitmap * bitmap)"""
     ...
 
 
 @bind("mtmd", POINTER(c_uint8), mtmd_bitmap_p_ctypes)
-def mtmd_bitmap_get_data(bitmap: mtmd_bitmap_p | None, /) -> Pointer[c_uint8]:
+def mtmd_bitmap_get_data(bitmap: mtmd_bitmap_p | c_void_p | None, /) -> Pointer[c_uint8]:
     """const unsigned char * mtmd_bitmap_get_data(const mtmd_bitmap * bitmap)"""
     ...
 
 
 @bind("mtmd", c_size_t, mtmd_bitmap_p_ctypes)
-def mtmd_bitmap_get_n_bytes(bitmap: mtmd_bitmap_p | None, /) -> int:
+def mtmd_bitmap_get_n_bytes(bitmap: mtmd_bitmap_p | c_void_p | None, /) -> int:
     """size_t mtmd_bitmap_get_n_bytes(const mtmd_bitmap * bitmap)"""
     ...
 
 
 @bind("mtmd", c_bool, mtmd_bitmap_p_ctypes)
-def mtmd_bitmap_is_audio(bitmap: mtmd_bitmap_p | None, /) -> bool:
+def mtmd_bitmap_is_audio(bitmap: mtmd_bitmap_p | c_void_p | None, /) -> bool:
     """bool mtmd_bitmap_is_audio(const mtmd_bitmap * bitmap)"""
     ...
 
 
 @bind("mtmd", None, mtmd_bitmap_p_ctypes)
-def mtmd_bitmap_free(bitmap: mtmd_bitmap_p | None, /) -> None:
+def mtmd_bitmap_free(bitmap: mtmd_bitmap_p | c_void_p | None, /) -> None:
     """void mtmd_bitmap_free(mtmd_bitmap * bitmap)"""
     ...
 
 
 @bind("mtmd", c_char_p, mtmd_bitmap_p_ctypes)
-def mtmd_bitmap_get_id(bitmap: mtmd_bitmap_p | None, /) -> bytes | None:
+def mtmd_bitmap_get_id(bitmap: mtmd_bitmap_p | c_void_p | None, /) -> bytes | None:
     """const char * mtmd_bitmap_get_id(const mtmd_bitmap * bitmap)"""
     ...
 
 
 @bind("mtmd", None, mtmd_bitmap_p_ctypes, c_char_p)
-def mtmd_bitmap_set_id(bitmap: mtmd_bitmap_p | None, id: bytes | None, /) -> None:
+def mtmd_bitmap_set_id(bitmap: mtmd_bitmap_p | c_void_p | None, id: bytes | None, /) -> None:
     """void mtmd_bitmap_set_id(mtmd_bitmap * bitmap, const char * id)"""
     ...
 
 
 @bind("mtmd", None, mtmd_bitmap_p_ctypes, c_bool)
-def mtmd_bitmap_set_mergeable(bitmap: mtmd_bitmap_p | None, mergeable: bool, /) -> None:
+def mtmd_bitmap_set_mergeable(bitmap: mtmd_bitmap_p | c_void_p | None, mergeable: bool, /) -> None:
     """void mtmd_bitmap_set_mergeable(mtmd_bitmap * bitmap, bool mergeable)"""
     ...
 
@@ -272,7 +274,7 @@ mtmd_bitmap_lazy_callback = CFUNCTYPE(c_int, c_size_t, c_void_p, POINTER(mtmd_bi
 
 @bind("mtmd", mtmd_bitmap_p_ctypes, mtmd_context_p_ctypes, c_char_p, c_void_p, mtmd_bitmap_lazy_callback)
 def mtmd_bitmap_init_lazy(
-    ctx: mtmd_context_p | None, id: bytes | None, user_data: AddressLike, callback: Callback, /
+    ctx: mtmd_context_p | c_void_p | None, id: bytes | None, user_data: AddressLike, callback: Callback, /
 ) -> mtmd_bitmap_p | None:
     """mtmd_bitmap * mtmd_bitmap_init_lazy(
         const mtmd_context * ctx, const char * id, void * user_data, mtmd_bitmap_lazy_callback callback
@@ -287,82 +289,86 @@ def mtmd_input_chunks_init() -> mtmd_input_chunks_p | None:
 
 
 @bind("mtmd", c_size_t, mtmd_input_chunks_p_ctypes)
-def mtmd_input_chunks_size(chunks: mtmd_input_chunks_p | None, /) -> int:
+def mtmd_input_chunks_size(chunks: mtmd_input_chunks_p | c_void_p | None, /) -> int:
     """size_t mtmd_input_chunks_size(const mtmd_input_chunks * chunks)"""
     ...
 
 
 @bind("mtmd", mtmd_input_chunk_p_ctypes, mtmd_input_chunks_p_ctypes, c_size_t)
-def mtmd_input_chunks_get(chunks: mtmd_input_chunks_p | None, idx: int, /) -> mtmd_input_chunk_p | None:
+def mtmd_input_chunks_get(chunks: mtmd_input_chunks_p | c_void_p | None, idx: int, /) -> mtmd_input_chunk_p | None:
     """const mtmd_input_chunk * mtmd_input_chunks_get(const mtmd_input_chunks * chunks, size_t idx)"""
     ...
 
 
 @bind("mtmd", None, mtmd_input_chunks_p_ctypes)
-def mtmd_input_chunks_free(chunks: mtmd_input_chunks_p | None, /) -> None:
+def mtmd_input_chunks_free(chunks: mtmd_input_chunks_p | c_void_p | None, /) -> None:
     """void mtmd_input_chunks_free(mtmd_input_chunks * chunks)"""
     ...
 
 
 @bind("mtmd", mtmd_input_chunk_type, mtmd_input_chunk_p_ctypes)
-def mtmd_input_chunk_get_type(chunk: mtmd_input_chunk_p | None, /) -> int:
+def mtmd_input_chunk_get_type(chunk: mtmd_input_chunk_p | c_void_p | None, /) -> int:
     """enum mtmd_input_chunk_type mtmd_input_chunk_get_type(const mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", POINTER(llama_token), mtmd_input_chunk_p_ctypes, POINTER(c_size_t))
 def mtmd_input_chunk_get_tokens_text(
-    chunk: mtmd_input_chunk_p | None, n_tokens_output: PointerLike[c_size_t], /
+    chunk: mtmd_input_chunk_p | c_void_p | None, n_tokens_output: PointerLike[c_size_t], /
 ) -> Pointer[llama_token]:
     """const llama_token * mtmd_input_chunk_get_tokens_text(const mtmd_input_chunk * chunk, size_t * n_tokens_output)"""
     ...
 
 
 @bind("mtmd", mtmd_image_tokens_p_ctypes, mtmd_input_chunk_p_ctypes)
-def mtmd_input_chunk_get_tokens_image(chunk: mtmd_input_chunk_p | None, /) -> mtmd_image_tokens_p | None:
+def mtmd_input_chunk_get_tokens_image(chunk: mtmd_input_chunk_p | c_void_p | None, /) -> mtmd_image_tokens_p | None:
     """const mtmd_image_tokens * mtmd_input_chunk_get_tokens_image(const mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", c_size_t, mtmd_input_chunk_p_ctypes)
-def mtmd_input_chunk_get_n_tokens(chunk: mtmd_input_chunk_p | None, /) -> int:
+def mtmd_input_chunk_get_n_tokens(chunk: mtmd_input_chunk_p | c_void_p | None, /) -> int:
     """size_t mtmd_input_chunk_get_n_tokens(const mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", c_char_p, mtmd_input_chunk_p_ctypes)
-def mtmd_input_chunk_get_id(chunk: mtmd_input_chunk_p | None, /) -> bytes | None:
+def mtmd_input_chunk_get_id(chunk: mtmd_input_chunk_p | c_void_p | None, /) -> bytes | None:
     """const char * mtmd_input_chunk_get_id(const mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", llama_pos, mtmd_input_chunk_p_ctypes)
-def mtmd_input_chunk_get_n_pos(chunk: mtmd_input_chunk_p | None, /) -> int:
+def mtmd_input_chunk_get_n_pos(chunk: mtmd_input_chunk_p | c_void_p | None, /) -> int:
     """llama_pos mtmd_input_chunk_get_n_pos(const mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", mtmd_input_chunk_p_ctypes, mtmd_input_chunk_p_ctypes)
-def mtmd_input_chunk_copy(chunk: mtmd_input_chunk_p | None, /) -> mtmd_input_chunk_p | None:
+def mtmd_input_chunk_copy(chunk: mtmd_input_chunk_p | c_void_p | None, /) -> mtmd_input_chunk_p | None:
     """mtmd_input_chunk * mtmd_input_chunk_copy(const mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", None, mtmd_input_chunk_p_ctypes)
-def mtmd_input_chunk_free(chunk: mtmd_input_chunk_p | None, /) -> None:
+def mtmd_input_chunk_free(chunk: mtmd_input_chunk_p | c_void_p | None, /) -> None:
     """void mtmd_input_chunk_free(mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", mtmd_input_chunk_p_ctypes, mtmd_input_chunk_p_ctypes)
-def mtmd_input_chunk_get_placeholder(chunk: mtmd_input_chunk_p | None, /) -> mtmd_input_chunk_p | None:
+def mtmd_input_chunk_get_placeholder(chunk: mtmd_input_chunk_p | c_void_p | None, /) -> mtmd_input_chunk_p | None:
     """mtmd_input_chunk * mtmd_input_chunk_get_placeholder(const mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", c_int32, mtmd_input_chunk_p_ctypes, c_char_p, c_size_t, POINTER(c_size_t))
 def mtmd_input_chunk_save(
-    chunk: mtmd_input_chunk_p | None, out_buf: StringBuffer, out_len: int, expected_out_len: PointerLike[c_size_t], /
+    chunk: mtmd_input_chunk_p | c_void_p | None,
+    out_buf: StringBuffer,
+    out_len: int,
+    expected_out_len: PointerLike[c_size_t],
+    /,
 ) -> int:
     """int32_t mtmd_input_chunk_save(
         const mtmd_input_chunk * chunk, char * out_buf, size_t out_len, size_t * expected_out_len
@@ -377,31 +383,31 @@ def mtmd_input_chunk_load(buf: bytes | None, len: int, /) -> mtmd_input_chunk_p 
 
 
 @bind("mtmd", c_size_t, mtmd_image_tokens_p_ctypes)
-def mtmd_image_tokens_get_n_tokens(image_tokens: mtmd_image_tokens_p | None, /) -> int:
+def mtmd_image_tokens_get_n_tokens(image_tokens: mtmd_image_tokens_p | c_void_p | None, /) -> int:
     """size_t mtmd_image_tokens_get_n_tokens(const mtmd_image_tokens * image_tokens)"""
     ...
 
 
 @bind("mtmd", c_char_p, mtmd_image_tokens_p_ctypes)
-def mtmd_image_tokens_get_id(image_tokens: mtmd_image_tokens_p | None, /) -> bytes | None:
+def mtmd_image_tokens_get_id(image_tokens: mtmd_image_tokens_p | c_void_p | None, /) -> bytes | None:
     """const char * mtmd_image_tokens_get_id(const mtmd_image_tokens * image_tokens)"""
     ...
 
 
 @bind("mtmd", llama_pos, mtmd_image_tokens_p_ctypes)
-def mtmd_image_tokens_get_n_pos(image_tokens: mtmd_image_tokens_p | None, /) -> int:
+def mtmd_image_tokens_get_n_pos(image_tokens: mtmd_image_tokens_p | c_void_p | None, /) -> int:
     """llama_pos mtmd_image_tokens_get_n_pos(const mtmd_image_tokens * image_tokens)"""
     ...
 
 
 @bind("mtmd", c_size_t, mtmd_image_tokens_p_ctypes)
-def mtmd_image_tokens_get_nx(image_tokens: mtmd_image_tokens_p | None, /) -> int:
+def mtmd_image_tokens_get_nx(image_tokens: mtmd_image_tokens_p | c_void_p | None, /) -> int:
     """DEPRECATED size_t mtmd_image_tokens_get_nx(const mtmd_image_tokens * image_tokens)"""
     ...
 
 
 @bind("mtmd", c_size_t, mtmd_image_tokens_p_ctypes)
-def mtmd_image_tokens_get_ny(image_tokens: mtmd_image_tokens_p | None, /) -> int:
+def mtmd_image_tokens_get_ny(image_tokens: mtmd_image_tokens_p | c_void_p | None, /) -> int:
     """DEPRECATED size_t mtmd_image_tokens_get_ny(const mtmd_image_tokens * image_tokens)"""
     ...
 
@@ -428,7 +434,7 @@ mtmd_decoder_pos_p = POINTER(mtmd_decoder_pos)
 
 @bind("mtmd", mtmd_decoder_pos, mtmd_image_tokens_p_ctypes, llama_pos, c_size_t)
 def mtmd_image_tokens_get_decoder_pos(
-    image_tokens: mtmd_image_tokens_p | None, pos_0: int, i: int, /
+    image_tokens: mtmd_image_tokens_p | c_void_p | None, pos_0: int, i: int, /
 ) -> mtmd_decoder_pos:
     """struct mtmd_decoder_pos mtmd_image_tokens_get_decoder_pos(
         const mtmd_image_tokens * image_tokens, llama_pos pos_0, size_t i
@@ -446,8 +452,8 @@ def mtmd_image_tokens_get_decoder_pos(
     c_size_t,
 )
 def mtmd_tokenize(
-    ctx: mtmd_context_p | None,
-    output: mtmd_input_chunks_p | None,
+    ctx: mtmd_context_p | c_void_p | None,
+    output: mtmd_input_chunks_p | c_void_p | None,
     text: PointerLike[mtmd_input_text],
     bitmaps: PointerLike[mtmd_bitmap_p_ctypes],
     n_bitmaps: int,
@@ -470,8 +476,8 @@ def mtmd_tokenize(
     c_bool,
 )
 def mtmd_tokenize_from_parts(
-    ctx: mtmd_context_p | None,
-    output: mtmd_input_chunks_p | None,
+    ctx: mtmd_context_p | c_void_p | None,
+    output: mtmd_input_chunks_p | c_void_p | None,
     parts: PointerLike[Pointer[mtmd_input_part]],
     n_parts: int,
     add_special: bool,
@@ -485,49 +491,51 @@ def mtmd_tokenize_from_parts(
 
 
 @bind("mtmd", c_int32, mtmd_context_p_ctypes, mtmd_image_tokens_p_ctypes)
-def mtmd_encode(ctx: mtmd_context_p | None, image_tokens: mtmd_image_tokens_p | None, /) -> int:
+def mtmd_encode(ctx: mtmd_context_p | c_void_p | None, image_tokens: mtmd_image_tokens_p | c_void_p | None, /) -> int:
     """DEPRECATED int32_t mtmd_encode(mtmd_context * ctx, const mtmd_image_tokens * image_tokens)"""
     ...
 
 
 @bind("mtmd", c_int32, mtmd_context_p_ctypes, mtmd_input_chunk_p_ctypes)
-def mtmd_encode_chunk(ctx: mtmd_context_p | None, chunk: mtmd_input_chunk_p | None, /) -> int:
+def mtmd_encode_chunk(ctx: mtmd_context_p | c_void_p | None, chunk: mtmd_input_chunk_p | c_void_p | None, /) -> int:
     """int32_t mtmd_encode_chunk(mtmd_context * ctx, const mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", POINTER(c_float), mtmd_context_p_ctypes)
-def mtmd_get_output_embd(ctx: mtmd_context_p | None, /) -> Pointer[c_float]:
+def mtmd_get_output_embd(ctx: mtmd_context_p | c_void_p | None, /) -> Pointer[c_float]:
     """float * mtmd_get_output_embd(mtmd_context * ctx)"""
     ...
 
 
 @bind("mtmd", mtmd_batch_p_ctypes, mtmd_context_p_ctypes)
-def mtmd_batch_init(ctx: mtmd_context_p | None, /) -> mtmd_batch_p | None:
+def mtmd_batch_init(ctx: mtmd_context_p | c_void_p | None, /) -> mtmd_batch_p | None:
     """mtmd_batch * mtmd_batch_init(mtmd_context * ctx)"""
     ...
 
 
 @bind("mtmd", None, mtmd_batch_p_ctypes)
-def mtmd_batch_free(batch: mtmd_batch_p | None, /) -> None:
+def mtmd_batch_free(batch: mtmd_batch_p | c_void_p | None, /) -> None:
     """void mtmd_batch_free(mtmd_batch * batch)"""
     ...
 
 
 @bind("mtmd", c_int32, mtmd_batch_p_ctypes, mtmd_input_chunk_p_ctypes)
-def mtmd_batch_add_chunk(batch: mtmd_batch_p | None, chunk: mtmd_input_chunk_p | None, /) -> int:
+def mtmd_batch_add_chunk(batch: mtmd_batch_p | c_void_p | None, chunk: mtmd_input_chunk_p | c_void_p | None, /) -> int:
     """int32_t mtmd_batch_add_chunk(mtmd_batch * batch, const mtmd_input_chunk * chunk)"""
     ...
 
 
 @bind("mtmd", c_int32, mtmd_batch_p_ctypes)
-def mtmd_batch_encode(batch: mtmd_batch_p | None, /) -> int:
+def mtmd_batch_encode(batch: mtmd_batch_p | c_void_p | None, /) -> int:
     """int32_t mtmd_batch_encode(mtmd_batch * batch)"""
     ...
 
 
 @bind("mtmd", POINTER(c_float), mtmd_batch_p_ctypes, mtmd_input_chunk_p_ctypes)
-def mtmd_batch_get_output_embd(batch: mtmd_batch_p | None, chunk: mtmd_input_chunk_p | None, /) -> Pointer[c_float]:
+def mtmd_batch_get_output_embd(
+    batch: mtmd_batch_p | c_void_p | None, chunk: mtmd_input_chunk_p | c_void_p | None, /
+) -> Pointer[c_float]:
     """float * mtmd_batch_get_output_embd(mtmd_batch * batch, const mtmd_input_chunk * chunk)"""
     ...
 
@@ -585,7 +593,7 @@ mtmd_gen_audio_info_p = POINTER(mtmd_gen_audio_info)
 
 
 @bind("mtmd", mtmd_gen_audio_info, mtmd_context_p_ctypes)
-def mtmd_gen_audio_get_info(ctx: mtmd_context_p | None, /) -> mtmd_gen_audio_info:
+def mtmd_gen_audio_get_info(ctx: mtmd_context_p | c_void_p | None, /) -> mtmd_gen_audio_info:
     """struct mtmd_gen_audio_info mtmd_gen_audio_get_info(const mtmd_context * ctx)"""
     ...
 
@@ -666,14 +674,14 @@ mtmd_gen_out_p = POINTER(mtmd_gen_out)
 
 
 @bind("mtmd", mtmd_gen_inp, mtmd_context_p_ctypes)
-def mtmd_gen_inp_default(ctx: mtmd_context_p | None, /) -> mtmd_gen_inp:
+def mtmd_gen_inp_default(ctx: mtmd_context_p | c_void_p | None, /) -> mtmd_gen_inp:
     """struct mtmd_gen_inp mtmd_gen_inp_default(const mtmd_context * ctx)"""
     ...
 
 
 @bind("mtmd", c_int32, mtmd_context_p_ctypes, POINTER(mtmd_gen_inp), POINTER(mtmd_gen_out))
 def mtmd_gen_audio_process(
-    ctx: mtmd_context_p | None, inp: PointerLike[mtmd_gen_inp], out: PointerLike[mtmd_gen_out], /
+    ctx: mtmd_context_p | c_void_p | None, inp: PointerLike[mtmd_gen_inp], out: PointerLike[mtmd_gen_out], /
 ) -> int:
     """int32_t mtmd_gen_audio_process(mtmd_context * ctx, const struct mtmd_gen_inp * inp, struct mtmd_gen_out * out)"""
     ...

@@ -95,7 +95,7 @@ def mtmd_helper_log_set(log_callback: Callback, user_data: AddressLike, /) -> No
 
 
 @bind("mtmd", c_bool, mtmd_context_p_ctypes)
-def mtmd_helper_support_video(ctx: mtmd_context_p | None, /) -> bool:
+def mtmd_helper_support_video(ctx: mtmd_context_p | c_void_p | None, /) -> bool:
     """bool mtmd_helper_support_video(const mtmd_context * ctx)"""
     ...
 
@@ -118,7 +118,7 @@ mtmd_helper_bitmap_wrapper_p = POINTER(mtmd_helper_bitmap_wrapper)
 
 @bind("mtmd", mtmd_helper_bitmap_wrapper, mtmd_context_p_ctypes, c_char_p, c_bool, mtmd_helper_init_opt)
 def mtmd_helper_bitmap_init_from_file(
-    ctx: mtmd_context_p | None, fname: bytes | None, placeholder: bool, opt: mtmd_helper_init_opt, /
+    ctx: mtmd_context_p | c_void_p | None, fname: bytes | None, placeholder: bool, opt: mtmd_helper_init_opt, /
 ) -> mtmd_helper_bitmap_wrapper:
     """struct mtmd_helper_bitmap_wrapper mtmd_helper_bitmap_init_from_file(
         const mtmd_context * ctx, const char * fname, bool placeholder, struct mtmd_helper_init_opt opt
@@ -130,7 +130,12 @@ def mtmd_helper_bitmap_init_from_file(
     "mtmd", mtmd_helper_bitmap_wrapper, mtmd_context_p_ctypes, POINTER(c_uint8), c_size_t, c_bool, mtmd_helper_init_opt
 )
 def mtmd_helper_bitmap_init_from_buf(
-    ctx: mtmd_context_p | None, buf: PointerLike[c_uint8], len: int, placeholder: bool, opt: mtmd_helper_init_opt, /
+    ctx: mtmd_context_p | c_void_p | None,
+    buf: PointerLike[c_uint8],
+    len: int,
+    placeholder: bool,
+    opt: mtmd_helper_init_opt,
+    /,
 ) -> mtmd_helper_bitmap_wrapper:
     """struct mtmd_helper_bitmap_wrapper mtmd_helper_bitmap_init_from_buf(
         const mtmd_context * ctx, const unsigned char * buf, size_t len, bool placeholder,
@@ -140,20 +145,20 @@ def mtmd_helper_bitmap_init_from_buf(
 
 
 @bind("mtmd", c_size_t, mtmd_input_chunks_p_ctypes)
-def mtmd_helper_get_n_tokens(chunks: mtmd_input_chunks_p | None, /) -> int:
+def mtmd_helper_get_n_tokens(chunks: mtmd_input_chunks_p | c_void_p | None, /) -> int:
     """size_t mtmd_helper_get_n_tokens(const mtmd_input_chunks * chunks)"""
     ...
 
 
 @bind("mtmd", llama_pos, mtmd_input_chunks_p_ctypes)
-def mtmd_helper_get_n_pos(chunks: mtmd_input_chunks_p | None, /) -> int:
+def mtmd_helper_get_n_pos(chunks: mtmd_input_chunks_p | c_void_p | None, /) -> int:
     """llama_pos mtmd_helper_get_n_pos(const mtmd_input_chunks * chunks)"""
     ...
 
 
 @bind("mtmd", None, mtmd_image_tokens_p_ctypes, llama_pos, POINTER(mtmd_decoder_pos))
 def mtmd_helper_image_get_decoder_pos(
-    image: mtmd_image_tokens_p | None, pos_0: int, out_pos: PointerLike[mtmd_decoder_pos], /
+    image: mtmd_image_tokens_p | c_void_p | None, pos_0: int, out_pos: PointerLike[mtmd_decoder_pos], /
 ) -> None:
     """void mtmd_helper_image_get_decoder_pos(
         const mtmd_image_tokens * image, llama_pos pos_0, struct mtmd_decoder_pos * out_pos
@@ -174,9 +179,9 @@ def mtmd_helper_image_get_decoder_pos(
     POINTER(llama_pos),
 )
 def mtmd_helper_eval_chunks(
-    ctx: mtmd_context_p | None,
-    lctx: llama_context_p | None,
-    chunks: mtmd_input_chunks_p | None,
+    ctx: mtmd_context_p | c_void_p | None,
+    lctx: llama_context_p | c_void_p | None,
+    chunks: mtmd_input_chunks_p | c_void_p | None,
     n_past: int,
     seq_id: int,
     n_batch: int,
@@ -204,9 +209,9 @@ def mtmd_helper_eval_chunks(
     POINTER(llama_pos),
 )
 def mtmd_helper_eval_chunk_single(
-    ctx: mtmd_context_p | None,
-    lctx: llama_context_p | None,
-    chunk: mtmd_input_chunk_p | None,
+    ctx: mtmd_context_p | c_void_p | None,
+    lctx: llama_context_p | c_void_p | None,
+    chunk: mtmd_input_chunk_p | c_void_p | None,
     n_past: int,
     seq_id: int,
     n_batch: int,
@@ -261,9 +266,9 @@ mtmd_helper_post_decode_callback = CFUNCTYPE(c_int32, POINTER(mtmd_helper_embd_b
     c_void_p,
 )
 def mtmd_helper_decode_image_chunk(
-    ctx: mtmd_context_p | None,
-    lctx: llama_context_p | None,
-    chunk: mtmd_input_chunk_p | None,
+    ctx: mtmd_context_p | c_void_p | None,
+    lctx: llama_context_p | c_void_p | None,
+    chunk: mtmd_input_chunk_p | c_void_p | None,
     encoded_embd: PointerLike[c_float],
     n_past: int,
     seq_id: int,
@@ -303,7 +308,7 @@ mtmd_helper_video_info_p = POINTER(mtmd_helper_video_info)
 
 @bind("mtmd", mtmd_helper_video_p_ctypes, mtmd_context_p_ctypes, c_char_p, mtmd_helper_video_init_params)
 def mtmd_helper_video_init(
-    mctx: mtmd_context_p | None, path: bytes | None, params: mtmd_helper_video_init_params, /
+    mctx: mtmd_context_p | c_void_p | None, path: bytes | None, params: mtmd_helper_video_init_params, /
 ) -> mtmd_helper_video_p | None:
     """mtmd_helper_video * mtmd_helper_video_init(
         const struct mtmd_context * mctx, const char * path, struct mtmd_helper_video_init_params params
@@ -315,7 +320,11 @@ def mtmd_helper_video_init(
     "mtmd", mtmd_helper_video_p_ctypes, mtmd_context_p_ctypes, POINTER(c_uint8), c_size_t, mtmd_helper_video_init_params
 )
 def mtmd_helper_video_init_from_buf(
-    mctx: mtmd_context_p | None, buf: PointerLike[c_uint8], len: int, params: mtmd_helper_video_init_params, /
+    mctx: mtmd_context_p | c_void_p | None,
+    buf: PointerLike[c_uint8],
+    len: int,
+    params: mtmd_helper_video_init_params,
+    /,
 ) -> mtmd_helper_video_p | None:
     """mtmd_helper_video * mtmd_helper_video_init_from_buf(
         const struct mtmd_context * mctx, const unsigned char * buf, size_t len,
@@ -325,27 +334,32 @@ def mtmd_helper_video_init_from_buf(
 
 
 @bind("mtmd", None, mtmd_helper_video_p_ctypes)
-def mtmd_helper_video_free(ctx: mtmd_helper_video_p | None, /) -> None:
+def mtmd_helper_video_free(ctx: mtmd_helper_video_p | c_void_p | None, /) -> None:
     """void mtmd_helper_video_free(mtmd_helper_video * ctx)"""
     ...
 
 
 @bind("mtmd", mtmd_helper_video_info, mtmd_helper_video_p_ctypes)
-def mtmd_helper_video_get_info(ctx: mtmd_helper_video_p | None, /) -> mtmd_helper_video_info:
+def mtmd_helper_video_get_info(ctx: mtmd_helper_video_p | c_void_p | None, /) -> mtmd_helper_video_info:
     """struct mtmd_helper_video_info mtmd_helper_video_get_info(const mtmd_helper_video * ctx)"""
     ...
 
 
 @bind("mtmd", c_int32, mtmd_helper_video_p_ctypes, POINTER(mtmd_bitmap_p_ctypes), POINTER(c_char_p))
 def mtmd_helper_video_read_next(
-    ctx: mtmd_helper_video_p | None, out_bitmap: PointerLike[mtmd_bitmap_p_ctypes], out_text: PointerLike[c_char_p], /
+    ctx: mtmd_helper_video_p | c_void_p | None,
+    out_bitmap: PointerLike[mtmd_bitmap_p_ctypes],
+    out_text: PointerLike[c_char_p],
+    /,
 ) -> int:
     """int32_t mtmd_helper_video_read_next(mtmd_helper_video * ctx, mtmd_bitmap ** out_bitmap, char ** out_text)"""
     ...
 
 
 @bind("mtmd", c_bool, llama_context_p_ctypes, mtmd_context_p_ctypes)
-def mtmd_helper_model_can_chat(lctx: llama_context_p | None, mctx: mtmd_context_p | None, /) -> bool:
+def mtmd_helper_model_can_chat(
+    lctx: llama_context_p | c_void_p | None, mctx: mtmd_context_p | c_void_p | None, /
+) -> bool:
     """bool mtmd_helper_model_can_chat(const struct llama_context * lctx, const struct mtmd_context * mctx)"""
     ...
 
@@ -390,27 +404,27 @@ mtmd_helper_gen_audio_inp_p = POINTER(mtmd_helper_gen_audio_inp)
 
 @bind("mtmd", mtmd_helper_gen_audio_p_ctypes, llama_context_p_ctypes, mtmd_context_p_ctypes)
 def mtmd_helper_gen_audio_init(
-    lctx: llama_context_p | None, mctx: mtmd_context_p | None, /
+    lctx: llama_context_p | c_void_p | None, mctx: mtmd_context_p | c_void_p | None, /
 ) -> mtmd_helper_gen_audio_p | None:
     """mtmd_helper_gen_audio * mtmd_helper_gen_audio_init(struct llama_context * lctx, struct mtmd_context * mctx)"""
     ...
 
 
 @bind("mtmd", None, mtmd_helper_gen_audio_p_ctypes)
-def mtmd_helper_gen_audio_free(ctx: mtmd_helper_gen_audio_p | None, /) -> None:
+def mtmd_helper_gen_audio_free(ctx: mtmd_helper_gen_audio_p | c_void_p | None, /) -> None:
     """void mtmd_helper_gen_audio_free(mtmd_helper_gen_audio * ctx)"""
     ...
 
 
 @bind("mtmd", None, mtmd_helper_gen_audio_p_ctypes)
-def mtmd_helper_gen_audio_reset(ctx: mtmd_helper_gen_audio_p | None, /) -> None:
+def mtmd_helper_gen_audio_reset(ctx: mtmd_helper_gen_audio_p | c_void_p | None, /) -> None:
     """void mtmd_helper_gen_audio_reset(mtmd_helper_gen_audio * ctx)"""
     ...
 
 
 @bind("mtmd", c_int32, mtmd_helper_gen_audio_p_ctypes, POINTER(mtmd_helper_gen_audio_inp))
 def mtmd_helper_gen_audio_set_input(
-    ctx: mtmd_helper_gen_audio_p | None, inp: PointerLike[mtmd_helper_gen_audio_inp], /
+    ctx: mtmd_helper_gen_audio_p | c_void_p | None, inp: PointerLike[mtmd_helper_gen_audio_inp], /
 ) -> int:
     """int32_t mtmd_helper_gen_audio_set_input(
         mtmd_helper_gen_audio * ctx, const struct mtmd_helper_gen_audio_inp * inp
@@ -419,7 +433,7 @@ def mtmd_helper_gen_audio_set_input(
 
 
 @bind("mtmd", c_int32, mtmd_helper_gen_audio_p_ctypes, c_int32)
-def mtmd_helper_gen_audio_step_prompt(ctx: mtmd_helper_gen_audio_p | None, n_batch: int, /) -> int:
+def mtmd_helper_gen_audio_step_prompt(ctx: mtmd_helper_gen_audio_p | c_void_p | None, n_batch: int, /) -> int:
     """int32_t mtmd_helper_gen_audio_step_prompt(mtmd_helper_gen_audio * ctx, int32_t n_batch)"""
     ...
 
@@ -434,7 +448,7 @@ def mtmd_helper_gen_audio_step_prompt(ctx: mtmd_helper_gen_audio_p | None, n_bat
     POINTER(c_bool),
 )
 def mtmd_helper_gen_audio_step_gen(
-    ctx: mtmd_helper_gen_audio_p | None,
+    ctx: mtmd_helper_gen_audio_p | c_void_p | None,
     sampled: int,
     h_state_in: PointerLike[c_float],
     h_state_out: PointerLike[Pointer[c_float]],
@@ -458,7 +472,7 @@ def mtmd_helper_gen_audio_step_gen(
     POINTER(c_int64),
 )
 def mtmd_helper_gen_audio_get_output(
-    ctx: mtmd_helper_gen_audio_p | None,
+    ctx: mtmd_helper_gen_audio_p | c_void_p | None,
     out_sample_rate: PointerLike[c_int32],
     out_data: PointerLike[c_char_p],
     out_data_len: PointerLike[c_size_t],

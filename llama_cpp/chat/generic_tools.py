@@ -1,4 +1,4 @@
-"""Tools for chat templates that cannot express them: described in the first message, and called in JSON that a grammar enforces."""
+"""Tools for chat templates that cannot express them: described in the first message, called in JSON that a grammar enforces."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -64,7 +65,7 @@ def check_tools(tools: Sequence[Mapping[str, Any]], limits: Limits) -> None:
     """
     for at, tool in enumerate(tools):
         text = text_of(tool["function"]["parameters"])
-        told(tool_place(at), lambda text=text, tool=tool: json_schema.rules(text, "#", Written(), limits, is_strict_tool(tool)))
+        told(tool_place(at), functools.partial(json_schema.rules, text, "#", Written(), limits, is_strict_tool(tool)))
 
 
 def fill(found: dict[str, Any], request: Mapping[str, Any], limits: Limits, strict: bool) -> tuple[int, ...]:
@@ -100,10 +101,10 @@ def fill(found: dict[str, Any], request: Mapping[str, Any], limits: Limits, stri
         hard = strict if owner is None else is_strict_tool(tools[owner])
         place = "response_format" if owner is None else tool_place(owner)
         if item["how"] in _PART_BY_PART:
-            told(place, lambda: json_schema.check_parts(document, item["place"], item["how"], limits, hard))
+            told(place, functools.partial(json_schema.check_parts, document, item["place"], item["how"], limits, hard))
             continue
         how = Written("" if item["how"] == "json" else item["how"], item["end"], item["with_end"], item["absent"])
-        name, lines = told(place, lambda: json_schema.rules(document, item["place"], how, limits, hard))
+        name, lines = told(place, functools.partial(json_schema.rules, document, item["place"], how, limits, hard))
         made[name] = lines
         text = text.replace(item["mark"], name)
     found["grammar"] = "\n".join([text.rstrip("\n"), *made.values()]) + "\n" if made else text

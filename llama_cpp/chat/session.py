@@ -137,7 +137,7 @@ class ChatRequest:
 def _checks(
     schema: Any, tools: Sequence[Mapping[str, Any]], loose: Iterable[int], unheld: Iterable[int] = ()
 ) -> AnswerChecks | None:
-    """What a grammar does not hold the answer to: tools that did not ask for it, and those that a chat format leaves ``unheld``."""
+    """What no grammar holds the answer to: tools that did not ask for it, and those that a chat format leaves ``unheld``."""
     compared = set(loose)
     for at in set(unheld) - compared:
         function = tools[at]["function"]

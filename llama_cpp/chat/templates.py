@@ -82,7 +82,8 @@ class ChatTemplates(Uncopyable):
         result = ctypes.c_char_p()
         with self._handle as pointer, DeferredInterrupts():
             call(native.llama_common_chat_describe, pointer, ctypes.byref(result))
-            return json.loads(take_string(result))
+            described: dict[str, Any] = json.loads(take_string(result))
+            return described
 
     def apply(self, request: dict[str, Any], *, strict: bool = True) -> ChatPrompt:
         """Renders a conversation.
@@ -117,12 +118,12 @@ class ChatParser(Uncopyable):
     """Reads one answer. ``format`` is :attr:`ChatPrompt.format`, or ``{}`` for plain text."""
 
     def __init__(self, format: Mapping[str, Any]) -> None:
-        self._pointer = ctypes.c_void_p()
+        self._pointer = native.llama_common_chat_parser_p_ctypes()
         call(native.llama_common_chat_parser_init, json.dumps(format).encode(), ctypes.byref(self._pointer))
 
     def __del__(self) -> None:
         if getattr(self, "_pointer", None):
-            pointer, self._pointer = self._pointer, ctypes.c_void_p()
+            pointer, self._pointer = self._pointer, native.llama_common_chat_parser_p_ctypes()
             native.llama_common_chat_parser_free(pointer)
 
     def parse(self, text: str, *, partial: bool = False) -> dict[str, Any]:
@@ -131,7 +132,7 @@ class ChatParser(Uncopyable):
         Raises:
             ChatParseError: the text does not follow the format, or breaks off within a tool call.
         """
-        message = self._run(native.llama_common_chat_parser_parse, text, partial)
+        message: dict[str, Any] = self._run(native.llama_common_chat_parser_parse, text, partial)
         if not partial:
             for tool_call in message.get("tool_calls", ()):
                 _check_arguments(tool_call)
@@ -139,7 +140,8 @@ class ChatParser(Uncopyable):
 
     def update(self, text: str, *, partial: bool = True) -> list[dict[str, Any]]:
         """What the whole text so far adds to the last call, as OpenAI's stream deltas."""
-        return self._run(native.llama_common_chat_parser_update, text, partial)
+        deltas: list[dict[str, Any]] = self._run(native.llama_common_chat_parser_update, text, partial)
+        return deltas
 
     def _run(self, function: Callable[..., int], text: str, partial: bool) -> Any:
         data = text.encode("utf-8", "replace")

@@ -19,7 +19,7 @@ def _show_version(wanted: bool) -> None:
 
         from ..capi import llama_common_c as native
 
-        print(f"llama-cpp-python {version('llama_cpp_python')}, llama.cpp {native.llama_common_commit().decode()[:12]}")
+        print(f"llama-cpp-python {version('llama_cpp_python')}, llama.cpp {(native.llama_common_commit() or b'').decode()[:12]}")
         raise typer.Exit
 
 

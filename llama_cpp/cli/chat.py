@@ -126,7 +126,7 @@ class Conversation:
         self.messages.append({"role": "user", "content": text})
         answer = ""
         try:
-            chunks = self._llm.create_chat_completion(
+            chunks: Any = self._llm.create_chat_completion(
                 self.messages,
                 stream=True,
                 max_tokens=self._settings.max_tokens,

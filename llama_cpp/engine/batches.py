@@ -68,7 +68,7 @@ class Running:
         return min(n, n_outputs) if self.n_scored(n) else n
 
     def n_scored(self, n: int) -> int:
-        """After how many of the next ``n`` tokens a token of the prompt follows that is to be scored; those are the first ones."""
+        """After how many of the next ``n`` tokens a token of the prompt follows that is to be scored; they are the first."""
         request = self.request
         if not request.scores_prompt or self.n_held < len(request.generation.prompt_logprobs):
             return 0
@@ -334,7 +334,7 @@ def write(decoder: Decoder, parts: Sequence[Part]) -> int:
         n = len(part.tokens)
         end = at + n
         decoder.tokens[at:end] = part.tokens
-        decoder.positions[at:end] = range(part.start, part.start + n)
+        decoder.positions[at:end] = [*range(part.start, part.start + n)]
         decoder.sequences[at:end] = [part.sequence] * n
         decoder.outputs[at:end] = [1] * part.n_scored + [0] * (n - part.n_scored - part.n_outputs) + [1] * part.n_outputs
         at = end

@@ -176,7 +176,7 @@ class Decoder(Uncopyable):
         if has_gpu():
             self._warm_up()
 
-    def _read_properties(self, pointer: int, model_pointer: int) -> None:
+    def _read_properties(self, pointer: llama.llama_context_p, model_pointer: llama.llama_model_p) -> None:
         self._memory = llama.llama_get_memory(pointer)
         if not self._memory:
             raise _generates_nothing()
@@ -191,11 +191,13 @@ class Decoder(Uncopyable):
     def _make_buffers(self, n_active: int) -> None:
         # not numpy: for a few numbers its calls cost more, most of all once the model has emptied the processor's caches
         in_batch, active = ctypes.c_int32 * self.n_batch, ctypes.c_int32 * n_active
-        self.tokens, self.positions, self.sequences = in_batch(), in_batch(), in_batch()
-        self.outputs = (ctypes.c_int8 * self.n_batch)()
+        self.tokens: ctypes.Array[Any] = in_batch()
+        self.positions: ctypes.Array[Any] = in_batch()
+        self.sequences: ctypes.Array[Any] = in_batch()
+        self.outputs: ctypes.Array[Any] = (ctypes.c_int8 * self.n_batch)()
         self.rows, self.picked, self.results = active(), active(), active()
         self.samplers = (native.llama_common_sampler_p_ctypes * n_active)()
-        self._where = (_FLOAT * n_active)()
+        self._where: ctypes.Array[Any] = (_FLOAT * n_active)()
         self._status = ctypes.c_int32()
         self._status_pointer = ctypes.byref(self._status)
 
@@ -207,7 +209,7 @@ class Decoder(Uncopyable):
         """
         n = min(self.n_batch, self.n_ctx)
         zeros = [0] * n
-        self.tokens[:n], self.positions[:n], self.sequences[:n], self.outputs[:n] = zeros, range(n), zeros, zeros
+        self.tokens[:n], self.positions[:n], self.sequences[:n], self.outputs[:n] = zeros, [*range(n)], zeros, zeros
         self.outputs[n - 1] = True
         status = self.decode(n)
         llama.llama_synchronize(self.pointer)
@@ -226,13 +228,14 @@ class Decoder(Uncopyable):
         native.llama_common_top_k_free(self._top_k)
 
     @property
-    def pointer(self) -> Any:
+    def pointer(self) -> llama.llama_context_p:
         """The ``llama_context *``.
 
         Raises:
             ModelClosedError, ForkedProcessError: it must not be used any more, or not here.
         """
-        return self._handle.pointer
+        pointer: llama.llama_context_p = self._handle.pointer
+        return pointer
 
     def in_use(self) -> Handle:
         """What to enter while the context is used: until it is left, :meth:`close` frees nothing."""
@@ -296,12 +299,13 @@ class Decoder(Uncopyable):
         n = self.model.n_vocab
         gpu = ggml_backend.ggml_backend_dev_by_type(ggml_backend.GGML_BACKEND_DEVICE_TYPE_GPU) if self.on_device else None
         kind = gpu and ggml_backend.ggml_backend_dev_host_buffer_type(gpu)
-        buffer = kind and ggml_backend.ggml_backend_buft_alloc_buffer(kind, n * np.float32().nbytes)
-        if not buffer:
+        buffer = ggml_backend.ggml_backend_buft_alloc_buffer(kind, n * np.float32().nbytes) if kind else None
+        address = ggml_backend.ggml_backend_buffer_get_base(buffer) if buffer else None
+        if not address:
             return np.empty(n, np.float32)
-        memory = (ctypes.c_float * n).from_address(ggml_backend.ggml_backend_buffer_get_base(buffer))
+        memory = (ctypes.c_float * n).from_address(address)
         weakref.finalize(memory, ggml_backend.ggml_backend_buffer_free, buffer).atexit = False
-        return np.frombuffer(memory, np.float32)
+        return np.frombuffer(memoryview(memory), np.float32)
 
     def set_adapters(self, adapters: Sequence[tuple[int, float]]) -> None:
         """Computes with these LoRA adapters from now on; it costs the engine a new plan of its memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import logging
 import os
@@ -77,10 +78,8 @@ class Job:
         self._settle(lambda: self.future.set_exception(error))
 
     def _settle(self, action: Callable[[], None]) -> None:
-        try:
+        with contextlib.suppress(InvalidStateError):  # cancelled, or failed with another of its texts
             action()
-        except InvalidStateError:
-            pass  # cancelled, or failed with another of its texts
 
 
 class Embedder(Uncopyable):
@@ -141,7 +140,9 @@ class Embedder(Uncopyable):
             raise
         stop_at_exit(self)
 
-    def _open(self, model: Model, model_pointer: int, wanted: llama.llama_context_params, adapters: Adapters) -> None:
+    def _open(
+        self, model: Model, model_pointer: llama.llama_model_p, wanted: llama.llama_context_params, adapters: Adapters
+    ) -> None:
         scores = self.pooling_type == llama.LLAMA_POOLING_TYPE_RANK
         self.width: int = (llama.llama_model_n_cls_out if scores else llama.llama_model_n_embd_out)(model_pointer)
         if not scores and self.width != model.n_embd and not model.projects:
@@ -181,7 +182,7 @@ class Embedder(Uncopyable):
             ModelBusyError: too many texts wait. ModelClosedError, ForkedProcessError.
             Of the future: DecodeError, MemoryError, ModelClosedError.
         """
-        self._handle.pointer  # raises when closed or forked
+        self._handle.require_open()
         job = Job(texts)
         if not texts:
             job.future.set_result([])
@@ -333,7 +334,7 @@ def _closed() -> ModelClosedError:
 
 def _pooling_of(model: Model, params: Mapping[str, Any]) -> int:
     """How vectors are pooled: as was asked for, or as the model's file says, or not at all."""
-    pooling = params.get("pooling_type", llama.LLAMA_POOLING_TYPE_UNSPECIFIED)
+    pooling: int = params.get("pooling_type", llama.LLAMA_POOLING_TYPE_UNSPECIFIED)
     if pooling == llama.LLAMA_POOLING_TYPE_UNSPECIFIED:
         metadata = model.metadata()
         key = f"{metadata.get('general.architecture')}.pooling_type"

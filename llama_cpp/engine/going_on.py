@@ -64,7 +64,7 @@ class GoingOn:
         self.native.n_most, self.native.begin = n_most, begins
         return n_most > 0 or begins
 
-    def note(self, outputs: Sequence[Running], parts: list[Part]) -> int:
+    def note(self, outputs: Sequence[Running], parts: Sequence[Part]) -> int:
         """Notes tokens that were handed out, and keeps ``parts``, of which a batch was begun.
 
         Returns:
@@ -81,7 +81,7 @@ class GoingOn:
             one.n_held += n_held
             one.n_ahead = int(on.begun and on.status == 0)  # nobody knows yet whether that is wanted
         if on.begun:
-            self._begun = parts
+            self._begun = [*parts]
         return n_steps
 
     @property

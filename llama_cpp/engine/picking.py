@@ -46,6 +46,9 @@ def in_helper() -> bool:
     return threading.current_thread().name == _NAME
 
 
+_NO_TOKENS = np.empty(0, np.int64)
+
+
 class Picker(Uncopyable):
     """Picks from what a decoder has computed, in the engine's thread; helpers do for one request what others need not wait for.
 
@@ -63,7 +66,7 @@ class Picker(Uncopyable):
         n_parallel: int,
         statistics: Statistics,
         give: Callable[[Running, int], None],
-        end: Callable[[Running, BaseException], None],
+        end: Callable[..., None],
         lose: Callable[[Sequence[Running], BaseException], None],
         later: Callable[[Running, Callable[[], None]], None],
     ) -> None:
@@ -111,7 +114,7 @@ class Picker(Uncopyable):
         started = time.perf_counter()
         logits = [wanted.get(one) for one, _ in quick] if wanted else None
         try:
-            decoder.pick(n, only_best=not alone, going_on=going_on and going_on.native, logits=logits)
+            decoder.pick(n, only_best=not alone, going_on=going_on.native if going_on else None, logits=logits)
         except (LlamaCppError, MemoryError) as error:
             why = DecodeError(f"What was computed could not be read ({error}).", remedy="The model can be used again.")
             self._lose([one for one, _ in outputs], why)
@@ -129,7 +132,7 @@ class Picker(Uncopyable):
         for (one, row), token, result in zip(quick, decoder.picked[:n], decoder.results[:n]):
             if result == native.LLAMA_COMMON_OK:
                 try:
-                    if one in wanted:
+                    if one in wanted and one.request.n_logprobs is not None:
                         one.request.note_logprobs(token, *logprobs_of(wanted[one], token, one.request.n_logprobs))
                 except (LlamaCppError, MemoryError) as error:
                     self._end(one, error)
@@ -167,7 +170,7 @@ class Picker(Uncopyable):
         request = one.request
         found: Callable[[], None]
         try:
-            tokens = request.tokens_array() if request.calls_python else None
+            tokens = request.tokens_array() if request.calls_python else _NO_TOKENS
             if any(criterion(tokens, logits.copy()) for criterion in request.criteria):
                 self._later(one, lambda: self._stop(one))
                 return

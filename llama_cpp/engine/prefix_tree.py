@@ -35,7 +35,7 @@ class PrefixTree:
         self._roots: dict[Hashable, _Node] = {}
         self._ends: dict[int, tuple[_Node, Hashable]] = {}
 
-    def insert(self, owner: int, tokens: Sequence[int], key: Hashable = None) -> None:
+    def insert(self, owner: int, tokens: Sequence[int] | np.ndarray, key: Hashable = None) -> None:
         """Notes what an owner holds, in place of what it held before."""
         self.remove(owner)
         node = self._roots.setdefault(key, _Node(np.empty(0, np.int32), None))

@@ -78,7 +78,7 @@ class Request:
         adapters: LoRA adapters it is computed with, each with its scale.
         speculate: whether what follows may be guessed.
         key: only requests with an equal one can share what they have computed.
-        scores_prompt: whether the prompt's tokens get log-probabilities, too; each is computed then, and none taken from the cache.
+        scores_prompt: whether the prompt's tokens get log-probabilities, too; each is computed then, none taken from the cache.
         n_left: how many may still be generated; negative for as many as come.
         outbox: where tokens go.
     """
@@ -150,7 +150,8 @@ def _put_function() -> Any:
     """``llama_common_outbox_put()``, called with Python's lock held: who wakes up must not take it from the engine's thread."""
     library = libraries()["llama-common-c"]
     function = ctypes.PyDLL(library._name, handle=library._handle).llama_common_outbox_put
-    function.argtypes = native.llama_common_outbox_put.argtypes
+    bound: Any = native.llama_common_outbox_put
+    function.argtypes = bound.argtypes
     return function
 
 

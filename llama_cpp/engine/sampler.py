@@ -79,11 +79,11 @@ class Sampler(Uncopyable):
         if p.dry_multiplier:
             window = self._window(p.dry_penalty_last_n)
             breakers = [text.encode() for text in p.dry_sequence_breakers]
-            array = (ctypes.c_char_p * len(breakers))(*breakers)
+            texts = (ctypes.c_char_p * len(breakers))(*breakers)
             sampler = ctypes.POINTER(llama.llama_sampler)()
             call(
                 native.llama_common_dry_init, self._model.vocab_pointer, p.dry_multiplier, p.dry_base, p.dry_allowed_length,
-                window, array, len(breakers), ctypes.byref(sampler),
+                window, texts, len(breakers), ctypes.byref(sampler),
             )  # fmt: skip
             chain.add(sampler)
 

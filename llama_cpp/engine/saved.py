@@ -89,8 +89,8 @@ class SavedStates:
         entry = save(_HEAD.size)
         if len(entry) <= _HEAD.size:
             return
-        _HEAD.pack_into(entry, 0, _MAGIC, n_tokens, self._digest(name, entry[_HEAD.size :]))
-        self._cache.put(name, memoryview(entry).toreadonly())
+        _HEAD.pack_into(entry.data, 0, _MAGIC, n_tokens, self._digest(name, entry[_HEAD.size :]))
+        self._cache.put(name, entry.data.toreadonly())
         self._note(name)
         if len(self._names) % 64 == 0:
             self._forget_gone()

@@ -171,7 +171,7 @@ class BatchingEngine(Uncopyable):
             ModelBusyError: too many requests wait, or this one would wait for who waits for it.
             ModelClosedError, ForkedProcessError.
         """
-        self._decoder.pointer  # raises when closed or forked
+        self._decoder.in_use().require_open()
         if in_helper() and not self._sequences.n_free and all(one.request.calls_python for one in list(self._running)):
             raise ModelBusyError(
                 "Every request that is computed waits for Python code, "
@@ -186,7 +186,7 @@ class BatchingEngine(Uncopyable):
 
     def reset(self) -> None:
         """Forgets what earlier requests left in the cache."""
-        self._decoder.pointer
+        self._decoder.in_use().require_open()
         done = threading.Event()
 
         def clear() -> None:
@@ -199,7 +199,7 @@ class BatchingEngine(Uncopyable):
 
     def keep_in(self, cache: BaseLlamaCache | None) -> None:
         """Keeps in ``cache`` what has to make room, and finds there what was kept; None ends that."""
-        self._decoder.pointer
+        self._decoder.in_use().require_open()
         saved = None if cache is None else SavedStates(cache, fingerprint_of(self._model, self._params, *self._rounding))
 
         def change() -> None:
@@ -333,7 +333,7 @@ class BatchingEngine(Uncopyable):
         if self._n_cells is None or not self._running:
             return True
         n_own = len(request.tokens) - self._sequences.n_shareable(request.tokens, request.key)
-        return n_own + sum(len(one.request.tokens) - one.n_shared for one in self._running) < self._n_cells
+        return bool(n_own + sum(len(one.request.tokens) - one.n_shared for one in self._running) < self._n_cells)
 
     def _step(self) -> bool:
         """Computes a batch and picks what follows; False when there was nothing to compute."""

@@ -56,12 +56,12 @@ def summary() -> str:
     return f"CPU ({cpu.description if cpu else 'unknown'}{', ' + level + ' code' if level else ''})"
 
 
-def _describe(device: int) -> Device:
+def _describe(device: ggml_backend.ggml_backend_dev_t | None) -> Device:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     ggml_backend.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
     return Device(
-        name=ggml_backend.ggml_backend_dev_name(device).decode(),
-        description=ggml_backend.ggml_backend_dev_description(device).decode("utf-8", "replace").strip(),
+        name=(ggml_backend.ggml_backend_dev_name(device) or b"").decode(),
+        description=(ggml_backend.ggml_backend_dev_description(device) or b"").decode("utf-8", "replace").strip(),
         kind=_KINDS.get(ggml_backend.ggml_backend_dev_type(device), "other"),
         memory_free=free.value,
         memory_total=total.value,

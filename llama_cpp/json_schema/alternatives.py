@@ -197,8 +197,8 @@ class Expander:
                     except GrammarError as error:
                         first, second = sorted((n, m))
                         raise GrammarError(
-                            f"{node.at('oneOf')}: a value may satisfy both the alternatives {first} and {second}, which oneOf forbids, "
-                            f"and a grammar cannot rule that out ({error}).",
+                            f"{node.at('oneOf')}: a value may satisfy both the alternatives {first} and {second}, "
+                            f"which oneOf forbids, and a grammar cannot rule that out ({error}).",
                             remedy='Use "anyOf", or give each a required member with a "const" of its own.',
                         ) from None
                     way.append(below(opposite, False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -19,7 +20,10 @@ class TooLarge(Exception):
 class Automaton(Protocol):
     """Deterministic; ``step`` takes any character of a set that :attr:`sets` do not tell apart, and None is a dead end."""
 
-    sets: Iterable[Characters]
+    @property
+    def sets(self) -> Iterable[Characters]:
+        """What it looks for; characters that are in the same of them are all one to it."""
+        ...
 
     def start(self) -> Hashable:
         """The first state; None where no text is accepted."""
@@ -128,7 +132,7 @@ class Matches:
 class Length:
     """Texts of so many characters."""
 
-    sets = ()
+    sets: tuple[Characters, ...] = ()
 
     def __init__(self, least: int, most: int | None) -> None:
         self.least, self.most = least, most
@@ -142,8 +146,8 @@ class Length:
     def step(self, state: Any, code: int) -> Hashable | None:
         """As in :class:`Automaton`."""
         if self.most is None:
-            return min(state + 1, self.least)
-        return state + 1 if state < self.most else None
+            return min(int(state) + 1, self.least)
+        return int(state) + 1 if state < self.most else None
 
     def accepts(self, state: Any) -> bool:
         """As in :class:`Automaton`."""
@@ -153,7 +157,7 @@ class Length:
 class LengthModulo:
     """Texts whose length leaves a certain rest: texts of different rests are never the same."""
 
-    sets = ()
+    sets: tuple[Characters, ...] = ()
 
     def __init__(self, modulus: int, rest: int) -> None:
         self.modulus, self.rest = modulus, rest
@@ -164,7 +168,7 @@ class LengthModulo:
 
     def step(self, state: Any, code: int) -> Hashable | None:
         """As in :class:`Automaton`."""
-        return (state + 1) % self.modulus
+        return (int(state) + 1) % self.modulus
 
     def accepts(self, state: Any) -> bool:
         """As in :class:`Automaton`."""
@@ -307,6 +311,9 @@ class Table:
     """
 
     def __init__(self, automata: Sequence[Automaton], budget: Budget, most: int = STATES) -> None:
+        self.moves: list[dict[int, Characters]] = [{}]
+        self.ends: set[int] = set()
+        self.empty = False
         counting = [automaton for automaton in automata if isinstance(automaton, (Length, LengthModulo))]
         if counting and len(counting) < len(automata):
             # the rest is made small first: counting makes many states of each
@@ -316,10 +323,11 @@ class Table:
         first = tuple(automaton.start() for automaton in automata)
         if None in first:
             automata, first = [], ()
-            self.moves, self.ends, self.empty = [{}], set(), True
+            self.empty = True
             return
         numbers: dict[Any, int] = {first: 0}
-        todo, ends, moves = [first], set(), []
+        todo, ends = [first], set()
+        moves: list[dict[int, Characters]] = []
         while len(moves) < len(todo):
             state = todo[len(moves)]
             if len(moves) % 64 == 0:
@@ -348,7 +356,7 @@ class Table:
         """As in :class:`Automaton`."""
         for target, found in self.moves[state].items():
             if characters.holds(found, code):
-                return target
+                return int(target)
         return None
 
     def accepts(self, state: Any) -> bool:
@@ -381,9 +389,9 @@ class Table:
             new = {}
             for state in order:
                 joined: dict[int, list[Characters]] = {}
-                for target, found in moves[state].items():
+                for target, chars in moves[state].items():
                     if target in alive:
-                        joined.setdefault(block[target], []).append(found)
+                        joined.setdefault(block[target], []).append(chars)
                 sign = (
                     block[state],
                     frozenset((target, characters.union(*sets) if len(sets) > 1 else sets[0]) for target, sets in joined.items()),
@@ -396,12 +404,12 @@ class Table:
         if not small:
             block = {state: n for n, state in enumerate(order)}
         self.empty = 0 not in alive
-        self.moves: list[dict[int, Characters]] = [{} for _ in range(count)]
+        self.moves = [{} for _ in range(count)]
         for state in order:
             joined = {}
-            for target, found in moves[state].items():
+            for target, chars in moves[state].items():
                 if target in alive:
-                    joined.setdefault(block[target], []).append(found)
+                    joined.setdefault(block[target], []).append(chars)
             self.moves[block[state]] = {target: characters.union(*sets) for target, sets in joined.items()}
         self.ends = {block[state] for state in ends if state in alive}
 
@@ -447,7 +455,7 @@ def _kinds(sets: set[Characters], budget: Budget) -> list[tuple[int, Characters]
     listed = sorted(sets)
     signs: dict[int, list[tuple[int, int]]] = {}
     at = [0] * len(listed)
-    for first, after in zip(edges, edges[1:]):
+    for first, after in itertools.pairwise(edges):
         if 0xD800 <= first <= 0xDFFF:
             continue
         budget.tick()

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
+from ..capi.interrupts import is_unwanted
 from ..errors import LimitReachedError
-from ..limits import is_unwanted
 
 T = TypeVar("T")
 

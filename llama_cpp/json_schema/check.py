@@ -32,7 +32,7 @@ class Check:
     def __init__(self, schema: str, what: str) -> None:
         try:
             import jsonschema
-            from jsonschema.validators import extend, validator_for
+            from jsonschema import validators
         except ImportError:
             raise MissingPackageError(
                 "strict=False checks the finished answer with the package jsonschema, which is not installed.",
@@ -43,8 +43,9 @@ class Check:
         self._patterns: dict[str, Matches | re.Pattern[str]] = {}
         for place, pattern in _patterns(document):
             self._matcher(place, pattern)
-        kind = validator_for(document, default=jsonschema.Draft202012Validator)
+        kind = validators.validator_for(document, default=jsonschema.Draft202012Validator)
         self._error = jsonschema.ValidationError
+        extend: Any = validators.extend  # its types know no arguments
         kind = extend(kind, {"pattern": self._pattern})
         self._validator = kind(document, format_checker=kind.FORMAT_CHECKER)
 

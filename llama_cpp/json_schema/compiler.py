@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -72,7 +73,7 @@ class Compiler:
             if "string" in one.types:
                 parts.append(
                     self._raw(
-                        one, node.place, [Until(end), *([Absent(absent)] if absent else []), *([NotJson()] if mixed else [])]
+                        one, node.place, [Until(end), *((Absent(absent),) if absent else ()), *((NotJson(),) if mixed else ())]
                     )
                 )
         self.grammar.rules[name] = seq(any_of(parts), literal(end) if with_end else seq())
@@ -211,7 +212,7 @@ class Compiler:
             key = (
                 alternative if _unevaluated(alternative) else (frozenset(m.node for m in alternative.members), alternative.types)
             )
-            parts.append(self.grammar.shared(key, _hint(place), lambda one=alternative, at=place: self.alternative(one, at)))
+            parts.append(self.grammar.shared(key, _hint(place), functools.partial(self.alternative, alternative, place)))
         return any_of(parts)
 
     def alternative(self, one: Alternative, place: str) -> Expression:

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Union
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urldefrag, urljoin
 
 from ..errors import GrammarError
 from .budget import tick_sometimes
 
-Schema = Union[Mapping[str, Any], bool]
+Schema: TypeAlias = Mapping[str, Any] | bool
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _SCHEMAS = (
@@ -91,7 +91,8 @@ class Document:
         Raises:
             GrammarError: there is none.
         """
-        node, value, words = self.root, self.root.schema, []
+        node, value = self.root, self.root.schema
+        words: list[str | int] = []
         for word in place.split("/")[1:]:
             if isinstance(value, list) and word.isdigit() and int(word) < len(value) and words[-1:] == ["type"]:
                 # one of several types, each of which it takes for a schema of its own
@@ -278,9 +279,8 @@ def _mistakes_of_others(word: str, value: Any) -> Iterator[tuple[str, str]]:
     elif word == "uniqueItems":
         if not isinstance(value, bool):
             yield word, "true or false"
-    elif word in ("dependentRequired", "dependencies"):
-        if not isinstance(value, Mapping):
-            yield word, "an object"
+    elif word in ("dependentRequired", "dependencies") and not isinstance(value, Mapping):
+        yield word, "an object"
 
 
 def _number(value: Any) -> bool:

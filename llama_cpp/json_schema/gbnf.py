@@ -205,16 +205,15 @@ def _written(expression: Expression, where: str, named: Callable[[str], str]) ->
     tick_sometimes()
     kind = expression[0]
     if kind == "text":
-        return expression[1]
+        return str(expression[1])
     if kind == "rule":
         return named(expression[1])
     if kind == "times":
         least, most = expression[2:]
         inner = _written(expression[1], "times", named)
         signs = {(0, None): "*", (1, None): "+", (0, 1): "?"}
-        return inner + (
-            signs.get((least, most)) or ("{%d}" % least if least == most else "{%d,%s}" % (least, "" if most is None else most))
-        )
+        bounds = f"{least}" if least == most else f"{least},{'' if most is None else most}"
+        return inner + (signs.get((least, most)) or f"{{{bounds}}}")
     parts = expression[1]
     if kind == "seq":
         text = " ".join(_written(part, "seq", named) for part in parts) or '""'

@@ -64,6 +64,6 @@ def one_of(texts: Iterable[str], grammar: Grammar, end: Expression = EMPTY) -> E
     found = rest(0, len(listed), 0, 0)
     while waiting:
         grammar.budget.tick()
-        name, *which = waiting.pop()
-        grammar.rules[name] = rest(*which, 0)
+        name, first, last, start = waiting.pop()
+        grammar.rules[name] = rest(first, last, start, 0)
     return found

@@ -150,8 +150,8 @@ def _scaled(rules: NumberRules, grammar: Grammar, places: int, divisor: int) -> 
         if last < first:
             return NEVER
         if divisor > 1 and last - first < 2 * _RESTS and (last - first < 64 or divisor > _RESTS):
-            found = (k * divisor for k in range(first, last + 1))
-            return _listed((value for value in found if value not in set(excluded)), places, grammar)
+            multiples = (k * divisor for k in range(first, last + 1))
+            return _listed((value for value in multiples if value not in set(excluded)), places, grammar)
     if places == 0 and divisor % 10 == 0:
         return _with_zeros(grammar, least, most, divisor, excluded)
     if divisor > _RESTS:
@@ -339,7 +339,7 @@ class _Digits:
         return any_of([*found, *(seq(("text", _digits(digits)), following) for following, digits in parts.items())])
 
     def fraction(self) -> Expression:
-        return ("text", '("." [0-9]{1,%d})?' % self.places) if self.places else EMPTY
+        return ("text", f'("." [0-9]{{1,{self.places}}})?') if self.places else EMPTY
 
 
 def _digits(digits: list[int]) -> str:

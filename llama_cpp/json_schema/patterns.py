@@ -297,8 +297,8 @@ def lengths(tree: Tree) -> tuple[int, int | None]:
         least, most = tree[2:]
         return low * least, 0 if high == 0 else None if most is None or high is None else high * most
     found = [lengths(part) for part in tree[1]]
-    highs = [high for _, high in found]
-    none = None in highs
+    highs = [high for _, high in found if high is not None]
+    none = len(highs) < len(found)
     if kind == "seq":
         return sum(low for low, _ in found), None if none else sum(highs)
     return min(low for low, _ in found), None if none else max(highs)
@@ -307,11 +307,11 @@ def lengths(tree: Tree) -> tuple[int, int | None]:
 def unanchored(tree: Tree) -> tuple[Tree, bool, bool] | None:
     """A tree without its anchors, and whether it begins and ends with one; None where they are elsewhere."""
     if tree[0] == "any":
-        found = [unanchored(part) for part in tree[1]]
-        if None in found or len({item[1:] for item in found if item}) != 1:
+        found = [item for part in tree[1] if (item := unanchored(part)) is not None]
+        if len(found) < len(tree[1]) or len({item[1:] for item in found}) != 1:
             return None
-        return ("any", tuple(item[0] for item in found if item)), *found[0][1:]  # type: ignore[index]
-    parts = tree[1] if tree[0] == "seq" else (tree,)
+        return ("any", tuple(item[0] for item in found)), found[0][1], found[0][2]
+    parts: tuple[Tree, ...] = tree[1] if tree[0] == "seq" else (tree,)
     start = bool(parts) and parts[0] == ("start",)
     end = len(parts) > 0 and parts[-1] == ("end",)
     inner = parts[1:] if start else parts

@@ -127,9 +127,9 @@ class Validator:
 
     def _string(self, node: Node, word: str, found: Any, value: str) -> bool:
         if word == "minLength":
-            return len(value) >= found
+            return bool(len(value) >= found)
         if word == "maxLength":
-            return len(value) <= found
+            return bool(len(value) <= found)
         if word == "pattern":
             return self.matches(found, value, place=node.at(word))
         if word == "$mismatch":
@@ -139,9 +139,9 @@ class Validator:
     def _array(self, node: Node, word: str, found: Any, value: Sequence[Any], depth: int) -> bool:
         schema, child = node.schema, self._document.child
         if word == "minItems":
-            return len(value) >= found
+            return bool(len(value) >= found)
         if word == "maxItems":
-            return len(value) <= found
+            return bool(len(value) <= found)
         if word == "uniqueItems":
             return not found or len(set(map(key_of, value))) == len(value)
         if word == "prefixItems" or (word == "items" and isinstance(found, list)):
@@ -152,7 +152,7 @@ class Validator:
             return all(self.accepts(child(node, word), item, depth) for item in value[len(schema["items"]) :])
         if word == "contains":
             n = sum(self.accepts(child(node, word), item, depth) for item in value)
-            return schema.get("minContains", 1) <= n <= schema.get("maxContains", n)
+            return bool(schema.get("minContains", 1) <= n <= schema.get("maxContains", n))
         if word == "unevaluatedItems":
             raise self._unknown(node, word)
         return True
@@ -160,9 +160,9 @@ class Validator:
     def _object(self, node: Node, word: str, found: Any, value: Mapping[str, Any], depth: int) -> bool:
         schema, child = node.schema, self._document.child
         if word == "minProperties":
-            return len(value) >= found
+            return bool(len(value) >= found)
         if word == "maxProperties":
-            return len(value) <= found
+            return bool(len(value) <= found)
         if word == "required":
             return all(name in value for name in found)
         if word == "properties":

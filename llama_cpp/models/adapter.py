@@ -89,7 +89,7 @@ def check_adapter(file: GGUFFile, model: Model) -> None:
 def _check_pair(file: GGUFFile, name: str, pair: Mapping[str, TensorInfo], model: Model) -> None:
     """Two matrices whose product has the shape of a tensor of the model; the engine asserts on some that do not."""
     if len(pair) < 2:
-        raise InvalidGGUFError(f"{file.path}: of the pair for '{name}' there is only {pair.popitem()[1].name!r}.")
+        raise InvalidGGUFError(f"{file.path}: of the pair for '{name}' there is only {next(iter(pair.values())).name!r}.")
     base = model.shapes.get(name)
     if base is None:
         raise AdapterLoadError(f"{file.path} has an adapter for '{name}', which the model does not have.")
@@ -133,7 +133,7 @@ class AdapterSet(Uncopyable):
             return self._default
         if not isinstance(scales, Mapping):
             raise InvalidArgumentError(f"lora={scales!r} must be a mapping from adapters' names to scales.")
-        for name, scale in scales.items():
+        for name in scales:
             if name not in self._adapters:
                 raise InvalidArgumentError(
                     f"lora names the adapter {name!r}.", remedy=f"This model was loaded with: {', '.join(self.names) or 'none'}."
@@ -142,4 +142,4 @@ class AdapterSet(Uncopyable):
         for name, factor in factors.items():
             if not math.isfinite(factor):
                 raise refused(f"lora[{name!r}]", factor, "a finite number")
-        return tuple(sorted((self._adapters[name].pointer, factor) for name, factor in factors.items() if factor))
+        return tuple(sorted((int(self._adapters[name].pointer or 0), factor) for name, factor in factors.items() if factor))

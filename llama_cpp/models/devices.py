@@ -79,7 +79,7 @@ def check_split_mode(split_mode: int) -> None:
             )
 
 
-def _gpus() -> list[int]:
+def _gpus() -> list[backend.ggml_backend_dev_t]:
     every = map(backend.ggml_backend_dev_get, range(backend.ggml_backend_dev_count()))
     return [one for one in every if one and backend.ggml_backend_dev_type(one) == backend.GGML_BACKEND_DEVICE_TYPE_GPU]
 

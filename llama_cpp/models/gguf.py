@@ -165,4 +165,5 @@ def _uint16(model: GGUFFile, key: str) -> int | None:
             f"{model.path}: key '{key}' must be of type UINT16, but is {model.types[key].name}.",
             remedy="Split the model again with a current llama-gguf-split.",
         )
-    return model.metadata[key]
+    number: int = model.metadata[key]
+    return number

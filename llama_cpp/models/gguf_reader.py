@@ -241,7 +241,7 @@ class HeaderReader:
         data, position, length_at = self._data, self._position, _LENGTH.unpack_from
         index = -1
         try:
-            for index in range(length):
+            for index in range(length):  # noqa: B007  # says where it broke off
                 (n_bytes,) = length_at(data, position)
                 position += 8 + n_bytes
         except (struct.error, OverflowError, ValueError):
@@ -260,7 +260,7 @@ class HeaderReader:
             return DEFAULT_ALIGNMENT
         if types[key] is not ValueType.UINT32:
             raise self._invalid(f"key '{key}' must be of type UINT32, but is {types[key].name}")
-        alignment = metadata[key]
+        alignment: int = metadata[key]
         if alignment == 0 or alignment & (alignment - 1):
             raise self._invalid(f"key '{key}' is {alignment}, which is not a power of two")
         return alignment

@@ -132,7 +132,7 @@ class TensorInfo(NamedTuple):
         return TENSOR_TYPES[self.type_id].name
 
 
-class GGUFArray(Sequence):
+class GGUFArray(Sequence[Any]):
     """An array of metadata, checked but not decoded until somebody looks inside.
 
     Strings are decoded as UTF-8, with U+FFFD for what is not valid; :meth:`raw_strings` gives the bytes.
@@ -148,7 +148,7 @@ class GGUFArray(Sequence):
     def __init__(self, path: Path, element_type: ValueType, length: int, offset: int, n_bytes: int) -> None:
         self._path = path
         self._length = length
-        self._values: tuple | None = None
+        self._values: tuple[Any, ...] | None = None
         self.element_type = element_type
         self.offset = offset
         self.n_bytes = n_bytes
@@ -182,7 +182,7 @@ class GGUFArray(Sequence):
             position += length
         return strings
 
-    def _decoded(self) -> tuple:
+    def _decoded(self) -> tuple[Any, ...]:
         if self._values is None:
             if self.element_type is ValueType.STRING:
                 self._values = tuple(s.decode("utf-8", "replace") for s in self.raw_strings())

@@ -113,13 +113,14 @@ class Model(Uncopyable):
         return self._handle
 
     @property
-    def pointer(self) -> int:
+    def pointer(self) -> llama.llama_model_p:
         """The ``llama_model *``, for those who know that nobody closes the model meanwhile.
 
         Raises:
             ModelClosedError, ForkedProcessError: it must not be used any more, or not here.
         """
-        return self._handle.pointer
+        pointer: llama.llama_model_p = self._handle.pointer
+        return pointer
 
     def close(self) -> None:
         """Frees the model, as soon as no other thread is in the middle of using it.
@@ -132,13 +133,13 @@ class Model(Uncopyable):
 
     @property
     def n_vocab(self) -> int:
-        self.pointer  # raises when closed or forked
+        self._handle.require_open()
         return self._n_vocab
 
     @property
     def n_ctx_train(self) -> int:
         """Context length the model was trained with, in tokens."""
-        self.pointer
+        self._handle.require_open()
         return self._n_ctx_train
 
     @property
@@ -148,17 +149,17 @@ class Model(Uncopyable):
 
     @property
     def token_bos(self) -> int:
-        self.pointer
+        self._handle.require_open()
         return self._token_bos
 
     @property
     def token_eos(self) -> int:
-        self.pointer
+        self._handle.require_open()
         return self._token_eos
 
     @property
     def token_nl(self) -> int:
-        self.pointer
+        self._handle.require_open()
         return self._token_nl
 
     def is_end(self, token: int) -> bool:
@@ -312,7 +313,7 @@ class Model(Uncopyable):
         return bool(tokens) and self._piece(tokens[0], special=False).startswith(b" ")
 
 
-def _load(path: Path, wanted: llama.llama_model_params, interrupts: DeferredInterrupts) -> int | None:
+def _load(path: Path, wanted: llama.llama_model_params, interrupts: DeferredInterrupts) -> llama.llama_model_p | None:
     """The ``llama_model *``; None when it failed, or stopped because of an interrupt."""
     wanted.progress_callback = llama.llama_progress_callback(lambda _progress, _data: interrupts.pending is None)
     return llama.llama_model_load_from_file(os.fsencode(path), wanted)
@@ -324,7 +325,7 @@ def set_fields(wanted: ctypes.Structure, values: Mapping[str, Any]) -> None:
     Raises:
         InvalidArgumentError: a value of another type than the field's.
     """
-    kinds = dict(wanted._fields_)
+    kinds = {field[0]: field[1] for field in wanted._fields_}
     for name, value in values.items():
         try:
             setattr(wanted, name, value)

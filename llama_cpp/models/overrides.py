@@ -10,13 +10,13 @@ import ctypes
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 from ..capi import llama
 from ..errors import InvalidArgumentError, MetadataOverrideError
 from .gguf_types import GGUFFile, ValueType
 
-Override = Union[bool, int, float, str]
+Override: TypeAlias = bool | int | float | str
 
 _MAX_BYTES = 127  # of a key or a string, without the NUL
 
@@ -121,7 +121,8 @@ def _check_value(key: str, value: Any) -> Override:
         raise MetadataOverrideError(key, f"{value} is not an unsigned number of 32 bits, which the engine reads")
     if kind is float and not math.isfinite(ctypes.c_float(value).value):
         raise MetadataOverrideError(key, f"{value} is not a finite number of 32 bits, which the engine reads")
-    return kind(value)
+    checked: Override = kind(value)
+    return checked
 
 
 def _fits(text: str) -> bool:

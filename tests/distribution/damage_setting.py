@@ -72,7 +72,7 @@ CHANNEL = {
     "dist/.channel.generations/lock": "file", "dist/.channel.generations": "folder", "dist/channel": "folder", "dist": "folder",
     "dist/.channel.generations/000001": "folder",
 }  # fmt: skip
-TREE = {"tree/settings.json": "json", "tree": "folder", "repo/pyproject.toml": "toml", "repo/vendor/llama.cpp/pin.toml": "toml"}
+TREE = {"tree/settings.json": "json", "tree": "folder", "repo/llama_cpp/__init__.py": "lines", "repo/vendor/llama.cpp/pin.toml": "toml"}
 TOOLKIT = {
     "toolkit.toml": "toml",
     "cache/{toolkit}/manifest.json": "json",
@@ -327,7 +327,8 @@ class World:
         shutil.rmtree(root / "newer")
         setting.vendor()
         repository = Path(__file__).resolve().parents[2]
-        shutil.copy(repository / "pyproject.toml", root / "repo")
+        (root / "repo" / "llama_cpp").mkdir()
+        shutil.copy(repository / "llama_cpp" / "__init__.py", root / "repo" / "llama_cpp")
         shutil.copy(repository / "distribution" / "seed" / "pins.toml", root)
         shutil.copytree(repository / "recipe" / "variants", root / "repo" / "recipe" / "variants")
         shutil.copy(repository / "recipe" / "variants.yaml", root / "repo" / "recipe")

@@ -11,6 +11,7 @@ import yaml
 
 rattler_build = pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
+import llama_cpp  # noqa: E402
 from distribution import demo, hardware  # noqa: E402
 from distribution.errors import BuildError  # noqa: E402
 from distribution.files import REPOSITORY, load_toml  # noqa: E402
@@ -124,11 +125,12 @@ def test_the_recipe_agrees_with_the_pin_and_the_project() -> None:
     pin = load_toml(REPOSITORY / "vendor" / "llama.cpp" / "pin.toml")
     project = load_toml(REPOSITORY / "pyproject.toml")["project"]
     assert f"llama_cpp_commit: {pin['commit']}" in text
-    assert f'version: "{project["version"]}"' in text
+    assert f'version: "{llama_cpp.__version__}"' in text
     required = " ".join(map(str, run_requirements(rendered()["llama-cpp-python"])["run"]))
     for dependency in project["dependencies"]:
         name, bound = re.fullmatch(r"([\w.-]+)(>=[\d.]+)", dependency).groups()
         assert f"{name} {bound}" in required, f"the recipe does not require {dependency}"
+    assert "version" in project["dynamic"], "it is read from the package"
     assert "python >=3.10" in required and project["requires-python"] == ">=3.10"
 
 
