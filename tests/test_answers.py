@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from gguf_writer import T_F32, tiny_model
 from llama_cpp import AsyncLlama, Llama
 from llama_cpp.capi.backends import has_gpu
 from llama_cpp.engine.decoder import Decoder
@@ -256,12 +257,6 @@ def test_a_grammar_that_leaves_nothing(llm):
 @pytest.mark.parametrize("grammar", [None, 'root ::= "a"'])
 def test_logits_that_are_not_numbers(tmp_path, grammar):
     """A model whose weights are NaN is told apart from a grammar that forbids."""
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).parent / "models"))
-    from gguf_writer import T_F32, tiny_model
-
     file = tiny_model()
     shape, _ = file.tensors["output_norm.weight"]
     file.tensors["output_norm.weight"] = (shape, T_F32)
@@ -281,7 +276,7 @@ def scores_one_by_one(llm, tokens):
     found = []
     for i in range(1, len(tokens)):
         seen = []
-        note = lambda _, logits: (seen.append(logits.astype(np.float64)), logits)[1]  # noqa: E731
+        note = lambda _, logits: (seen.append(logits.astype(np.float64)), logits)[1]
         llm.create_completion(tokens[:i], max_tokens=1, logits_processor=note)
         values = seen[0] - seen[0].max()
         found.append(float(values[tokens[i]] - np.log(np.exp(values).sum())))

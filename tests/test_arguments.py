@@ -7,18 +7,13 @@ import fractions
 import inspect
 import pickle
 import random
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
 from gguf_writer import tiny_model
-
 from llama_cpp import AsyncLlama, Llama
 from llama_cpp.chat.templates import ChatTemplates
 from llama_cpp.errors import IgnoredArgumentWarning, InvalidArgumentError, LlamaCppError, UncopyableError

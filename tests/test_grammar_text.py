@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
+from gguf_writer import tiny_model
 from llama_cpp import Llama
 from llama_cpp.capi import llama, llama_common_c
 from llama_cpp.capi.status import call
 from llama_cpp.models.model import Model
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from gguf_writer import tiny_model
 from measures import least_seconds
 
 PATTERN, PATTERN_FULL, WORD = 2, 3, 1  # of common_grammar_trigger_type

@@ -9,12 +9,12 @@ import random
 import re
 
 import pytest
-from gbnf_walker import Walker
-from measures import calls
 
+from gbnf_walker import Walker
 from llama_cpp.chat.templates import json_schema_to_grammar
 from llama_cpp.errors import GrammarError, InvalidArgumentError, LimitReachedError
 from llama_cpp.limits import Limits
+from measures import calls
 
 
 def texts(schema, n: int = 60, seed: int = 1, **how) -> list[str]:

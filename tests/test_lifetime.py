@@ -5,19 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
+from gguf_writer import tiny_model
 from llama_cpp.capi.handle import Handle
 from llama_cpp.capi.loader import refuse_forked_gpu
 from llama_cpp.errors import ForkedProcessError, ModelClosedError
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from gguf_writer import tiny_model
 
 ROUNDS = 60
 

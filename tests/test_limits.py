@@ -7,23 +7,18 @@ import json
 import os
 import random
 import signal
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
 from gguf_writer import tiny_model
-from measures import calls
-
 from llama_cpp import Llama
 from llama_cpp.chat.templates import ChatTemplates, json_schema_to_grammar
 from llama_cpp.errors import GrammarError, InvalidArgumentError, LimitReachedError, LlamaCppError, RequestAbortedError
 from llama_cpp.json_schema.budget import Budget
 from llama_cpp.limits import Limits
+from measures import calls
 
 ASKED = {"messages": [{"role": "user", "content": "Hi"}]}
 

@@ -6,12 +6,9 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
 from gguf_writer import tiny_model
 
 _DRIVER = r"""

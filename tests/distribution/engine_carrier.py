@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from distribution import files, vendor  # noqa: E402
-from distribution.pin import Carrier, Pin  # noqa: E402
+from distribution import files, vendor
+from distribution.pin import Carrier, Pin
 
 NAME, RELEASE, PREFIX = "engine-carrier", "1.0", "vendor/llama.cpp"
 HEADER = """\

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conda_packages import COMMIT, ROOT, place, release, solve, write_package  # noqa: F401
 
+from conda_packages import COMMIT, ROOT, release, solve, write_package
 from distribution.channel import commands, environments, generations, publishing
 from distribution.channel.generations import KEPT_GENERATIONS, Channel
 from distribution.channel.inspection import inspect

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conda_packages import COMMIT, Place, place, release, solve, write_package  # noqa: F401
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from conda_packages import COMMIT, Place, release, solve, write_package
 from distribution import toolkit
 from distribution.channel import bundle, commands, keys, manifest, verification
 from distribution.channel.generations import Channel

@@ -20,9 +20,9 @@ for module in ("rattler", "cryptography", "cyclonedx", "yaml"):
 if not shutil.which("git") or not shutil.which("cc"):
     pytest.skip("git and a C compiler are needed", allow_module_level=True)
 
-import damage_process  # noqa: E402
-import damage_run  # noqa: E402
-from damage_setting import COMMANDS, World  # noqa: E402
+import damage_process
+import damage_run
+from damage_setting import COMMANDS, World
 
 SHORT, LONG, PARTS = 12, 500, 40
 """Damaged inputs in a test, and tests: 480 inputs by default (a minute of one core), 20,000 others with those marked slow."""
@@ -59,7 +59,7 @@ def world(url: str) -> Iterator[World]:
 def commands() -> tuple[str, ...]:
     """Those whose tools are here."""
     try:
-        import clang.cindex  # noqa: F401
+        import clang.cindex
     except ImportError:
         return tuple(name for name in COMMANDS if name != "vendor update")
     return tuple(COMMANDS)

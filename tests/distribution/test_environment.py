@@ -21,16 +21,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from packed_by_hand import add, model, write  # noqa: E402
-from tiny_packages import add_package, index  # noqa: E402
-
-from distribution import environment, files  # noqa: E402
-from distribution.environment import creation, places, solving, specification  # noqa: E402
-from distribution.errors import (  # noqa: E402
+from distribution import environment, files
+from distribution.environment import creation, places, solving, specification
+from distribution.errors import (
     ChannelUnreachableError,
     DiskSpaceError,
     DistributionError,
@@ -39,6 +35,8 @@ from distribution.errors import (  # noqa: E402
     EnvironmentInstallError,
     HashMismatchError,
 )
+from packed_by_hand import add, model, write
+from tiny_packages import add_package, index
 
 # before a test gives itself a home of its own
 CACHE = files.cache_dir()

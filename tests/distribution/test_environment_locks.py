@@ -19,11 +19,10 @@ import pytest
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from measuring import measured
-from packed_by_hand import Model, add, at, claims, digest, model, raw_frame, write, zstd
-
 from distribution.environment import lock, package_index
 from distribution.errors import ChannelUnreachableError, HashMismatchError
+from measuring import measured
+from packed_by_hand import Model, add, at, claims, digest, model, raw_frame, write, zstd
 
 PAYLOAD = 8 << 20
 

@@ -15,22 +15,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from tiny_packages import add_package, index  # noqa: E402
-
-from distribution import environment  # noqa: E402
-from distribution.environment import lock, solving, specification  # noqa: E402
-from distribution.errors import (  # noqa: E402
+from distribution import environment
+from distribution.environment import lock, solving, specification
+from distribution.errors import (
     ChannelUnreachableError,
     DriverTooOldError,
     EnvironmentFileError,
     EnvironmentUnsolvableError,
     HashMismatchError,
 )
-from distribution.hardware import VARIANTS, Gpu, Hardware  # noqa: E402
+from distribution.hardware import VARIANTS, Gpu, Hardware
+from tiny_packages import add_package, index
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
 H100 = Gpu("NVIDIA H100", (9, 0))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from distribution import hardware  # noqa: E402
-from distribution.errors import DriverTooOldError  # noqa: E402
-from distribution.hardware import Gpu, Variant  # noqa: E402
+from distribution import hardware
+from distribution.errors import DriverTooOldError
+from distribution.hardware import Gpu, Variant
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", (8, 9))

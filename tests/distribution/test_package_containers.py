@@ -21,12 +21,11 @@ import pytest
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from measuring import measured
-from packed_by_hand import WIDE, Entry, Model, Zip, add, at, claims, digest, model, raw_frame, read, write, zstd
-
 from distribution import conda_archive
 from distribution.channel.inspection import LARGEST_INFO, LARGEST_PAYLOAD, inspect
 from distribution.errors import DamagedPackageError
+from measuring import measured
+from packed_by_hand import WIDE, Entry, Model, Zip, add, at, claims, digest, model, raw_frame, read, write, zstd
 
 
 def test_as_rattler_build_writes_them(tmp_path):

@@ -17,14 +17,13 @@ import pytest
 
 pytest.importorskip("rattler")
 
-from conda_packages import place, write_package  # noqa: F401
-from document_damages import SPECS
-from packed_by_hand import PLACEHOLDER, Entry, Model, add, at, digest, entry, model, packed, read, write, zstd
-
+from conda_packages import write_package
 from distribution.channel import inspection, trial
 from distribution.channel.inspection import inspect
 from distribution.channel.verification import verify
 from distribution.errors import DamagedPackageError, DiskSpaceError
+from document_damages import SPECS
+from packed_by_hand import PLACEHOLDER, Entry, Model, add, at, digest, entry, model, packed, read, write, zstd
 
 GENERATOR = Path(__file__).with_name("damaged_packages.py")
 

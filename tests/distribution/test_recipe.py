@@ -11,11 +11,11 @@ import yaml
 
 rattler_build = pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
-from distribution import demo, hardware  # noqa: E402
-from distribution.errors import BuildError  # noqa: E402
-from distribution.files import REPOSITORY, load_toml  # noqa: E402
-from distribution.packaging import inputs, packages  # noqa: E402
-from distribution.packaging.commands import variants_of  # noqa: E402
+from distribution import demo, hardware
+from distribution.errors import BuildError
+from distribution.files import REPOSITORY, load_toml
+from distribution.packaging import inputs, packages
+from distribution.packaging.commands import variants_of
 
 ALL = ("libllama", "llama.cpp", "llama-cpp-python", "libggml-cuda")
 WITHOUT_CUDA = ALL[:3]

@@ -15,12 +15,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from engine_carrier import PATCH, Setting, git  # noqa: E402
-
-from distribution import pip, vendor  # noqa: E402
-from distribution.packaging import inputs, staged  # noqa: E402
+from distribution import pip, vendor
+from distribution.packaging import inputs, staged
+from engine_carrier import PATCH, Setting, git
 
 RECIPE = ROOT / "recipe"
 CMAKE = """#!/usr/bin/env bash

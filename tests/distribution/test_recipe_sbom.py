@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 pytest.importorskip("cyclonedx", reason="pip install llama_cpp_python[conda]")
 
-from distribution import provenance  # noqa: E402
-from distribution.errors import ProvenanceError  # noqa: E402
-from distribution.pin import Pin  # noqa: E402
+from distribution import provenance
+from distribution.errors import ProvenanceError
+from distribution.pin import Pin
 
 COMMIT = Pin.load(ROOT / "vendor" / "llama.cpp" / "pin.toml").commit
 SETTINGS = {"compiler": "GNU 14.3.0", "cuda": {"version": "13.4.92", "architectures": "120a-real"}}

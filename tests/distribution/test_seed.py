@@ -12,21 +12,18 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
 pytest.importorskip("rattler")
 
-from distribution import __main__ as command_line  # noqa: E402
-from distribution import toolkit  # noqa: E402
-from distribution.errors import (  # noqa: E402
+from distribution import __main__ as command_line
+from distribution import toolkit
+from distribution.errors import (
     DiskSpaceError,
     PinError,
     SeedError,
     ToolNotFoundError,
 )
-from distribution.seed import activation, channel, compilers, conda_package, cuda, pins, wheels  # noqa: E402
-from distribution.seed.conda_package import PLACEHOLDER, Entry, Package  # noqa: E402
+from distribution.seed import activation, channel, compilers, conda_package, cuda, pins, wheels
+from distribution.seed.conda_package import PLACEHOLDER, Entry, Package
 
 
 def make_wheel(folder: Path, members: dict[str, str], tag: str = "py3-none-any", name: str = "Some.Thing") -> Path:

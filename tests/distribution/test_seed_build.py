@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 pytest.importorskip("rattler_build")
 
-import yaml  # noqa: E402
-from rattler.package_streaming import extract  # noqa: E402
-from rattler_build import RattlerBuildError, Stage0Recipe, ToolConfiguration, VariantConfig  # noqa: E402
+import yaml
+from rattler.package_streaming import extract
+from rattler_build import RattlerBuildError, Stage0Recipe, ToolConfiguration, VariantConfig
 
-from distribution.errors import DiskSpaceError, DownloadError  # noqa: E402
-from distribution.packaging import packages  # noqa: E402
-from distribution.seed import channel as channels  # noqa: E402
-from distribution.seed import interpreter, seed, variants  # noqa: E402
+from distribution.errors import DiskSpaceError, DownloadError
+from distribution.packaging import packages
+from distribution.seed import channel as channels
+from distribution.seed import interpreter, seed, variants
 
 RECIPE = """\
 package:

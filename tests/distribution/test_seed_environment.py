@@ -13,17 +13,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 pytest.importorskip("rattler")
 
-import rattler  # noqa: E402
+import rattler
 
-from distribution.errors import DiskSpaceError, DownloadError  # noqa: E402
-from distribution.files import cache_dir, sha256_of  # noqa: E402
-from distribution.seed import channel as channel_module  # noqa: E402
-from distribution.seed import interpreter, seed, status  # noqa: E402
-from distribution.seed.channel import RECORD  # noqa: E402
+from distribution.errors import DiskSpaceError, DownloadError
+from distribution.files import cache_dir, sha256_of
+from distribution.seed import channel as channel_module
+from distribution.seed import interpreter, seed, status
+from distribution.seed.channel import RECORD
 
 SPECS = (
     "python", "pip", "numpy", "jinja2", "typer", "diskcache", "pytest", "cmake", "ninja", "scikit-build-core", "pyelftools",

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from distribution import files, toolkit  # noqa: E402
-from distribution.errors import (  # noqa: E402
+from distribution import files, toolkit
+from distribution.errors import (
     DiskSpaceError,
     DownloadError,
     HashMismatchError,

@@ -6,11 +6,11 @@ import shutil
 import sys
 
 import pytest
-from engine_carrier import ENGINE, HEADER, Setting, commit_engine, make_carrier, write_engine
 
 from distribution import api_report, git_tree, update
 from distribution.errors import BindingsError, DownloadError, PatchError, ToolNotFoundError, TreeMismatchError
 from distribution.pin import Pin
+from engine_carrier import ENGINE, HEADER, Setting, commit_engine, make_carrier, write_engine
 
 
 def test_report_names_what_changed(tmp_path):

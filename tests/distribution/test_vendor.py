@@ -12,7 +12,6 @@ import tarfile
 import time
 
 import pytest
-from engine_carrier import ENGINE, PATCH, PREFIX, ROOT, command, git, pack, write_engine
 
 from distribution import files, git_tree, patches, pip, sources, vendor
 from distribution.errors import (
@@ -26,6 +25,7 @@ from distribution.errors import (
     UnsafeArchiveError,
 )
 from distribution.pin import Pin
+from engine_carrier import ENGINE, PATCH, PREFIX, ROOT, command, git, pack, write_engine
 
 
 def test_tree_id_is_gits(tmp_path):

@@ -15,8 +15,9 @@ import threading
 import time
 from pathlib import Path
 
-import tiny_models
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
+import tiny_models
 from llama_cpp import Llama, LlamaRAMCache
 
 WORDS = [

@@ -9,13 +9,13 @@ import random
 import threading
 import time
 
-import minilm
 import numpy as np
 import pytest
+
+import gguf_writer
+import minilm
 import tiny_models
 from closeness import are_vectors, skip_where_routes_flip
-from tiny_models import gguf_writer
-
 from llama_cpp import AsyncLlama, Llama
 from llama_cpp.capi import llama as capi
 from llama_cpp.capi.backends import has_gpu

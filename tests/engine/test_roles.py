@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+
 import tiny_models
 from gguf_writer import F32, STR, T_F32, GGUFBuilder
-
 from llama_cpp.models import gguf
 
 KINDS = [*tiny_models.KINDS, *tiny_models.ODD]

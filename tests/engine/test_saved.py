@@ -5,12 +5,12 @@ import random
 
 import diskcache
 import pytest
+
 import tiny_models
 from closeness import are_answers, is_answer
-from test_memory_kinds import GENERATIVE, answer, cached, load
-
 from llama_cpp import LlamaDiskCache, LlamaRAMCache
 from llama_cpp.errors import CacheError, InvalidArgumentError
+from memory_kinds import GENERATIVE, answer, cached, load
 
 
 @pytest.fixture(scope="module")

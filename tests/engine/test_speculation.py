@@ -4,13 +4,13 @@ import concurrent.futures
 import random
 
 import pytest
-import tiny_models
-from test_memory_kinds import GENERATIVE, answer, load, prompts
 
+import tiny_models
 from llama_cpp import Llama
 from llama_cpp.engine import batches
 from llama_cpp.engine.pace import Pace
 from llama_cpp.errors import ContextFullError, DecodeError, InvalidArgumentError, ModelNotFoundError
+from memory_kinds import GENERATIVE, answer, load, prompts
 
 
 @pytest.fixture(scope="module")

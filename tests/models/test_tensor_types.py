@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-
 import tiny_models
-
 from llama_cpp.capi import ggml_cpu
 from llama_cpp.errors import AdapterLoadError, InvalidGGUFError
 from llama_cpp.models import gguf
