@@ -88,7 +88,8 @@ def main() -> None:
                     for ours in best:
                         best[ours] = min(best[ours], *(problem.seconds(backend, ours) for _ in range(n + 1)))
                 print(
-                    f"| {model}, {kind}: {case} | {best[True] * 1e6:,.0f} | {best[False] * 1e6:,.0f} | {best[True] / best[False]:.2f} |",
+                    f"| {model}, {kind}: {case} | {best[True] * 1e6:,.0f} | {best[False] * 1e6:,.0f} "
+                    f"| {best[True] / best[False]:.2f} |",
                     flush=True,
                 )
                 problem.close()

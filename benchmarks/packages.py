@@ -10,6 +10,7 @@ several rounds the median.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -54,13 +55,14 @@ def install(built: list[Path], dependencies: list[str], rounds: int) -> dict[str
             channel = Channel.at(Path(scratch, f"channel-{number}"))
             local = [Path(channel) for channel in dependencies if os.path.isdir(channel)]
             files = built + sorted(file for folder in local for file in folder.glob("*/*.conda"))
-            seconds["publish"].append(timed(lambda: publish(files, channel))[0])
+            seconds["publish"].append(timed(functools.partial(publish, files, channel))[0])
             source = str(channel.path / "environment.yml")
             wanted = specification.parse(specification.read_text(source), source)
-            spent, solution = timed(lambda: solving.solve_environment(wanted, cpu=True))
+            spent, solution = timed(functools.partial(solving.solve_environment, wanted, cpu=True))
             seconds["solve"].append(spent)
             prefix = Path(scratch, f"environment-{number}")
-            seconds["create"].append(timed(lambda: creation.create(solution.records, prefix, solution.requested))[0])
+            make = functools.partial(creation.create, solution.records, prefix, solution.requested)
+            seconds["create"].append(timed(make)[0])
     return {label: statistics.median(spent) for label, spent in seconds.items()}
 
 

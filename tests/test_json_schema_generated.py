@@ -100,7 +100,7 @@ def test_what_a_grammar_admits_its_schema_accepts(n):
 
 @pytest.mark.parametrize("n", [60, pytest.param(MANY // 4, marks=long_run)])
 def test_what_is_written_raw_its_schema_accepts(n):
-    """Strings as they are, until their end, which they must not hold; and other values as JSON, where a string is not taken for it."""
+    """Strings as they are, until their end, which they must not hold; other values as JSON, and no string is taken for one."""
     rng, end = random.Random(n), "</x>"
     counts: collections.Counter = collections.Counter()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -111,7 +112,7 @@ def test_the_last_user_frees():
             with pytest.raises(ModelClosedError, match="closed"):
                 handle.acquire()
             with pytest.raises(ModelClosedError):
-                handle.pointer
+                _ = handle.pointer
         assert not native.freed
     assert native.freed == [threading.get_ident()]
     handle.close()
@@ -165,14 +166,12 @@ def test_two_threads_close_once():
         handle = Handle(native, native.free)
         barrier = threading.Barrier(4)
 
-        def use(act):
+        def use(act, barrier=barrier):
             barrier.wait()
-            try:
+            with contextlib.suppress(ModelClosedError):
                 act()
-            except ModelClosedError:
-                pass
 
-        def enter():
+        def enter(handle=handle, native=native):
             with handle:
                 assert not native.freed
 
@@ -210,7 +209,7 @@ def test_a_forked_child_may_not_use_it_and_frees_nothing():
 def test_a_gpu_backend_belongs_to_the_process_that_loaded_it():
     refuse_forked_gpu(None, 5)  # no GPU
     refuse_forked_gpu(5, 5)
-    with pytest.raises(ForkedProcessError, match="process 4.* in 5") as caught:
+    with pytest.raises(ForkedProcessError, match=r"process 4.* in 5") as caught:
         refuse_forked_gpu(4, 5)
     assert "spawn" in caught.value.remedy
 

@@ -103,7 +103,7 @@ def test_many_first_uses_make_one_key(place, tmp_path):
 def test_a_key_that_is_none(published, tmp_path, content):
     bad = tmp_path / "bad.pub"
     bad.write_text(content)
-    with pytest.raises(SigningKeyError, match="bad.pub"):
+    with pytest.raises(SigningKeyError, match=r"bad\.pub"):
         keys.load_trust(bad)
     with pytest.raises(SigningKeyError):
         keys.load_trust(tmp_path / "missing.pub")

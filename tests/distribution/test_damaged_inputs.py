@@ -59,7 +59,7 @@ def world(url: str) -> Iterator[World]:
 def commands() -> tuple[str, ...]:
     """Those whose tools are here."""
     try:
-        import clang.cindex
+        import clang.cindex  # noqa: F401
     except ImportError:
         return tuple(name for name in COMMANDS if name != "vendor update")
     return tuple(COMMANDS)

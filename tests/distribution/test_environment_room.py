@@ -115,7 +115,7 @@ def test_the_disk_has_not_the_room(tmp_path, nothing_is_unpacked):
     """All of them together count, packed as they are: the packed ones would fit."""
     source, _ = channel_of(tmp_path, zeros(30 * MIB))
     with mounted(tmp_path / "mount", "size=16m"):
-        with pytest.raises(DiskSpaceError, match="needs 31.5 MB in .*free"):
+        with pytest.raises(DiskSpaceError, match=r"needs 31\.5 MB in .*free"):
             create("-f", source, "-p", tmp_path / "mount/env")
         assert not list((tmp_path / "mount").iterdir())
 

@@ -87,7 +87,7 @@ def test_key_of_the_publisher(channel, stranger, publisher, monkeypatch):
 
 
 def test_key_of_somebody_else(channel, stranger):
-    with pytest.raises(UnsignedPackageError, match="tool-1.0") as caught:
+    with pytest.raises(UnsignedPackageError, match=r"tool-1\.0") as caught:
         create("--channel", channel, "--key", stranger)
     assert caught.value.remedy and not Path("env").exists()
 

@@ -70,7 +70,7 @@ def test_driver_too_old_for_all(gpus, driver, needed):
 
 def test_driver_too_old_for_one_names_the_variant_that_fits():
     cuda_13, *_, portable = hardware.VARIANTS
-    with pytest.raises(DriverTooOldError, match="580 or later, and 575.1 is installed") as caught:
+    with pytest.raises(DriverTooOldError, match=r"580 or later, and 575\.1 is installed") as caught:
         hardware.check_driver(cuda_13, [RTX_5090], "575.1")
     assert "build --variant cuda129;" in caught.value.remedy and "580" in caught.value.remedy
     with pytest.raises(DriverTooOldError) as caught:

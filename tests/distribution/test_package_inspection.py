@@ -144,7 +144,7 @@ def test_dependencies_that_are_more_than_a_name_and_a_version(tmp_path, spec):
             inspect(write(tmp_path, made))
     made = model()
     made.run_exports = {"strong": [spec]}
-    with pytest.raises(DamagedPackageError, match="strong in info/run_exports.json holds"):
+    with pytest.raises(DamagedPackageError, match=r"strong in info/run_exports\.json holds"):
         inspect(write(tmp_path, made))
 
 

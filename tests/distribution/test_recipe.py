@@ -176,7 +176,7 @@ def test_the_demo_builds_only_with_a_toolkit_that_can_be_had(gpus, driver, toolk
 def test_a_variant_whose_toolkit_the_seed_has_not_is_refused_before_anything_is_built() -> None:
     seeded = {"cuda_compiler": ["cuda-nvcc"], "cuda_compiler_version": ["13.4"]}
     for variant in ("cuda129", "portable"):
-        with pytest.raises(BuildError, match="CUDA 12.9, and the seeded channel has 13.4") as caught:
+        with pytest.raises(BuildError, match=r"CUDA 12\.9, and the seeded channel has 13\.4") as caught:
             packages.render([variant], compilers=seeded)
         assert "conda-forge" in caught.value.remedy
     for variants in ([], ["90a"], ["cpu"]):

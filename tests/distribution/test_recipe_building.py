@@ -362,7 +362,7 @@ def test_two_builds_at_once_do_not_meet(build: Build, tmp_path: Path) -> None:
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
         for number in range(6)
     ]
     for process in running:

@@ -105,5 +105,5 @@ def test_the_licence_of_every_part_is_installed() -> None:
 def test_a_part_that_no_longer_names_its_version_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     moved = provenance.Part("stb_image", "MIT", "vendor/stb/stb_image.h", ("libllama",), r"no such version (\d+)")
     monkeypatch.setattr(provenance, "VENDORED", (moved,))
-    with pytest.raises(ProvenanceError, match="stb_image.h does not say its version"):
+    with pytest.raises(ProvenanceError, match=r"stb_image\.h does not say its version"):
         components(tmp_path, "libllama")

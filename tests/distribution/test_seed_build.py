@@ -150,7 +150,7 @@ def test_library_of_the_system_is_refused(channel, own_cache, tmp_path):
     bundled = interpreter.Interpreter.running().bundled
     stranger = next(file for soname, file in bundled.items() if not soname.startswith("libpython"))
     options = f'"-DOPTIONS=-Wl,--no-as-needed;{stranger}"'
-    with pytest.raises(RattlerBuildError, match="(?i)overlinking"):
+    with pytest.raises(RattlerBuildError, match=r"(?i)overlinking"):
         build(tmp_path, channel, {"probe.cpp": CPLUSPLUS, "CMakeLists.txt": CMAKE}, "", options)
 
 

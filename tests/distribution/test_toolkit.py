@@ -112,10 +112,10 @@ def test_damage_is_noticed(small, tmp_path):
     folder = toolkit.assemble(tmp_path / "cache", small)
     (folder / "include/same.h").write_bytes(b"2")
     assert toolkit.assemble(tmp_path / "cache", small) == folder
-    with pytest.raises(ToolkitError, match="include/same.h"):
+    with pytest.raises(ToolkitError, match=r"include/same\.h"):
         toolkit.verify(tmp_path / "cache", small)
     (folder / "lib/libcudart.so").unlink()
-    with pytest.raises(ToolkitError, match="libcudart.so") as caught:
+    with pytest.raises(ToolkitError, match=r"libcudart\.so") as caught:
         toolkit.assemble(tmp_path / "cache", small)
     assert f"rm -r {folder}" in caught.value.remedy
 

@@ -87,7 +87,9 @@ def test_a_cache_that_cannot_be_written_to_is_done_without(owner, owner_key, els
 
 def test_a_download_that_does_not_end(owner, owner_key, elsewhere):
     """More than the index says is not written: the rest is not waited for."""
-    with server(owner.channel, lambda path, body: body * 100_000 if path.endswith("tool-2.0-0.conda") else body) as address:
-        with pytest.raises(HashMismatchError, match="more than"):
-            create("-f", owner.environment, "--channel", address, "--key", owner_key)
+    with (
+        server(owner.channel, lambda path, body: body * 100_000 if path.endswith("tool-2.0-0.conda") else body) as address,
+        pytest.raises(HashMismatchError, match="more than"),
+    ):
+        create("-f", owner.environment, "--channel", address, "--key", owner_key)
     assert not Path("env").exists()

@@ -106,9 +106,11 @@ def test_environment_files_and_locks_that_were_changed_on_the_way(owner, owner_k
     whole = (owner.channel.current() / name).read_bytes()
     if change(whole) in (whole, whole.rstrip()):
         pytest.skip("changes nothing in this file")
-    with server(owner.channel, lambda path, body: change(body) if path == f"/{name}" else body) as address:
-        with pytest.raises(UnsignedPackageError, match="not what its channel's publisher signed"):
-            create("-f", f"{address}/{name}", "--key", owner_key)
+    with (
+        server(owner.channel, lambda path, body: change(body) if path == f"/{name}" else body) as address,
+        pytest.raises(UnsignedPackageError, match="not what its channel's publisher signed"),
+    ):
+        create("-f", f"{address}/{name}", "--key", owner_key)
     rewrite(owner.channel.current() / name, change(whole))
     with pytest.raises(UnsignedPackageError, match="not what its channel's publisher signed"):
         create("-f", owner.channel.path / name, "--key", owner_key)
@@ -168,7 +170,7 @@ def test_tls_does_not_stand_for_a_channels_signatures(owner, owner_key, elsewher
     # one that the key's owner signed, which says nothing of this text
     content = manifest.read(owner.channel.current())
     served(monkeypatch, lambda location: content)
-    with pytest.raises(UnsignedPackageError, match="nothing vouches|not what its channel's publisher signed"):
+    with pytest.raises(UnsignedPackageError, match=r"nothing vouches|not what its channel's publisher signed"):
         signatures.read_environment_file(f"{address}/{name}", trust)
     # one that was signed by somebody else
     other = manifest.parse(manifest.dump(content, Ed25519PrivateKey.generate()), address)
@@ -275,7 +277,7 @@ def test_a_locks_hash_counts_beside_the_signature(owner, owner_key, elsewhere, t
     assert changed != lock
     own = tmp_path / "own.lock"
     own.write_text(changed)
-    with pytest.raises(HashMismatchError, match="tool-2.0-0.conda is not the package that the lock names"):
+    with pytest.raises(HashMismatchError, match=r"tool-2\.0-0\.conda is not the package that the lock names"):
         create("-f", own, *(["--key", owner_key] if with_key else []))
     assert not Path("env").exists()
     own.write_text(lock)

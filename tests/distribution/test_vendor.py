@@ -170,7 +170,7 @@ def test_without_git_patch_does_it(setting, monkeypatch, tmp_path):
 def test_patch_that_does_not_apply_leaves_everything_as_it_was(setting):
     source = setting.vendor()
     setting.patch(PATCH.replace(" project(engine)", " project(other)"))
-    with pytest.raises(PatchError, match="0001-greet.patch"):
+    with pytest.raises(PatchError, match=r"0001-greet\.patch"):
         setting.vendor()
     assert git_tree.tree_id(git_tree.scan(source)) == setting.tree and setting.leftovers() == []
 
@@ -324,7 +324,7 @@ def test_from_git_without_the_commit(setting):
 
 
 def test_source_dir(setting, monkeypatch, capsys):
-    with pytest.raises(SourceNotFoundError, match="no llama.cpp"):
+    with pytest.raises(SourceNotFoundError, match=r"no llama\.cpp"):
         vendor.source_dir(setting.folder)
     monkeypatch.setenv("LLAMA_CPP_SOURCE_DIR", str(setting.repository))
     assert setting.vendor() == vendor.source_dir(setting.folder) == setting.repository

@@ -199,7 +199,7 @@ def test_long_texts(real):
         kept = [*tokens[:15], tokens[-1]]  # [SEP] ends a text
         assert llm.embed(TEXT * 3) == llm.embed(kept)
         assert llm.embed(TEXT * 3, return_count=True)[1] == 16
-        with pytest.raises(ContextLengthError, match="The text has 44 tokens; the context holds 16[.]"):
+        with pytest.raises(ContextLengthError, match=r"The text has 44 tokens; the context holds 16[.]"):
             llm.embed([TEXT, TEXT * 3], truncate=False)
     with load(real, n_ctx=0) as llm:
         assert llm.n_ctx() == 512

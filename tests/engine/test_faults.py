@@ -1,5 +1,6 @@
 """What goes wrong with one request, or in code that is not ours, stays there: the others go on and nobody waits for ever."""
 
+import functools
 import random
 import subprocess
 import sys
@@ -122,7 +123,7 @@ def test_keys_of_a_draft_are_to_be_moved_as_well(models, tmp_path, monkeypatch):
         with Llama(rotated, draft_model=draft, **types) as llm:
             assert llm._open_engine._decoder.can_shift == can
             never_ending = {"max_tokens": 700, "context_full": "shift", "logit_bias": {llm.token_eos(): -1e9}}
-            ask = lambda: llm.create_completion(PROMPT, **never_ending)
+            ask = functools.partial(llm.create_completion, PROMPT, **never_ending)
             if can:
                 assert ask()["usage"]["completion_tokens"] == 700
             else:
@@ -351,7 +352,7 @@ def test_who_closes_may_be_in_any_thread(models):
     for close_in in ("the engine's thread", "a processor"):
         llm = load(models, "dense")
 
-        def close(tokens, logits):
+        def close(tokens, logits, llm=llm):
             llm.close()
             return logits
 

@@ -138,7 +138,7 @@ def test_a_folder_others_can_write_to_is_refused(tmp_path):
         LlamaDiskCache(folder)
     folder.chmod(0o755)
     (folder / "cache.db").chmod(0o666)
-    with pytest.raises(CacheError, match="cache.db"):
+    with pytest.raises(CacheError, match=r"cache\.db"):
         LlamaDiskCache(folder)
     folder.chmod(0o700)
     LlamaDiskCache(folder).close()

@@ -34,7 +34,10 @@ def repetitive(seed):
     """Prompts in which what came before comes again."""
     numbers = random.Random(seed)
     phrases = [numbers.choices(range(3, 270), k=8) for _ in range(3)]
-    return [sum(numbers.choices(phrases, k=6), []) + numbers.choices(range(3, 270), k=i % 3) for i in range(8)]
+    return [
+        [token for phrase in numbers.choices(phrases, k=6) for token in phrase] + numbers.choices(range(3, 270), k=i % 3)
+        for i in range(8)
+    ]
 
 
 def statistics(llm):
