@@ -79,15 +79,15 @@ def main() -> None:
     seconds = build(variants, dependencies) if options.build else {}
     built = packages.build(variants, dependencies)
     seconds |= install(built, dependencies, options.rounds)
-    result = {
+    result: dict[str, Any] = {
         "machine": f"{os.cpu_count()} x {processor()}",
         "megabytes": {path.name: round(path.stat().st_size / 1e6, 2) for path in built},
         "seconds": {label: round(spent, 2) for label, spent in seconds.items()},
     }
     print(f"{result['machine']}\n")
-    for unit in ("megabytes", "seconds"):
-        for label, value in result[unit].items():
-            print(f"| {label} | {value} {'MB' if unit == 'megabytes' else 's'} |")
+    for key, unit in (("megabytes", "MB"), ("seconds", "s")):
+        for label, value in result[key].items():
+            print(f"| {label} | {value} {unit} |")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -49,6 +49,7 @@ def answer(llm: Llama, prompt: list[int], n: int) -> list[int]:
 def text(llm: Llama, prompt: list[int], n: int) -> str:
     """As answer(), in the way that is quick."""
     asked = llm.create_completion(prompt, max_tokens=n, temperature=0, logit_bias={llm.token_eos(): -1e9})
+    assert isinstance(asked, dict)
     return str(asked["choices"][0]["text"])
 
 
@@ -94,8 +95,10 @@ def chats(
                 prompt = prompts[name] = [*prompts.get(name, []), *said]
                 began = time.perf_counter()
                 first = llm.create_completion(prompt, max_tokens=1, temperature=0)
+                seconds = time.perf_counter() - began
+                assert isinstance(first, dict)
                 if turn and chat:  # the first chat warms up
-                    found[name][0].append(time.perf_counter() - began)
+                    found[name][0].append(seconds)
                     found[name][1].append(len(prompt) - first["usage"]["prompt_tokens_details"]["cached_tokens"])
                 prompts[name] += answer(llm, prompt, n_answer)
     for llm in sides.values():

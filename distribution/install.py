@@ -76,7 +76,8 @@ def find_ccache() -> str | None:
 
 def requirements(extra: str) -> list[str]:
     """What an optional group of pyproject.toml asks for."""
-    return load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"][extra]
+    found: list[str] = load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"][extra]
+    return found
 
 
 def check_machine() -> None:

@@ -25,8 +25,8 @@ ODD: list[Any] = [
     None, True, 0, -1, 7, 10**400, -(10**400), 0.5, float("nan"), float("inf"), 1e300, 1j, "", "3", "x\0y", "\ud800", b"x", [],
     [1], ["a"], [None], (), {}, {"a": 1}, {1: 2}, {"type": "json_object"}, {None: None}, set(), object(), print, int,
     np.int64(3), np.float32(0.5), np.bool_(True), np.array([1, 2]), np.array(3), np.array(["a"]), np.array([]), np.float64("nan"),
-    fractions.Fraction(1, 2), range(3), [[1]], [{"role": "user"}], [{"role": "user", "content": None}], [{"role": 5, "content": []}],
-    iter([1]), memoryview(b"x"), Ellipsis,
+    fractions.Fraction(1, 2), range(3), [[1]], [{"role": "user"}], [{"role": "user", "content": None}],
+    [{"role": 5, "content": []}], iter([1]), memoryview(b"x"), Ellipsis,
 ]  # fmt: skip
 ENOUGH = {"max_tokens": 1}
 
