@@ -71,6 +71,18 @@ def elsewhere(owner_key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="module")
+def seed_channel() -> Path:
+    """The channel of this machine's Python, compiler and wheels, in the user's cache."""
+    from distribution.errors import DownloadError
+    from distribution.seed import seed
+
+    try:
+        return seed(quiet=True)
+    except DownloadError as error:
+        pytest.skip(error.message)
+
+
+@pytest.fixture(scope="module")
 def served_channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a published channel with a large file, for ``serving``."""
     from serving import publish_channel

@@ -363,6 +363,7 @@ def test_patches_of_this_repository_are_explained():
         assert "Why:" in patch.header and "Goes when:" in patch.header, patch.name
 
 
+@pytest.mark.network
 def test_the_real_carrier(tmp_path):
     """The pinned release, from the user's cache or the index, unpacked, proved and patched."""
     folder = tmp_path / "llama.cpp"
