@@ -12,11 +12,15 @@ from __future__ import annotations
 import argparse
 import ctypes
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llama_cpp.capi import ggml, ggml_backend, llama
+from llama_cpp.capi import ggml, ggml_alloc, ggml_backend, llama
 from llama_cpp.engine.decoder import ggml_cpu_set_batch_invariant
+
+if TYPE_CHECKING:
+    from llama_cpp.capi.pointers import Pointer
 
 KINDS = {"f16": (ggml.GGML_TYPE_F16, 2), "q8_0": (ggml.GGML_TYPE_Q8_0, 34 / 32)}
 MODELS = {"SmolLM2": (9, 3, 64), "8B": (32, 8, 128), "encoder": (12, 12, 64)}
@@ -46,16 +50,19 @@ class Attention:
             cells.append(ggml.ggml_permute(self._context, tensor, 0, 2, 1, 3))
         seen = np.arange(n_cells)[None] <= np.arange(n_seen - n_tokens, n_seen)[:, None]
         mask = self._tensor(ggml.GGML_TYPE_F16, np.where(seen, 0, -np.inf).astype(np.float16))
-        out = ggml.ggml_flash_attn_ext(self._context, q, *cells, mask, size**-0.5, 0.0, 0.0)
+        k, v = cells
+        out = ggml.ggml_flash_attn_ext(self._context, q, k, v, mask, size**-0.5, 0.0, 0.0)
         self._graph = ggml.ggml_new_graph(self._context)
         ggml.ggml_build_forward_expand(self._graph, out)
 
-    def _tensor(self, kind: int, array: np.ndarray) -> object:
+    def _tensor(self, kind: int, array: np.ndarray) -> Pointer[ggml.ggml_tensor]:
         tensor = ggml.ggml_new_tensor_4d(self._context, kind, *[*reversed(array.shape), 1, 1][:4])
-        ctypes.memmove(ggml.ggml_get_data(tensor), array.ctypes.data, array.nbytes)
+        data = ggml.ggml_get_data(tensor)
+        assert data, "the context has room"
+        ctypes.memmove(data, array.ctypes.data, array.nbytes)
         return tensor
 
-    def seconds(self, backend: object, ours: bool) -> float:
+    def seconds(self, backend: ggml_alloc.ggml_backend_t | None, ours: bool) -> float:
         """Of the processor, in all threads: what others do meanwhile does not count."""
         ggml_cpu_set_batch_invariant(ours)
         started = time.process_time()
@@ -76,6 +83,7 @@ def main() -> None:
     backend = ggml_backend.ggml_backend_dev_init(device, None)
     registry = ggml_backend.ggml_backend_dev_backend_reg(device)
     address = ggml_backend.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
+    assert address, "the CPU's backend sets a number of threads"
     ggml_backend.ggml_backend_set_n_threads_t(address)(backend, args.threads)
     print("| | ours, µs | llama.cpp's own, µs | ratio |\n| --- | --- | --- | --- |")
     for kind in KINDS:
@@ -88,7 +96,8 @@ def main() -> None:
                     for ours in best:
                         best[ours] = min(best[ours], *(problem.seconds(backend, ours) for _ in range(n + 1)))
                 print(
-                    f"| {model}, {kind}: {case} | {best[True] * 1e6:,.0f} | {best[False] * 1e6:,.0f} | {best[True] / best[False]:.2f} |",
+                    f"| {model}, {kind}: {case} | {best[True] * 1e6:,.0f} | {best[False] * 1e6:,.0f} "
+                    f"| {best[True] / best[False]:.2f} |",
                     flush=True,
                 )
                 problem.close()

@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 import numpy as np
-from engine import many, one_stream, seen_logits
 
+from engine import many, one_stream, seen_logits
 from llama_cpp import LLAMA_SPLIT_MODE_LAYER, LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_TENSOR, Llama
 
 PORT = 50052

@@ -39,11 +39,14 @@ from llama_cpp import Llama, LlamaRAMCache
 from llama_cpp.capi.loader import library_folder
 from llama_cpp.fit.devices import gpus
 
-STREAMS = {
+STREAMS: dict[str, dict[str, Any]] = {
     "stream": {"temperature": 0},
     "sampled": {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05},
 }
-SERVERS = {"server": ("llama-server", ()), "device-server": ("llama-server, device sampling", ("--backend-sampling",))}
+SERVERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "server": ("llama-server", ()),
+    "device-server": ("llama-server, device sampling", ("--backend-sampling",)),
+}
 LABELS = {
     "stream": "one stream, temperature 0",
     "sampled": "one stream, top-k, top-p, temperature",
@@ -77,7 +80,7 @@ class Tools:
         printed = self.run(
             "llama-bench", "-p", "0", "-n", str(n), "-d", str(depth), "-r", "1", "-fa", "1", "-ngl", "99", "-o", "json"
         )
-        return json.loads(printed)[0]["samples_ts"][0] if printed else None
+        return float(json.loads(printed)[0]["samples_ts"][0]) if printed else None
 
     def together(self, n_prompt: int, n: int, parallel: int, unified: bool, ubatch: int, repeat: int) -> float | None:
         """Tokens per second of llama-batched-bench, prompts and generation together."""
@@ -97,7 +100,7 @@ class Tools:
         printed = self.run("llama-batched-bench", *arguments, *(["-kvu"] if unified else []))
         if printed is None:
             return None
-        return max(json.loads(line)["speed"] for line in printed.splitlines() if line.startswith("{"))
+        return max(float(json.loads(line)["speed"]) for line in printed.splitlines() if line.startswith("{"))
 
     @contextlib.contextmanager
     def server(self, parallel: int, n_ctx: int, *arguments: str) -> Iterator[int]:
@@ -192,11 +195,17 @@ MESSAGES = [{"role": "user", "content": "Tell me a story."}]
 
 def one_chat(llm: Llama, n: int) -> float:
     """As :func:`one_stream`, of an answer to a message."""
-    how = {"temperature": 0, "stream": True, "logit_bias": ends(llm)}
+    how: dict[str, Any] = {"temperature": 0, "stream": True, "logit_bias": ends(llm)}
     return timed_stream(llm, n, lambda n: llm.create_chat_completion(MESSAGES, max_tokens=n, **how))
 
 
-def ends(llm: Llama) -> dict[int, float]:
+def whole(answer: dict[str, Any] | Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """An answer that was not asked for as a stream."""
+    assert isinstance(answer, dict)
+    return answer
+
+
+def ends(llm: Llama) -> dict[int | str, float]:
     """A logit_bias without which a stream could end early."""
     return {token: -1e9 for token in range(llm.n_vocab()) if llm._open_model.is_end(token)}
 
@@ -234,11 +243,16 @@ def many(llm: Llama, n_requests: int, n_prompt: int, n: int, beside: Sequence[di
 
     def run(i: int) -> int:
         arguments: dict[str, Any] = {**settings(abs(i)), **(beside[-i - 1] if i < 0 else {})}
-        return llm.create_completion(texts[i], max_tokens=n, **arguments)["usage"]["total_tokens"]
+        return int(whole(llm.create_completion(texts[i], max_tokens=n, **arguments))["usage"]["total_tokens"])
 
     seconds, n_tokens = staggered(n_requests, 0.1, run, beside=len(beside))
     outside = statistics.seconds - statistics.native_seconds - outside
     return n_tokens / seconds, outside / (statistics.n_steps - n_steps)
+
+
+def many_beside(llm: Llama, n_requests: int, beside: Sequence[dict[str, Any]]) -> float:
+    """Tokens per second as of :func:`many`."""
+    return many(llm, n_requests, 128, 128, beside)[0]
 
 
 def served(port: int, texts: Sequence[list[int]], n: int) -> float:
@@ -248,7 +262,7 @@ def served(port: int, texts: Sequence[list[int]], n: int) -> float:
         body = {"prompt": texts[i], "n_predict": n, "ignore_eos": True, "cache_prompt": False, **settings(i)}
         status, answer = ask(port, "POST", "/completion", body)
         assert status == 200, answer
-        return answer["tokens_evaluated"] + answer["tokens_predicted"]
+        return int(answer["tokens_evaluated"] + answer["tokens_predicted"])
 
     seconds, n_tokens = staggered(len(texts), 0.1, run)
     return n_tokens / seconds
@@ -272,7 +286,7 @@ def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
 def prefix(llm: Llama, n: int) -> tuple[float, float]:
     """Seconds to the first token of a prompt, and of another one that shares its first n tokens."""
     shared = prompts(1, n, llm.n_vocab())[0]
-    first, second = (llm.create_completion([*shared, *end], max_tokens=1) for end in ([400, 500], [600, 700]))
+    first, second = (whole(llm.create_completion([*shared, *end], max_tokens=1)) for end in ([400, 500], [600, 700]))
     return first["timings"]["prompt_ms"] / 1e3, second["timings"]["prompt_ms"] / 1e3
 
 
@@ -337,9 +351,9 @@ def agreement(llm: Llama, n_seeds: int, n: int) -> float:
     """The share of answers that are the same whether the device selects the tokens to pick from, or all are looked at."""
 
     def text(seed: int, **arguments: Any) -> str:
-        sampling = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": seed}
+        sampling: dict[str, Any] = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": seed}
         made = llm.create_completion(prompts(1, 64, llm.n_vocab())[0], max_tokens=n, **sampling, **arguments)
-        return made["choices"][0]["text"]
+        return str(whole(made)["choices"][0]["text"])
 
     # with Python code to look at them, all logits are fetched
     return sum(text(i) == text(i, logits_processor=lambda _, logits: logits) for i in range(n_seeds)) / n_seeds
@@ -359,7 +373,8 @@ def guessing(model: str, source: str | None, n_requests: int, n: int, repeat: in
         bias = ends(llm)
 
         def run(i: int) -> int:
-            return llm.create_completion(texts[i], max_tokens=n, temperature=0, logit_bias=bias)["usage"]["completion_tokens"]
+            made = llm.create_completion(texts[i], max_tokens=n, temperature=0, logit_bias=bias)
+            return int(whole(made)["usage"]["completion_tokens"])
 
         for _ in range(repeat + 1):
             seconds, n_tokens = staggered(n_requests, 0.0, run)
@@ -405,16 +420,21 @@ def main() -> None:
     streams = {name: sampling for name, sampling in STREAMS.items() if name in wanted}
     if streams or "chat" in wanted:
         with Llama(o.model, n_ctx=1024, **common) as llm:
-            asked = {name: functools.partial(one_stream, llm, **sampling) for name, sampling in streams.items()}
+            asked: dict[str, Callable[[int], float]] = {
+                name: functools.partial(one_stream, llm, **sampling) for name, sampling in streams.items()
+            }
             benches = {f"llama-bench tg{o.n}": 0}
             if "chat" in wanted:
                 asked["chat"] = functools.partial(one_chat, llm)
-                depth = llm.create_chat_completion(MESSAGES, max_tokens=1)["usage"]["prompt_tokens"]
+                depth = whole(llm.create_chat_completion(MESSAGES, max_tokens=1))["usage"]["prompt_tokens"]
                 benches[f"llama-bench tg{o.n} @ d{depth}"] = depth
             for ask_for in asked.values():
                 ask_for(32)
-            sides = {name: functools.partial(tools.generating, o.n, depth) for name, depth in benches.items()}
-            reached = in_turns({**sides, **{name: functools.partial(ask_for, o.n) for name, ask_for in asked.items()}}, o.repeat)
+            sides: dict[str, Callable[[], float | None]] = {
+                **{name: functools.partial(tools.generating, o.n, depth) for name, depth in benches.items()},
+                **{name: functools.partial(ask_for, o.n) for name, ask_for in asked.items()},
+            }
+            reached = in_turns(sides, o.repeat)
         for name in asked:
             ours[name] = max(reached[name])
             for other, depth in benches.items():
@@ -435,7 +455,7 @@ def main() -> None:
             # the other side's best of two: its process has just been started
             sides = {"llama-batched-bench": lambda: tools.together(128, 128, n, o.unified, o.ubatch, 2), "alone": alone}
             if "extra" in wanted:
-                sides |= {name: lambda beside=beside: many(llm, n, 128, 128, beside)[0] for name, beside in BESIDE.items()}
+                sides |= {name: functools.partial(many_beside, llm, n, beside) for name, beside in BESIDE.items()}
             texts = prompts(n, 128, llm.n_vocab())
             servers = {
                 name: arguments for row, (name, arguments) in SERVERS.items() if row in wanted and tools.find("llama-server")
@@ -465,18 +485,17 @@ def main() -> None:
             "settings": [settings(i) for i in one_by_one],
         }  # fmt: skip
         version, speeds = upstream(o.upstream, task)
-        for name, theirs in speeds.items():
-            note(
-                LABELS.get(name, f"{o.parallel} requests, 128 in and 128 out"), ours[name], f"llama-cpp-python {version}", theirs
-            )
+        row = f"{o.parallel} requests, 128 in and 128 out"
+        for name, speed in speeds.items():
+            note(LABELS.get(name, row), ours[name], f"llama-cpp-python {version}", speed)
     if "prefix" in wanted:
         with Llama(o.model, n_ctx=o.prefix + 64, **common) as llm:
             first, second = prefix(llm, o.prefix)
             note(f"second request that shares {o.prefix} tokens", second, "the first: seconds to the first token", first, "s")
     if "kept" in wanted:
         with Llama(o.model, n_ctx=o.prefix + 1024, **common) as llm:
-            beside, alone = kept(llm, o.n, o.prefix, o.repeat)
-            note(f"one stream beside {o.prefix} tokens kept of others", beside, "without them", alone)
+            with_others, without = kept(llm, o.n, o.prefix, o.repeat)
+            note(f"one stream beside {o.prefix} tokens kept of others", with_others, "without them", without)
     if {"differences", "requests"} & set(wanted):
         n = o.parallel
         with Llama(o.model, n_ctx=320, n_parallel=n, **common) as llm:
@@ -486,11 +505,15 @@ def main() -> None:
                 note("answers as from the whole vocabulary", agreement(llm, 16, 64), "all", 1.0, "")
             if "requests" in wanted:
                 short = prompts(64, 8, llm.n_vocab())
-                staggered(n, 0.0, lambda i: [llm.create_completion(short[(i + j) % 64], max_tokens=8) for j in range(50)] and 1)
+
+                def ask_short(i: int, times: int) -> int:
+                    for j in range(times):
+                        llm.create_completion(short[(i + j) % 64], max_tokens=8)
+                    return times
+
+                staggered(n, 0.0, functools.partial(ask_short, times=50))
                 before = used_memory()
-                staggered(
-                    n, 0.0, lambda i: [llm.create_completion(short[(i + j) % 64], max_tokens=8) for j in range(10_000 // n)] and 1
-                )
+                staggered(n, 0.0, functools.partial(ask_short, times=10_000 // n))
                 for name, mib, earlier in zip(("resident", "GPU"), used_memory(), before):
                     note(f"{name} memory after 10,000 requests", mib, "before", earlier, "MiB")
     if "saved" in wanted:

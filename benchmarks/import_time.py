@@ -31,7 +31,7 @@ def main() -> None:
     for statement in STATEMENTS.values():
         milliseconds(statement)  # writes .pyc files, fills the page cache
     # in turn, so that a machine that changes its speed changes it for all
-    samples = {name: [] for name in STATEMENTS}
+    samples: dict[str, list[float]] = {name: [] for name in STATEMENTS}
     for _ in range(runs):
         for name, statement in STATEMENTS.items():
             samples[name].append(milliseconds(statement))

@@ -10,6 +10,7 @@ several rounds the median.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -54,13 +55,14 @@ def install(built: list[Path], dependencies: list[str], rounds: int) -> dict[str
             channel = Channel.at(Path(scratch, f"channel-{number}"))
             local = [Path(channel) for channel in dependencies if os.path.isdir(channel)]
             files = built + sorted(file for folder in local for file in folder.glob("*/*.conda"))
-            seconds["publish"].append(timed(lambda: publish(files, channel))[0])
+            seconds["publish"].append(timed(functools.partial(publish, files, channel))[0])
             source = str(channel.path / "environment.yml")
             wanted = specification.parse(specification.read_text(source), source)
-            spent, solution = timed(lambda: solving.solve_environment(wanted, cpu=True))
+            spent, solution = timed(functools.partial(solving.solve_environment, wanted, cpu=True))
             seconds["solve"].append(spent)
             prefix = Path(scratch, f"environment-{number}")
-            seconds["create"].append(timed(lambda: creation.create(solution.records, prefix, solution.requested))[0])
+            make = functools.partial(creation.create, solution.records, prefix, solution.requested)
+            seconds["create"].append(timed(make)[0])
     return {label: statistics.median(spent) for label, spent in seconds.items()}
 
 
@@ -77,15 +79,15 @@ def main() -> None:
     seconds = build(variants, dependencies) if options.build else {}
     built = packages.build(variants, dependencies)
     seconds |= install(built, dependencies, options.rounds)
-    result = {
+    result: dict[str, Any] = {
         "machine": f"{os.cpu_count()} x {processor()}",
         "megabytes": {path.name: round(path.stat().st_size / 1e6, 2) for path in built},
         "seconds": {label: round(spent, 2) for label, spent in seconds.items()},
     }
     print(f"{result['machine']}\n")
-    for unit in ("megabytes", "seconds"):
-        for label, value in result[unit].items():
-            print(f"| {label} | {value} {'MB' if unit == 'megabytes' else 's'} |")
+    for key, unit in (("megabytes", "MB"), ("seconds", "s")):
+        for label, value in result[key].items():
+            print(f"| {label} | {value} {unit} |")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/repeatable.py MODEL [--cost-of MODEL] [--questions 16] [--tokens 96] [--n-ubatch 512 256 128]
 
-Prints, for each way of sharing the cache, how many questions have the same answer at temperature 0 when they are asked twice more,
+Prints, for each way of sharing the cache, how many questions have the same answer at temperature 0 when asked twice more,
 after other questions and after their own next turn, and after `reset()`. Then, for chats of several turns, the milliseconds to
 the first token of a later turn with and without repeatable=True, the sides taking turns: medians, and how many tokens of the
 prompt were read, as they were not in the cache. `--cost-of` names another model for that; time does not depend on what it says.
@@ -49,6 +49,7 @@ def answer(llm: Llama, prompt: list[int], n: int) -> list[int]:
 def text(llm: Llama, prompt: list[int], n: int) -> str:
     """As answer(), in the way that is quick."""
     asked = llm.create_completion(prompt, max_tokens=n, temperature=0, logit_bias={llm.token_eos(): -1e9})
+    assert isinstance(asked, dict)
     return str(asked["choices"][0]["text"])
 
 
@@ -94,8 +95,10 @@ def chats(
                 prompt = prompts[name] = [*prompts.get(name, []), *said]
                 began = time.perf_counter()
                 first = llm.create_completion(prompt, max_tokens=1, temperature=0)
+                seconds = time.perf_counter() - began
+                assert isinstance(first, dict)
                 if turn and chat:  # the first chat warms up
-                    found[name][0].append(time.perf_counter() - began)
+                    found[name][0].append(seconds)
                     found[name][1].append(len(prompt) - first["usage"]["prompt_tokens_details"]["cached_tokens"])
                 prompts[name] += answer(llm, prompt, n_answer)
     for llm in sides.values():

@@ -19,7 +19,8 @@ from llama_cpp import Llama
 def streamed(llm: Llama, prompt: list[int], n: int, sampling: dict[str, Any]) -> float:
     """Tokens per second of one streamed completion; but for the first time its prompt is cached."""
     started, reason = time.perf_counter(), None
-    for chunk in llm.create_completion(prompt, max_tokens=n, stream=True, **sampling):
+    chunks: Any = llm.create_completion(prompt, max_tokens=n, stream=True, **sampling)
+    for chunk in chunks:
         reason = chunk["choices"][0]["finish_reason"]
     # one that ended by itself says nothing
     return n / (time.perf_counter() - started) if reason == "length" else 0.0
@@ -30,7 +31,8 @@ def one_after_another(llm: Llama, prompts: list[list[int]], n: int, sampling: li
     started, n_tokens = time.perf_counter(), 0
     for prompt, how in zip(prompts, sampling):
         llm.reset()
-        n_tokens += llm.create_completion(prompt, max_tokens=n, **how)["usage"]["total_tokens"]
+        answer: Any = llm.create_completion(prompt, max_tokens=n, **how)
+        n_tokens += answer["usage"]["total_tokens"]
     return n_tokens / (time.perf_counter() - started)
 
 

@@ -7,7 +7,6 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from . import console, interruption, toolkit, update, vendor
 from .pin import Pin
@@ -22,11 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int | None:
     options = _parser(arguments).parse_args(arguments)
-    return options.run(options)
+    status: int | None = options.run(options)
+    return status
 
 
 # What a command needs is imported when it is run: `vendor` must work where nothing is installed.
-_COMMANDS = {
+_COMMANDS: dict[str, tuple[str, str | Callable[[argparse.ArgumentParser], None]]] = {
     "vendor": ("unpack, prove and patch the pinned llama.cpp", lambda parser: _add_vendor(parser)),
     "toolkit": ("assemble a CUDA toolkit from pinned wheels", lambda parser: _add_toolkit(parser)),
     "seed": ("make a conda channel of this machine's Python, compiler and wheels", "seed:add_commands"),
@@ -49,11 +49,12 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _load(add: Any) -> Callable[[argparse.ArgumentParser], None]:
+def _load(add: str | Callable[[argparse.ArgumentParser], None]) -> Callable[[argparse.ArgumentParser], None]:
     if callable(add):
         return add
     module, _, function = add.partition(":")
-    return getattr(importlib.import_module(f".{module}", __package__), function)
+    found: Callable[[argparse.ArgumentParser], None] = getattr(importlib.import_module(f".{module}", __package__), function)
+    return found
 
 
 def _add_vendor(parser: argparse.ArgumentParser) -> None:

@@ -129,7 +129,7 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(number, True)
             if getattr(sys, name) is None:
-                setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+                setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - for as long as this runs
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from .errors import FetchError
 
@@ -105,7 +105,8 @@ def _open(url: str, method: str, deadline: float, headers: Mapping[str, str]) ->
     # a space or a letter of another alphabet is sent as a browser would send it
     asked = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
     request = urllib.request.Request(asked, headers=dict(headers), method=method)
-    return _opener(deadline).open(request, timeout=_left(deadline))
+    answer: http.client.HTTPResponse = _opener(deadline).open(request, timeout=_left(deadline))
+    return answer
 
 
 def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:
@@ -158,10 +159,12 @@ def _opener(deadline: float) -> urllib.request.OpenerDirector:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    def http_error_302(self, request: urllib.request.Request, body: Any, *answer: Any) -> Any:
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
+    ) -> Any:
         # it would be read to its end otherwise, or be left open where the address is malformed
-        body.close()
-        return super().http_error_302(request, body, *answer)
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
@@ -183,13 +186,13 @@ class _Timed(urllib.request.HTTPSHandler):
         self._deadline = deadline
 
     def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_connection(http.client.HTTPConnection, self._deadline), request)
+        return self.do_open(_connection(self._deadline), request)
 
     def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_connection(http.client.HTTPSConnection, self._deadline), request)
+        return self.do_open(_connection(self._deadline, tls=True), request)
 
 
-def _connection(kind: type[http.client.HTTPConnection], deadline: float) -> type[http.client.HTTPConnection]:
+def _connection(deadline: float, tls: bool = False) -> type[http.client.HTTPConnection]:
     """A connection whose every read ends at the deadline: a socket's own timeout begins anew with each byte."""
 
     class Response(http.client.HTTPResponse):
@@ -198,7 +201,7 @@ def _connection(kind: type[http.client.HTTPConnection], deadline: float) -> type
             self.fp.close()
             self.fp = _BoundedReader(_TimedReader(sock, deadline))
 
-    class Connection(kind):
+    class Connection(http.client.HTTPConnection):
         response_class = Response
 
         def connect(self) -> None:
@@ -206,7 +209,10 @@ def _connection(kind: type[http.client.HTTPConnection], deadline: float) -> type
             super().connect()
             self.sock.settimeout(_left(deadline))
 
-    return Connection
+    class TLSConnection(Connection, http.client.HTTPSConnection):
+        pass
+
+    return TLSConnection if tls else Connection
 
 
 class _BoundedReader(io.BufferedReader):

@@ -19,14 +19,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from .console import megabytes, say
 from .errors import DiskSpaceError, HomeNotFoundError, NotInstalledError, PinError
 from .interruption import deferred
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 LARGEST_DOCUMENT = 64 << 20
 """Bytes that a JSON file of ours may have."""
@@ -277,7 +280,8 @@ def load_yaml(data: bytes | str, largest: int = 1 << 20, deepest: int = _DEEPEST
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
-                raise ValueError(f"it has an alias (*{self.peek_event().anchor}), which is not understood here")
+                alias = self.peek_event()  # type: ignore[no-untyped-call]  # it has no types yet
+                raise ValueError(f"it has an alias (*{alias.anchor}), which is not understood here")
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -337,7 +341,8 @@ def load_toml(path: Path) -> dict[str, Any]:
         # a key of many parts takes the square of their number, and minutes
         if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
             raise ValueError(f"a line has more than {_MOST_DOTS} dots")
-        return toml.loads(text)
+        document: dict[str, Any] = toml.loads(text)
+        return document
     except FileNotFoundError:
         raise PinError(f"{path} is missing", remedy) from None
     except OSError as error:

@@ -76,23 +76,29 @@ def _describe(entry: os.DirEntry[str]) -> str:
         return f"{'100755' if found.st_mode & 0o100 else '100644'} {object_id('blob', file.read(LARGEST_FILE))}"
 
 
+_Folder = dict[str, "str | _Folder"]
+"""What git keeps of a folder: of each file its mode and id."""
+
+
 def tree_id(files: Mapping[str, str]) -> str:
     """The git tree id of a listing made by :func:`scan`.
 
     >>> tree_id({})
     '4b825dc642cb6eb9a060e54bf8d69288fbee4904'
     """
-    root: dict = {}
+    root: _Folder = {}
     for path, value in files.items():
         *folders, name = path.split("/")
         node = root
         for folder in folders:
-            node = node.setdefault(folder, {})
+            below = node.setdefault(folder, {})
+            assert isinstance(below, dict), f"{folder} is a file and a folder"
+            node = below
         node[name] = value
     return _tree_id(root)
 
 
-def _tree_id(node: dict) -> str:
+def _tree_id(node: _Folder) -> str:
     entries = []
     for name, value in node.items():
         raw = os.fsencode(name)

@@ -76,12 +76,13 @@ def find_ccache() -> str | None:
 
 def requirements(extra: str) -> list[str]:
     """What an optional group of pyproject.toml asks for."""
-    return load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"][extra]
+    found: list[str] = load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"][extra]
+    return found
 
 
 def check_machine() -> None:
     """Raises InstallError with one clear line when something is missing that cannot be installed as a user."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - run before anything is installed, by whatever python3 is there
         raise InstallError(
             f"Python {sys.version.split()[0]} is too old.", remedy="Use 3.10 or later: make PYTHON=python3.12 demo"
         )

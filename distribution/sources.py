@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from .console import megabytes, say
 from .errors import DownloadError, PinError, ToolNotFoundError, UnsafeArchiveError
@@ -118,11 +119,17 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath, t
         target.symlink_to(link)
     elif member.isreg():
         # Times are now, not the archive's: after a pin moves, build tools must see changed files as new.
-        with tar.extractfile(member) as source, target.open("xb") as file:
+        with _content(tar, member) as source, target.open("xb") as file:
             shutil.copyfileobj(source, file)
         target.chmod(0o755 if member.mode & 0o100 else 0o644)
     else:
         raise UnsafeArchiveError(f"the archive holds {path}, which is no file, folder or symbolic link", "do not use it")
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    content = tar.extractfile(member)
+    assert content is not None, "only files have a content"
+    return content
 
 
 def _through_link(root: Path, path: PurePosixPath) -> bool:
@@ -242,7 +249,7 @@ def recorded_commit(archive: Path, prefix: str, scratch: Path) -> tuple[str, str
     with _opened(archive) as tar:
         for member, path in _members(archive, tar, f".git/modules/{prefix}"):
             if path.parts == ("HEAD",) and member.isreg():
-                head = tar.extractfile(member).read(_LARGEST_HEAD)
+                head = _content(tar, member).read(_LARGEST_HEAD)
             elif path.parts[0] in ("objects", "refs", "packed-refs", "shallow") and path.parts[:2] != ("objects", "info"):
                 _write_member(tar, member, path, repository)
     commit, tree, date = _read_commit(repository, head)

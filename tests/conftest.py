@@ -26,6 +26,10 @@ DROPPED = (
 )  # fmt: skip
 
 
+#: Fixtures that fetch what is not in the caches yet; the tests that use them get the marker.
+FETCHING = {"model": {"smollm2", "minilm_file"}, "network": {"seed_channel", "elftools"}}
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Gives Ctrl-C back, and pins each worker of pytest-xdist, and so its children, to one processor.
 
@@ -58,12 +62,20 @@ def _temporary_folder() -> str:
     return chosen
 
 
+# before pytest looks at the markers that -m names
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest test, which runs others, begins first, so that no worker is left alone with it at the end.
 
-    Tests for a CPU alone, or for a GPU, are skipped on the other one.
+    Tests for a CPU alone, or for a GPU, are skipped on the other one. Those whose fixtures fetch something are marked.
     """
     items.sort(key=lambda item: "suite_passes" not in item.name)
+    for item in items:
+        for marker, fixtures in FETCHING.items():
+            if fixtures.intersection(getattr(item, "fixturenames", ())):
+                item.add_marker(marker)
+        if item.get_closest_marker("toolkit"):
+            item.add_marker("network")
     if any(item.get_closest_marker("cpu") or item.get_closest_marker("gpu") for item in items):
         from llama_cpp.capi.backends import has_gpu
 

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 NAMES = ["a", "b", "kind", "x1", 'q"', "é"]
 PATTERNS = [
-    "^a", "b$", "^[a-z]{2,4}$", r"\d", r"^\d{3}-\d{4}$", r"^\w+$", "x|y", "^(?:ab|cd)+$", r"^[^\s]*$", r"^\/a\/?$", 'x"y', r"^\\$", "", ".", "^.{2,5}$",
-    r"\u0041+", r"^\p{L}+$", "^(a|b)*?c$", r"[\W]", r"^\D+$", "[^a]", "^$", r"\n", "^a|b$", r"[\]\-]", "^(0|[1-9][0-9]*)$", r"\x41", "(?<n>q)+", "^[😀-😂é]{1,2}$",
+    "^a", "b$", "^[a-z]{2,4}$", r"\d", r"^\d{3}-\d{4}$", r"^\w+$", "x|y", "^(?:ab|cd)+$", r"^[^\s]*$", r"^\/a\/?$", 'x"y',
+    r"^\\$", "", ".", "^.{2,5}$",
+    r"\u0041+", r"^\p{L}+$", "^(a|b)*?c$", r"[\W]", r"^\D+$", "[^a]", "^$", r"\n", "^a|b$", r"[\]\-]", "^(0|[1-9][0-9]*)$",
+    r"\x41", "(?<n>q)+", "^[😀-😂é]{1,2}$",
 ]  # fmt: skip
 FORMATS = [
     "date",
@@ -56,15 +58,18 @@ STRINGS = some(minLength=COUNTS, maxLength=st.integers(0, 12), pattern=st.sample
 
 def arrays(schemas: Any) -> Any:
     return some(
-        items=schemas, prefixItems=st.lists(schemas, min_size=1, max_size=3), minItems=st.integers(0, 3), maxItems=st.integers(0, 5),
-        uniqueItems=st.booleans(), contains=schemas, minContains=st.integers(0, 2), maxContains=st.integers(0, 3), unevaluatedItems=schemas,
+        items=schemas, prefixItems=st.lists(schemas, min_size=1, max_size=3), minItems=st.integers(0, 3),
+        maxItems=st.integers(0, 5),
+        uniqueItems=st.booleans(), contains=schemas, minContains=st.integers(0, 2), maxContains=st.integers(0, 3),
+        unevaluatedItems=schemas,
     )  # fmt: skip
 
 
 def objects(schemas: Any) -> Any:
     names = st.sampled_from(NAMES)
     return some(
-        properties=st.dictionaries(names, schemas, max_size=4), required=st.lists(names, unique=True, max_size=3), additionalProperties=schemas,
+        properties=st.dictionaries(names, schemas, max_size=4), required=st.lists(names, unique=True, max_size=3),
+        additionalProperties=schemas,
         patternProperties=st.dictionaries(st.sampled_from(PATTERNS[:8]), schemas, max_size=2), propertyNames=schemas | STRINGS,
         minProperties=st.integers(0, 3), maxProperties=st.integers(0, 4), unevaluatedProperties=schemas,
         dependentRequired=st.dictionaries(names, st.lists(names, unique=True, max_size=2), max_size=2),

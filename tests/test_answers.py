@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from gguf_writer import T_F32, tiny_model
 from llama_cpp import AsyncLlama, Llama
 from llama_cpp.capi.backends import has_gpu
 from llama_cpp.engine.decoder import Decoder
@@ -46,7 +47,7 @@ def bytes_of(token: str) -> bytes:
 def test_offsets_are_places_in_the_text(llm, echo):
     """Also where a character has several tokens; they begin behind the prompt, as OpenAI's and llama-cpp-python's do."""
     wanted = "A😀é中!"
-    how = dict(max_tokens=40, temperature=0, grammar=f'root ::= "{wanted}"', logprobs=2, echo=echo)
+    how = {"max_tokens": 40, "temperature": 0, "grammar": f'root ::= "{wanted}"', "logprobs": 2, "echo": echo}
     choice = llm.create_completion(PROMPT, **how)["choices"][0]
     found = choice["logprobs"]
     whole = PROMPT + wanted
@@ -82,9 +83,13 @@ def test_tokens_that_are_parts_of_a_character_are_told_apart(llm):
 
 @pytest.mark.parametrize("stop", [" there", "re", "zzz", "there lived"])
 def test_what_a_stop_string_cuts_off_is_not_listed(llm, stop):
-    how = dict(
-        max_tokens=12, temperature=0, grammar='root ::= " in a house there lived a man and so on and on"', logprobs=0, stop=stop
-    )
+    how = {
+        "max_tokens": 12,
+        "temperature": 0,
+        "grammar": 'root ::= " in a house there lived a man and so on and on"',
+        "logprobs": 0,
+        "stop": stop,
+    }
     choice = llm.create_completion(PROMPT, **how)["choices"][0]
     found, text = streamed(llm.create_completion(PROMPT, stream=True, **how))
     assert found == choice["logprobs"] and text == choice["text"]
@@ -232,7 +237,8 @@ def test_an_asynchronous_stream_is_closed_by_another_task(smollm2):
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize(
     "returned, match",
-    [(lambda x: np.full_like(x, -np.inf), "forbid every token"), (lambda x: np.full_like(x, np.nan), "NaN"), (lambda x: None, "shape"),
+    [(lambda x: np.full_like(x, -np.inf), "forbid every token"), (lambda x: np.full_like(x, np.nan), "NaN"),
+     (lambda x: None, "shape"),
      (lambda x: x[:5], "shape"), (lambda x: [["a"]], "list")],
 )  # fmt: skip
 def test_a_processor_that_leaves_nothing(llm, returned, match, temperature):
@@ -256,12 +262,6 @@ def test_a_grammar_that_leaves_nothing(llm):
 @pytest.mark.parametrize("grammar", [None, 'root ::= "a"'])
 def test_logits_that_are_not_numbers(tmp_path, grammar):
     """A model whose weights are NaN is told apart from a grammar that forbids."""
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).parent / "models"))
-    from gguf_writer import T_F32, tiny_model
-
     file = tiny_model()
     shape, _ = file.tensors["output_norm.weight"]
     file.tensors["output_norm.weight"] = (shape, T_F32)
@@ -281,7 +281,7 @@ def scores_one_by_one(llm, tokens):
     found = []
     for i in range(1, len(tokens)):
         seen = []
-        note = lambda _, logits: (seen.append(logits.astype(np.float64)), logits)[1]  # noqa: E731
+        note = lambda _, logits, seen=seen: (seen.append(logits.astype(np.float64)), logits)[1]
         llm.create_completion(tokens[:i], max_tokens=1, logits_processor=note)
         values = seen[0] - seen[0].max()
         found.append(float(values[tokens[i]] - np.log(np.exp(values).sum())))
@@ -298,7 +298,7 @@ def test_an_echoed_prompt_is_scored(smollm2, arguments, one_by_one):
         text = "The quick brown fox jumps over the lazy dog. Ünïcode 🦊 too."
         tokens = llm.tokenize(text.encode())
         expected = scores_one_by_one(llm, tokens)
-        how = dict(max_tokens=3, temperature=0, logprobs=2, echo=True)
+        how = {"max_tokens": 3, "temperature": 0, "logprobs": 2, "echo": True}
         beside = [threading.Thread(target=llm.create_completion, args=(f"{i} and",), kwargs={"max_tokens": 60}) for i in range(2)]
         for thread in beside:
             thread.start()

@@ -7,18 +7,13 @@ import fractions
 import inspect
 import pickle
 import random
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
 from gguf_writer import tiny_model
-
 from llama_cpp import AsyncLlama, Llama
 from llama_cpp.chat.templates import ChatTemplates
 from llama_cpp.errors import IgnoredArgumentWarning, InvalidArgumentError, LlamaCppError, UncopyableError
@@ -27,10 +22,11 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 
 #: One of each kind that somebody might give by mistake.
 ODD: list[Any] = [
-    None, True, 0, -1, 7, 10**400, -(10**400), 0.5, float("nan"), float("inf"), 1e300, 1j, "", "3", "x\0y", "\ud800", b"x", [], [1],
-    ["a"], [None], (), {}, {"a": 1}, {1: 2}, {"type": "json_object"}, {None: None}, set(), object(), print, int, np.int64(3), np.float32(0.5),
-    np.bool_(True), np.array([1, 2]), np.array(3), np.array(["a"]), np.array([]), np.float64("nan"), fractions.Fraction(1, 2), range(3),
-    [[1]], [{"role": "user"}], [{"role": "user", "content": None}], [{"role": 5, "content": []}], iter([1]), memoryview(b"x"), Ellipsis,
+    None, True, 0, -1, 7, 10**400, -(10**400), 0.5, float("nan"), float("inf"), 1e300, 1j, "", "3", "x\0y", "\ud800", b"x", [],
+    [1], ["a"], [None], (), {}, {"a": 1}, {1: 2}, {"type": "json_object"}, {None: None}, set(), object(), print, int,
+    np.int64(3), np.float32(0.5), np.bool_(True), np.array([1, 2]), np.array(3), np.array(["a"]), np.array([]), np.float64("nan"),
+    fractions.Fraction(1, 2), range(3), [[1]], [{"role": "user"}], [{"role": "user", "content": None}],
+    [{"role": 5, "content": []}], iter([1]), memoryview(b"x"), Ellipsis,
 ]  # fmt: skip
 ENOUGH = {"max_tokens": 1}
 
@@ -113,7 +109,8 @@ def several(llm, seeds):
 
 @pytest.mark.parametrize(
     "how",
-    [{"stop": 5}, {"seed": "3"}, {"grammar": b"root"}, {"temperature": 10**400}, {"top_k": 1.5}, {"max_tokens": True}, {"stream": "yes"},
+    [{"stop": 5}, {"seed": "3"}, {"grammar": b"root"}, {"temperature": 10**400}, {"top_k": 1.5}, {"max_tokens": True},
+     {"stream": "yes"},
      {"logit_bias": {"a": 1}}, {"logit_bias": [1]}, {"top_p": None}, {"model": 5}, {"lora": 5}, {"echo": "no"}, {"stop": b"x"},
      {"stream_options": 5}, {"prompt": [1, None]}, {"prompt": [1.5]}, {"prompt": np.array([0.5])}, {"abort_callback": 5},
      {"dry_multiplier": 1, "dry_sequence_breakers": "ab"}, {"logprobs": 1.0}],
@@ -124,11 +121,11 @@ def test_what_is_refused(llm, how):
 
 
 def test_numbers_of_numpy_are_numbers(llm):
-    plain = dict(max_tokens=3, temperature=0.5, seed=3, top_k=5, logprobs=1, logit_bias={1: -1.0})
-    numpy = dict(
-        max_tokens=np.int32(3), temperature=np.float32(0.5), seed=np.uint32(3), top_k=np.array(5), logprobs=np.int8(1),
-        logit_bias={np.int64(1): np.float16(-1)},
-    )  # fmt: skip
+    plain = {"max_tokens": 3, "temperature": 0.5, "seed": 3, "top_k": 5, "logprobs": 1, "logit_bias": {1: -1.0}}
+    numpy = {
+        "max_tokens": np.int32(3), "temperature": np.float32(0.5), "seed": np.uint32(3), "top_k": np.array(5),
+        "logprobs": np.int8(1), "logit_bias": {np.int64(1): np.float16(-1)},
+    }  # fmt: skip
     tokens = llm.tokenize(b"the hello a of")
     asked = llm.create_completion(tokens, **plain)["choices"]
     assert llm.create_completion(np.array(tokens, np.int32), **numpy)["choices"] == asked

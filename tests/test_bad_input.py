@@ -43,7 +43,7 @@ def _write(path, data):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ModelNotFoundError, match="nowhere.gguf") as caught:
+    with pytest.raises(ModelNotFoundError, match=r"nowhere\.gguf") as caught:
         Llama(tmp_path / "nowhere.gguf")
     assert isinstance(caught.value, FileNotFoundError)
     assert caught.value.remedy
@@ -64,7 +64,7 @@ def test_an_empty_file(tmp_path):
     "data", [b"GGUX" + bytes(100), b"PK\x03\x04" + bytes(100), b"#!/bin/sh\necho hello world, this is text\n"]
 )
 def test_another_kind_of_file(tmp_path, data):
-    with pytest.raises(GGUFMagicError, match="m.gguf") as caught:
+    with pytest.raises(GGUFMagicError, match=r"m\.gguf") as caught:
         Llama(_write(tmp_path / "m.gguf", data))
     assert caught.value.remedy
 

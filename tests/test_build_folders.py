@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-from distribution.install import InstallError, check_folders  # noqa: E402
+from distribution.install import InstallError, check_folders
 
 TOOLS = Path(sys.executable).parent
 REFUSED = '"#$;|<>*?`[]\n\\'

@@ -135,7 +135,7 @@ def test_json_object_with_a_schema_is_llama_cpp_python_s_form(llm, schema):
         QUESTION, temperature=0, max_tokens=8, response_format={"type": "json_object", "schema": schema}
     )
     value = json.loads(answer["choices"][0]["message"]["content"])
-    assert value in ([True, False] if schema == {"type": "boolean"} else [schema.get("const")] + schema.get("enum", []))
+    assert value in ([True, False] if schema == {"type": "boolean"} else [schema.get("const"), *schema.get("enum", [])])
 
 
 def test_the_end_of_a_turn_is_a_stop(llm):
@@ -151,7 +151,7 @@ def caller(smollm2):
     tool = json.loads(json.dumps(WEATHER))
     tool["function"]["parameters"]["properties"]["city"] = {"enum": ["Bern", "Rome"]}
     with Llama(smollm2, n_ctx=1024, flash_attn=True, chat_format=source) as llm:
-        yield llm, dict(tools=[tool], tool_choice="required", temperature=0)
+        yield llm, {"tools": [tool], "tool_choice": "required", "temperature": 0}
 
 
 def test_a_call_cut_by_max_tokens_ends_with_length(caller):

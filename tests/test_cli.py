@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -189,10 +190,8 @@ class Terminal:
                 self.press(pressing)
                 pressed = time.monotonic()
             if select.select([self.fd], [], [], 0.1)[0]:
-                try:
+                with contextlib.suppress(OSError):
                     self.seen += os.read(self.fd, 4096).decode("utf-8", "replace")
-                except OSError:
-                    pass
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.pid = 0

@@ -61,7 +61,8 @@ def test_arguments_of_a_call(arguments, read):
         ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}], '["function"]["arguments"]'),
         ([{"role": "assistant", "tool_calls": [{"id": 5, "function": {"name": "f"}}]}], '["tool_calls"][0]["id"]'),
         ([{"role": "assistant", "tool_calls": {"a": 1}}], 'messages[0]["tool_calls"]'),
-        ([5], "messages[0]"), ("x", "messages"), (5, "messages"), ({"role": "user"}, "messages"), ([], "messages"), ([{5: 5}], "messages[0]"),
+        ([5], "messages[0]"), ("x", "messages"), (5, "messages"), ({"role": "user"}, "messages"), ([], "messages"),
+        ([{5: 5}], "messages[0]"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_by_its_place(messages, place):
@@ -89,7 +90,8 @@ def test_tools_are_filled_up():
 
 @pytest.mark.parametrize(
     "choice, expected",
-    [(None, "auto"), ("auto", "auto"), ("none", "none"), ("required", "required"), ("any", "required"), ({"type": "auto"}, "auto"),
+    [(None, "auto"), ("auto", "auto"), ("none", "none"), ("required", "required"), ("any", "required"),
+     ({"type": "auto"}, "auto"),
      ({"type": "function", "function": {"name": "f"}}, "required"), ({"type": "function", "name": "f"}, "required"),
      ({"function": {"name": "f"}}, "required")],
 )  # fmt: skip
@@ -145,7 +147,8 @@ def test_a_schema_that_allows_anything_asks_for_json(llm, schema):
 
 @pytest.mark.parametrize(
     "given",
-    [5, "json_object", ["json"], {"type": "xml"}, {"type": 5}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {"name": "x"}},
+    [5, "json_object", ["json"], {"type": "xml"}, {"type": 5}, {"type": "json_schema"},
+     {"type": "json_schema", "json_schema": {"name": "x"}},
      {"type": "json_schema", "schema": 5}, {"type": "json_schema", "schema": "{"}, {"type": "json_object", "schema": [1]},
      {"type": "json_schema", "schema": SCHEMA, "json_schema": SCHEMA}, {"type": "text", "schema": SCHEMA}, {"schema": SCHEMA},
      {"type": "json_schema", "schema": "5"}],
@@ -187,7 +190,7 @@ ASKED = [{"role": "user", "content": "How is the weather in Paris?"}]
 )
 def test_a_tool_that_is_required_is_called(llm, choice, names):
     """SmolLM2's own template knows nothing of tools: they are described in the first message, and the grammar enforces a call."""
-    how = dict(tools=[WEATHER, TIME], tool_choice=choice, temperature=0, max_tokens=200)
+    how = {"tools": [WEATHER, TIME], "tool_choice": choice, "temperature": 0, "max_tokens": 200}
     answer = llm.create_chat_completion(ASKED, **how)["choices"][0]
     (call,) = answer["message"]["tool_calls"]
     assert answer["finish_reason"] == "tool_calls" and answer["message"]["content"] is None
@@ -236,7 +239,7 @@ def test_the_answer_of_a_grammar_is_the_content(smollm2, llama_source):
 
 
 def test_a_schema_holds_with_every_template(quick_templates):
-    """For each template that the engine's source ships: a schema, with and without tools, is followed, or the template refuses."""
+    """For each template in the engine's source: a schema, with and without tools, is followed, or the template refuses."""
     wrong = []
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
     given = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
+from gguf_writer import tiny_model
 from llama_cpp import Llama
 from llama_cpp.capi import llama, llama_common_c
 from llama_cpp.capi.status import call
 from llama_cpp.models.model import Model
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from gguf_writer import tiny_model
 from measures import least_seconds
 
 PATTERN, PATTERN_FULL, WORD = 2, 3, 1  # of common_grammar_trigger_type
 
 
 def test_what_a_grammar_lets_pass_is_utf_8(tmp_path):
-    """A model that says anything, byte by byte: no characters in more bytes than they need, no halves of pairs, none above 10FFFF."""
+    """A model that says anything, byte by byte: no character in more bytes than it needs, no half pair, none above 10FFFF."""
     path = tmp_path / "model.gguf"
     path.write_bytes(tiny_model().build())
     with Llama(path, n_ctx=256) as llm:
-        how = dict(grammar='root ::= [^"\\uFFFD]{8}', temperature=1, top_k=0, top_p=1, min_p=0, max_tokens=64)
+        how = {"grammar": 'root ::= [^"\\uFFFD]{8}', "temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "max_tokens": 64}
         answers = [llm.create_completion("x", seed=seed, **how)["choices"][0] for seed in range(150)]
     ended = [choice["text"] for choice in answers if choice["finish_reason"] == "stop"]
     assert len(ended) > 75

@@ -1,4 +1,4 @@
-"""Schemas of tools and formats in the chat templates that the engine's source ships, and what is checked when an answer is there."""
+"""Schemas of tools and formats in the chat templates of the engine's source, and what is checked when an answer is there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 
 import jsonschema
 import pytest
-from gbnf_walker import Walker
 
+from gbnf_walker import Walker
 from llama_cpp.chat.session import ChatRequest
 from llama_cpp.chat.templates import ChatTemplates
 from llama_cpp.errors import ChatTemplateError, GrammarError, InvalidArgumentError, MissingPackageError, SchemaViolationError
@@ -36,7 +36,8 @@ PARAMETERS = {
     },
     "required": ["unit", "code", "step", "place", "perhaps", "either", "sizes"],
     "additionalProperties": False,
-    "$defs": {"place": {"type": "object", "properties": {"x": {"type": "integer", "not": {"enum": [0]}}, "name": {"enum": ["a b", "c"]}}, "required": ["x"]}},
+    "$defs": {"place": {"type": "object", "properties": {"x": {"type": "integer", "not": {"enum": [0]}},
+        "name": {"enum": ["a b", "c"]}}, "required": ["x"]}},
 }  # fmt: skip
 
 
@@ -137,7 +138,8 @@ def test_a_format_follows_its_schema_with_every_template(shipped):
         ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "#/properties/a/uniqueItems"),
         ({"type": "object", "properties": {"a": {"$ref": "#/$defs/no"}}}, "#/properties/a/$ref"),
         ({"type": "object", "properties": {"a": {"pattern": "(?=x)"}}}, "#/properties/a/pattern"),
-        ({"type": "object", "properties": {"a": {"minimum": 2, "maximum": 1, "type": "number"}}, "required": ["a"]}, "#/properties/a"),
+        ({"type": "object", "properties": {"a": {"minimum": 2, "maximum": 1, "type": "number"}}, "required": ["a"]},
+         "#/properties/a"),
     ],
 )  # fmt: skip
 def test_errors_say_which_schema_of_the_request(shipped, schema, place):
@@ -154,10 +156,14 @@ def test_errors_say_which_schema_of_the_request(shipped, schema, place):
     "parameters, place",
     [
         ({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["b"]}, "#/required"),
-        ({"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "minProperties": 1}, "#/minProperties"),
-        ({"type": "object", "properties": {"a": {"type": "string"}}, "if": {"required": ["a"]}, "then": {"maxProperties": 3}}, "#/if"),
-        ({"$ref": "#/$defs/x", "$defs": {"x": {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}}}, "#/$ref"),
-        ({"anyOf": [{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}, {"type": "object"}]}, "#/anyOf"),
+        ({"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "minProperties": 1},
+         "#/minProperties"),
+        ({"type": "object", "properties": {"a": {"type": "string"}}, "if": {"required": ["a"]}, "then": {"maxProperties": 3}},
+         "#/if"),
+        ({"$ref": "#/$defs/x", "$defs": {"x": {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}}},
+         "#/$ref"),
+        ({"anyOf": [{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}, {"type": "object"}]},
+         "#/anyOf"),
     ],
 )  # fmt: skip
 def test_what_is_written_one_by_one_says_what_it_cannot_keep(shipped, parameters, place):
@@ -181,9 +187,34 @@ def test_a_tool_may_refer_to_itself_and_have_true_for_a_schema(shipped):
 # --- strict=False ---
 
 #: Its grammar admits ["x", "x"], which it does not accept.
-LOOSE = {"type": "object", "properties": {"tags": {"type": "array", "items": {"type": "string", "pattern": "^x$"}, "minItems": 2, "maxItems": 2, "uniqueItems": True}}, "required": ["tags"]}  # fmt: skip
+LOOSE = {
+    "type": "object",
+    "properties": {
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "pattern": "^x$"},
+            "minItems": 2,
+            "maxItems": 2,
+            "uniqueItems": True,
+        }
+    },
+    "required": ["tags"],
+}
 #: Its grammar admits what it accepts.
-FINE = {"type": "object", "properties": {"tags": {"type": "array", "items": {"type": "string", "pattern": "^x$"}, "minItems": 1, "maxItems": 1, "uniqueItems": True}, "w": {"pattern": "(?=a)a", "enum": ["a"]}}, "required": ["tags"]}  # fmt: skip
+FINE = {
+    "type": "object",
+    "properties": {
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "pattern": "^x$"},
+            "minItems": 1,
+            "maxItems": 1,
+            "uniqueItems": True,
+        },
+        "w": {"pattern": "(?=a)a", "enum": ["a"]},
+    },
+    "required": ["tags"],
+}
 
 
 def asked_loosely(schema):

@@ -10,23 +10,19 @@ import json
 import os
 import random
 import re
-import sys
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
 
 import jsonschema
 import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
 from gbnf_walker import Walker
 from gguf_writer import tiny_model
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from schema_strategies import NAMES, documents
-
 from llama_cpp import Llama
 from llama_cpp.chat.templates import json_schema_to_grammar
 from llama_cpp.errors import GrammarError, LimitReachedError
 from llama_cpp.json_schema import Written, rules, standing_alone
+from schema_strategies import NAMES, documents
 
 #: How many schemas the long runs take.
 MANY = int(os.environ.get("LLAMA_CPP_TEST_SCHEMAS", "20000"))
@@ -104,7 +100,7 @@ def test_what_a_grammar_admits_its_schema_accepts(n):
 
 @pytest.mark.parametrize("n", [60, pytest.param(MANY // 4, marks=long_run)])
 def test_what_is_written_raw_its_schema_accepts(n):
-    """Strings as they are, until their end, which they must not hold; and other values as JSON, where a string is not taken for it."""
+    """Strings as they are, until their end, which they must not hold; other values as JSON, and no string is taken for one."""
     rng, end = random.Random(n), "</x>"
     counts: collections.Counter = collections.Counter()
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
+from gguf_writer import tiny_model
 from llama_cpp.capi.handle import Handle
 from llama_cpp.capi.loader import refuse_forked_gpu
 from llama_cpp.errors import ForkedProcessError, ModelClosedError
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from gguf_writer import tiny_model
 
 ROUNDS = 60
 
@@ -116,7 +112,7 @@ def test_the_last_user_frees():
             with pytest.raises(ModelClosedError, match="closed"):
                 handle.acquire()
             with pytest.raises(ModelClosedError):
-                handle.pointer
+                _ = handle.pointer
         assert not native.freed
     assert native.freed == [threading.get_ident()]
     handle.close()
@@ -170,14 +166,12 @@ def test_two_threads_close_once():
         handle = Handle(native, native.free)
         barrier = threading.Barrier(4)
 
-        def use(act):
+        def use(act, barrier=barrier):
             barrier.wait()
-            try:
+            with contextlib.suppress(ModelClosedError):
                 act()
-            except ModelClosedError:
-                pass
 
-        def enter():
+        def enter(handle=handle, native=native):
             with handle:
                 assert not native.freed
 
@@ -215,7 +209,7 @@ def test_a_forked_child_may_not_use_it_and_frees_nothing():
 def test_a_gpu_backend_belongs_to_the_process_that_loaded_it():
     refuse_forked_gpu(None, 5)  # no GPU
     refuse_forked_gpu(5, 5)
-    with pytest.raises(ForkedProcessError, match="process 4.* in 5") as caught:
+    with pytest.raises(ForkedProcessError, match=r"process 4.* in 5") as caught:
         refuse_forked_gpu(4, 5)
     assert "spawn" in caught.value.remedy
 

@@ -7,29 +7,25 @@ import json
 import os
 import random
 import signal
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
 from gguf_writer import tiny_model
-from measures import calls
-
 from llama_cpp import Llama
 from llama_cpp.chat.templates import ChatTemplates, json_schema_to_grammar
 from llama_cpp.errors import GrammarError, InvalidArgumentError, LimitReachedError, LlamaCppError, RequestAbortedError
 from llama_cpp.json_schema.budget import Budget
 from llama_cpp.limits import Limits
+from measures import calls
 
 ASKED = {"messages": [{"role": "user", "content": "Hi"}]}
 
 #: Templates that cost too much, each in a way of its own.
 GREEDY = {
-    "nested loops": "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) %}x{% endfor %}{% endfor %}{% endfor %}",
+    "nested loops": "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) %}x"
+    "{% endfor %}{% endfor %}{% endfor %}",
     "macros that fan out": "".join(
         f"{{% macro m{i}() %}}{{{{ m{i + 1}() }}}}{{{{ m{i + 1}() }}}}{{{{ m{i + 1}() }}}}{{% endmacro %}}" for i in range(40)
     )
@@ -43,7 +39,8 @@ GREEDY = {
     "an indented document": "{{ messages | tojson(indent=1000000000) }}",
     "a range": "{{ range(1000000000) | length }}",
     "a range without an end": "{{ range(0, 9223372036854775807, 2) | length }}",
-    "a list that doubles": "{% set n = namespace(l=[1]) %}{% for i in range(100) %}{% set n.l = n.l + n.l %}{% endfor %}{{ n.l | length }}",
+    "a list that doubles": "{% set n = namespace(l=[1]) %}{% for i in range(100) %}{% set n.l = n.l + n.l %}{% endfor %}"
+    "{{ n.l | length }}",
     "replacements of much": "{% set s = 'ab' * 10000000 %}{{ s | replace('a', 'xyz') | length }}",
 }
 
@@ -115,7 +112,8 @@ def test_ctrl_c_is_heard_in_a_template(ctrl_c):
 
 AMBIGUOUS = {
     "nothing in many ways": "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(30)) + '\nr30 ::= "a"?\nroot ::= r0 "b"',
-    "a in many ways": 'root ::= x x x x x x x x x x x x x x x x x x x x x x x x "b"\nx ::= "a"? "a"? "a"? "a"? "a"? "a"? "a"? "a"?',
+    "a in many ways": 'root ::= x x x x x x x x x x x x x x x x x x x x x x x x "b"\n'
+    'x ::= "a"? "a"? "a"? "a"? "a"? "a"? "a"? "a"?',
 }
 
 
@@ -137,9 +135,11 @@ EVERY_WAY = {"template_bytes": 1 << 40, "grammar_stacks": 1 << 50}
 
 def test_a_grammar_takes_no_longer_than_it_may(quick):
     before = time.monotonic()
-    with Llama(quick.model_path, n_ctx=64, limits=Limits(seconds=1, **EVERY_WAY)) as llm:
-        with pytest.raises(LimitReachedError, match="too long"):
-            llm.create_completion("x", grammar=DEEP)
+    with (
+        Llama(quick.model_path, n_ctx=64, limits=Limits(seconds=1, **EVERY_WAY)) as llm,
+        pytest.raises(LimitReachedError, match="too long"),
+    ):
+        llm.create_completion("x", grammar=DEEP)
     assert time.monotonic() - before < 30
 
 
@@ -267,7 +267,8 @@ def test_nested_repetitions_cost_nothing(quick):
 
 @pytest.mark.parametrize(
     "schema",
-    [{"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 2}, {"type": "string", "minLength": 3, "maxLength": 2},
+    [{"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 2},
+     {"type": "string", "minLength": 3, "maxLength": 2},
      {"type": "string", "pattern": "^a{3,2}$"}, {"type": "integer", "minimum": 5, "maximum": 4},
      {"type": "integer", "exclusiveMinimum": 5, "exclusiveMaximum": 6}, {"type": "string", "minLength": -1},
      {"type": "string", "minLength": 1.5}, {"type": "string", "minLength": "3"}],
@@ -280,7 +281,8 @@ def test_bounds_that_contradict_each_other(schema):
 @pytest.mark.parametrize("n", [0, 1, 1999, 2000, 2001, 2002, 5000, 4294967296, 10**30, 3.0])
 def test_every_bound_works(quick, n):
     for schema in (
-        {"type": "array", "items": {"type": "boolean"}, "maxItems": n}, {"type": "array", "items": {"type": "boolean"}, "minItems": n},
+        {"type": "array", "items": {"type": "boolean"}, "maxItems": n},
+        {"type": "array", "items": {"type": "boolean"}, "minItems": n},
         {"type": "string", "minLength": n}, {"type": "string", "maxLength": n},
     ):  # fmt: skip
         text, reason = follows(quick, json_schema_to_grammar(schema), max_tokens=40, temperature=1, seed=1)

@@ -508,7 +508,7 @@ def test_a_gpu_the_plugin_was_not_compiled_for_is_refused(tmp_path):
     plugin = tmp_path / "libggml-cuda.so"
     (tmp_path / "libggml-cuda.json").write_text('{"architectures": ["120a-real", "90-virtual"], "cuda": "13.0"}')
     backends._check_architectures(plugin, [GPU(0, "RTX 5090", (12, 0)), GPU(1, "H100", (9, 0))])
-    with pytest.raises(UnsupportedGPUError, match="8.6") as caught:
+    with pytest.raises(UnsupportedGPUError, match=r"8\.6") as caught:
         backends._check_architectures(plugin, [GPU(0, "RTX 5090", (12, 0)), GPU(1, "RTX 3090", (8, 6))])
     assert "RTX 3090" in str(caught.value) and "120a-real" in str(caught.value)
     assert "CUDA_VISIBLE_DEVICES" in caught.value.remedy

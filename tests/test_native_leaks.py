@@ -6,12 +6,9 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
 from gguf_writer import tiny_model
 
 _DRIVER = r"""
@@ -56,7 +53,8 @@ static void templates_of(const struct llama_model * model, const char * source) 
     EXPECT(BAD, llama_common_chat_describe(NULL, &text, &error));
     EXPECT(BAD, llama_common_chat_describe(chat, NULL, &error));
 
-    const char * wrong[] = {"", "{", "[]", "{}", "{\"messages\":5}", "{\"messages\":[{}]}", "{\"messages\":[{\"role\":\"user\"}]}",
+    const char * wrong[] = {"", "{", "[]", "{}", "{\"messages\":5}", "{\"messages\":[{}]}",
+        "{\"messages\":[{\"role\":\"user\"}]}",
         "{\"messages\":[],\"tools\":5}", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"tool_choice\":\"maybe\"}",
         "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"now\":\"x\"}"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
@@ -145,18 +143,21 @@ static void schemas(void) {
     const char * schemas[] = {
         "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"}}}",
         "{\"properties\":{\"a\":{\"$ref\":\"#/nowhere\"},\"b\":{\"anyOf\":[{\"$ref\":\"#\"},{\"$ref\":\"#/properties/c\"}]},\"c\":{\"type\":5},\"d\":false}}",
-        "{\"$ref\":\"#\"}", "{\"allOf\":[{\"$ref\":\"#/$defs/a\"},{\"enum\":5}],\"$defs\":{\"a\":{\"allOf\":[{\"$ref\":\"#/$defs/a\"}]}}}",
+        "{\"$ref\":\"#\"}",
+        "{\"allOf\":[{\"$ref\":\"#/$defs/a\"},{\"enum\":5}],\"$defs\":{\"a\":{\"allOf\":[{\"$ref\":\"#/$defs/a\"}]}}}",
     };
     for (size_t i = 0; i < sizeof(schemas) / sizeof(*schemas); i++) {
         char request[1000];
-        snprintf(request, sizeof(request), "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"collect_schemas\":true,\"json_schema\":%s}", schemas[i]);
+        snprintf(request, sizeof(request),
+            "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"collect_schemas\":true,\"json_schema\":%s}", schemas[i]);
         EXPECT(OK, llama_common_chat_apply(chat, request, NULL, &text, &error));
         if (strstr(text, "\"schemas\"") == NULL) { printf("no schemas\n"); exit(1); }
         llama_common_string_free(text);
     }
     /* without it llama.cpp's own conversion is as it was */
     EXPECT(LLAMA_COMMON_TEMPLATE_ERROR, llama_common_chat_apply(
-        chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"json_schema\":{\"type\":\"nonsense\"}}", NULL, &text, &error));
+        chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"json_schema\":{\"type\":\"nonsense\"}}", NULL, &text,
+        &error));
     llama_common_chat_free(chat);
 }
 
@@ -168,7 +169,8 @@ static void limits_of(const struct llama_vocab * vocab) {
     struct llama_sampler * sampler = NULL;
     char * text = NULL;
     const char * request = "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}";
-    const char * loop = "{% for a in range(3000) %}{% for b in range(3000) %}{% for c in range(3000) %}x{% endfor %}{% endfor %}{% endfor %}";
+    const char * loop = "{% for a in range(3000) %}{% for b in range(3000) %}{% for c in range(3000) %}x"
+        "{% endfor %}{% endfor %}{% endfor %}";
     struct llama_common_limits bytes = {5, 1000, 0, 0, NULL, NULL};
     struct llama_common_limits values = {5, 0, 100, 0, NULL, NULL};
     struct llama_common_limits time = {0.05, 0, 0, 0, NULL, NULL};
@@ -180,7 +182,8 @@ static void limits_of(const struct llama_vocab * vocab) {
     EXPECT(OK, llama_common_chat_apply(chat, request, NULL, &text, &error));
     llama_common_string_free(text);
     llama_common_chat_free(chat);
-    EXPECT(LLAMA_COMMON_LIMIT_REACHED, llama_common_chat_init(NULL, "{{ range(100000) | length }}", NULL, NULL, &values, &chat, &error));
+    EXPECT(LLAMA_COMMON_LIMIT_REACHED, llama_common_chat_init(NULL, "{{ range(100000) | length }}", NULL, NULL, &values, &chat,
+        &error));
     EXPECT(LLAMA_COMMON_LIMIT_REACHED, llama_common_chat_init(NULL, loop, NULL, NULL, &time, &chat, &error));
     EXPECT(LLAMA_COMMON_STOPPED, llama_common_chat_init(NULL, loop, NULL, NULL, &stop, &chat, &error));
 
@@ -191,12 +194,14 @@ static void limits_of(const struct llama_vocab * vocab) {
     EXPECT(OK, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]{5000,6000}\"}", &stacks, &sampler, &error));
     llama_sampler_free(sampler);
     // the limit was this call's: the engine's own functions throw nothing at who calls them in the same thread
-    sampler = llama_sampler_init_grammar(vocab, "root ::= a a a a a a a a a a a a a a a a a a a a\na ::= \"x\"? \"x\"? \"x\"?", "root");
+    sampler = llama_sampler_init_grammar(vocab, "root ::= a a a a a a a a a a a a a a a a a a a a\na ::= \"x\"? \"x\"? \"x\"?",
+        "root");
     if (sampler == NULL) {
         exit(1);
     }
     llama_sampler_free(sampler);
-    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]{3,2}\"}", NULL, &sampler, &error));
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a-z]{3,2}\"}", NULL, &sampler,
+        &error));
 }
 
 static void vocabulary(const struct llama_vocab * vocab) {
@@ -237,10 +242,13 @@ static void sampling(const struct llama_model * model, struct llama_context * co
 
     limits_of(vocab);
     vocabulary(vocab);
-    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= nowhere\"}", NULL, &grammar, &error));
-    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= root\"}", NULL, &grammar, &error));
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= nowhere\"}", NULL, &grammar,
+        &error));
+    EXPECT(LLAMA_COMMON_GRAMMAR_ERROR, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= root\"}", NULL, &grammar,
+        &error));
     EXPECT(BAD, llama_common_grammar_init(vocab, "{\"grammar\":5}", NULL, &grammar, &error));
-    EXPECT(BAD, llama_common_grammar_init(vocab, "{\"grammar\":\"root ::= [a]\",\"grammar_lazy\":true,\"grammar_triggers\":[{\"type\":99}]}", NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(vocab,
+        "{\"grammar\":\"root ::= [a]\",\"grammar_lazy\":true,\"grammar_triggers\":[{\"type\":99}]}", NULL, &grammar, &error));
     EXPECT(BAD, llama_common_grammar_init(vocab, NULL, NULL, &grammar, &error));
     EXPECT(BAD, llama_common_grammar_init(NULL, "{}", NULL, &grammar, &error));
     EXPECT(BAD, llama_common_grammar_init(vocab, "{}", NULL, NULL, &error));
@@ -330,7 +338,8 @@ static void sampling(const struct llama_model * model, struct llama_context * co
 
 static void guesses(struct llama_context * context) {
     struct llama_common_speculator * speculator = NULL;
-    EXPECT(OK, llama_common_speculator_init("{\"types\":[\"ngram-simple\"],\"n_max\":4,\"ngram_size\":2}", context, NULL, 2, &speculator, &error));
+    EXPECT(OK, llama_common_speculator_init("{\"types\":[\"ngram-simple\"],\"n_max\":4,\"ngram_size\":2}", context, NULL, 2,
+        &speculator, &error));
     struct llama_common_speculator * none = NULL;
     EXPECT(BAD, llama_common_speculator_init("{\"types\":[\"nothing\"]}", context, NULL, 2, &none, &error));
     EXPECT(BAD, llama_common_speculator_init("{}", context, NULL, 2, &none, &error));
@@ -383,7 +392,8 @@ static void vectors_of(struct llama_model * model, struct llama_context_params s
         EXPECT(BAD, llama_common_embed(context, 3, lengths, NULL, vectors, n_floats, &status, &error));
         EXPECT(BAD, llama_common_embed(NULL, 3, lengths, tokens, vectors, n_floats, &status, &error));
         // a token that does not exist is the engine's error
-        EXPECT(OK, llama_common_embed(context, 1, lengths, (llama_token[]) {5, -7, 5}, vectors, (i == 0 ? 3 : 1) * width, &status, &error));
+        EXPECT(OK, llama_common_embed(context, 1, lengths, (llama_token[]) {5, -7, 5}, vectors, (i == 0 ? 3 : 1) * width, &status,
+            &error));
         if (status == 0) {
             exit(1);
         }

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
 from gguf_writer import tiny_model
 
 _DRIVER = r"""
@@ -60,7 +57,8 @@ int main(int, char ** argv) {
     llama_common_decoder *    decoder = nullptr;
     llama_common_speculator * guesser = nullptr;
     check(llama_common_decoder_init(context, nullptr, 4, &decoder, nullptr), "decoder");
-    check(llama_common_speculator_init("{\"types\":[\"ngram-simple\"],\"n_max\":4,\"ngram_size\":2}", context, nullptr, 4, &guesser, nullptr), "speculator");
+    check(llama_common_speculator_init("{\"types\":[\"ngram-simple\"],\"n_max\":4,\"ngram_size\":2}", context, nullptr, 4,
+        &guesser, nullptr), "speculator");
 
     // what the engine's thread hands to helpers: copies of logits
     std::vector<std::vector<float>> copies(4, std::vector<float>(n_vocab, 0.5f));
@@ -84,14 +82,17 @@ int main(int, char ** argv) {
         });
     }
     llama_common_chat * chat = nullptr;  // const after creation: any thread may use it
-    check(llama_common_chat_init(nullptr, "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", "", "", nullptr, &chat, nullptr), "chat");
+    check(llama_common_chat_init(nullptr, "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", "", "", nullptr,
+        &chat, nullptr), "chat");
     for (int id = 0; id < 2; id++) {
         others.emplace_back([&, id] {
             while (!done) {
                 char * text = nullptr;
-                check(llama_common_chat_apply(chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}", nullptr, &text, nullptr), "apply");
+                check(llama_common_chat_apply(chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}", nullptr, &text,
+                    nullptr), "apply");
                 llama_common_string_free(text);
-                check(llama_common_chat_apply(chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"json_schema\":{\"type\":\"object\"},"
+                check(llama_common_chat_apply(chat,
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"json_schema\":{\"type\":\"object\"},"
                                                     "\"collect_schemas\":true}", nullptr, &text, nullptr), "schema");
                 llama_common_string_free(text);
                 sampler_of(vocab, true, id), llama_common_commit();
@@ -140,7 +141,8 @@ int main(int, char ** argv) {
             std::puts("another batch");
         }
         if (on.begun) {
-            check(llama_common_pick(decoder, 4, rows, samplers.data(), nullptr, false, picked, results, nullptr, nullptr), "pick");
+            check(llama_common_pick(decoder, 4, rows, samplers.data(), nullptr, false, picked, results, nullptr, nullptr),
+                "pick");
         }
         llama_memory_seq_rm(llama_get_memory(context), -1, step + 1, -1);
         check(llama_common_speculator_begin(guesser, step % 4, tokens, 4, nullptr), "begin");

@@ -23,7 +23,8 @@ static const std::vector<std::string> expressions = {EXPRESSIONS};
 int main(int argc, char ** argv) {
     std::mt19937 random(std::atoi(argv[1]));
     const int n_texts = std::atoi(argv[2]);
-    const std::vector<std::string> parts = {"a", "b", "s", "t", "re", "A", "Z", "1", "23", " ", "  ", "\n", "\r\n", "\t", "'", "!", ".", "-", "_", "/", "(",
+    const std::vector<std::string> parts = {"a", "b", "s", "t", "re", "A", "Z", "1", "23", " ", "  ", "\n", "\r\n", "\t", "'",
+        "!", ".", "-", "_", "/", "(",
         "|", "$", "\xD0", "\xD1", "\xD2", "\xD3", "\xD4", "\xD5", "\x0B", "<sentinel:", "IMGIMG", "\x01"};
     int wrong = 0;
     for (int i = 0; i < n_texts; i++) {
@@ -55,7 +56,8 @@ int main(int argc, char ** argv) {
 
 #: What the engine puts in place of categories, in bytes.
 _CATEGORIES = {
-    "N": r"\xD1\x30-\x39", "L": r"\xD2\x41-\x5A\x61-\x7A", "P": r"\xD3\x21-\x23\x25-\x2A\x2C-\x2F\x3A-\x3B\x3F-\x40\\\x5B-\\\x5D\x5F\\\x7B\\\x7D",
+    "N": r"\xD1\x30-\x39", "L": r"\xD2\x41-\x5A\x61-\x7A",
+    "P": r"\xD3\x21-\x23\x25-\x2A\x2C-\x2F\x3A-\x3B\x3F-\x40\\\x5B-\\\x5D\x5F\\\x7B\\\x7D",
     "M": r"\xD4", "S": r"\xD5\\\x24\\\x2B\x3C-\x3E\x5E\x60\\\x7C\\\x7E",
 }  # fmt: skip
 

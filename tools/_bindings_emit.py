@@ -143,7 +143,7 @@ class Module:
 
     def _typedef(self, typedef: Typedef) -> None:
         name, meaning = typedef.name, typedef.type.resolved()
-        if meaning.kind == "pointer" and meaning.target.resolved().kind == "opaque":
+        if meaning.kind == "pointer" and meaning.inner.resolved().kind == "opaque":
             self._import("typing", "NewType")
             lines = f'{name} = NewType("{name}", int)\n{name}_ctypes = {self._use("c_void_p")}'
             self._add("group", lines, name, f"{name}_ctypes")
@@ -173,7 +173,7 @@ class Module:
             self._record(nested, nested.name)
         callbacks = {}
         for field in record.fields:
-            if field.type.kind == "pointer" and field.type.target.kind == "function":
+            if field.type.kind == "pointer" and field.type.inner.kind == "function":
                 callbacks[field.name] = f"{name}_{field.name}"
                 self._alias(callbacks[field.name], self._ctype(field.type))
         types = [callbacks.get(field.name) or self._ctype(field.type) for field in record.fields]
@@ -245,19 +245,19 @@ class Module:
             meaning = kind.resolved()
             if meaning.kind in ("record", "enum"):
                 return self._ctype(meaning)
-            opaque = meaning.kind == "pointer" and meaning.target.resolved().kind == "opaque"
+            opaque = meaning.kind == "pointer" and meaning.inner.resolved().kind == "opaque"
             return f"{kind.name}_ctypes" if opaque else kind.name
         if kind.kind == "array":
-            return f"{_factor(self._ctype(kind.target))} * {kind.size}"
+            return f"{_factor(self._ctype(kind.inner))} * {kind.size}"
         if kind.kind == "pointer":
-            return self._pointer(kind.target, returned)
+            return self._pointer(kind.inner, returned)
         raise HeaderError(f"no ctypes expression for {kind.spelling}")
 
     def _pointer(self, target: CType, returned: bool) -> str:
         meaning = target.resolved()
         if meaning.kind == "function":
             # A callback can only return what ctypes can convert by itself: pointers become addresses.
-            result = "None" if meaning.target.kind == "void" else self._ctype(meaning.target)
+            result = "None" if meaning.inner.kind == "void" else self._ctype(meaning.inner)
             result = "c_void_p" if result.startswith("POINTER") else result
             return f"CFUNCTYPE({', '.join([result, *(self._ctype(each) for each in meaning.parameters)])})"
         if meaning.kind == "void":
@@ -277,7 +277,7 @@ class Module:
             meaning = kind.resolved()
             if meaning.kind in ("scalar", "enum", "record"):
                 return self._hint(meaning)
-            if meaning.kind == "pointer" and meaning.target.resolved().kind == "opaque":
+            if meaning.kind == "pointer" and meaning.inner.resolved().kind == "opaque":
                 return f"{kind.name} | {'c_void_p | ' if accepted else ''}None"
             return self._hint(meaning, accepted=accepted, returned=returned)
         if kind.kind == "scalar":
@@ -287,8 +287,8 @@ class Module:
         if kind.kind == "record":
             return self._names.tag(kind.name)
         if kind.kind == "array":
-            return "bytes" if kind.target.name == "char" else f"Array[{self._hint_element(kind.target)}]"
-        target = kind.target
+            return "bytes" if kind.inner.name == "char" else f"Array[{self._hint_element(kind.inner)}]"
+        target = kind.inner
         meaning = target.resolved()
         if meaning.kind == "function":
             return "Callback"
@@ -307,12 +307,12 @@ class Module:
         """A ctypes type as a type checker can read it: POINTER(x) is not one, Pointer[x] is."""
         meaning = kind.resolved()
         if meaning.kind == "array":
-            return f"Array[{self._hint_element(meaning.target)}]"
-        if meaning.kind == "pointer" and meaning.target.kind == "function":
+            return f"Array[{self._hint_element(meaning.inner)}]"
+        if meaning.kind == "pointer" and meaning.inner.kind == "function":
             return "Callback"
         expression = self._ctype(kind)
         if expression.startswith("POINTER"):
-            return f"Pointer[{self._hint_element(meaning.target)}]"
+            return f"Pointer[{self._hint_element(meaning.inner)}]"
         return expression
 
     # --- names ------------------------------------------------------------------------------------

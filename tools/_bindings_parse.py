@@ -51,6 +51,13 @@ class CType:
     size: int = 0
     const: bool = False
 
+    @property
+    def inner(self) -> CType:
+        """The target of a kind that has one."""
+        if self.target is None:
+            raise HeaderError(f"{self.spelling or self.kind} is made of no other type")
+        return self.target
+
     def resolved(self) -> CType:
         return self.target.resolved() if self.kind == "typedef" and self.target else self
 
@@ -284,8 +291,8 @@ class Parser:
         if kind.kind == TypeKind.POINTER:
             target = self._type(kind.get_pointee())
             if target.kind == "function":
-                parameters = ", ".join(parameter.spelling for parameter in target.parameters) or "void"
-                return CType("pointer", f"{target.target.spelling} (*)({parameters})", target=target)
+                accepted = ", ".join(parameter.spelling for parameter in target.parameters) or "void"
+                return CType("pointer", f"{target.inner.spelling} (*)({accepted})", target=target)
             star = "*" if target.spelling.endswith("*") else " *"
             return CType("pointer", f"{target.spelling}{star}", target=target)
         if kind.kind in (TypeKind.CONSTANTARRAY, TypeKind.INCOMPLETEARRAY):
@@ -344,7 +351,7 @@ class Parser:
                     values[name] = words[0] if len(words) == 1 else str(integers[name])
                 else:
                     values[name] = str(integers[name])
-        return [Macro(name, values[name], texts[name][1]) for name in texts if values[name] is not None]
+        return [Macro(name, value, offset) for name, (_, offset) in texts.items() if (value := values[name]) is not None]
 
     def _integers(self, names: list[str]) -> dict[str, int]:
         """The values of the names that are integer constants, by making each an enumerator."""
@@ -384,12 +391,12 @@ def _identity(cursor: Cursor) -> str:
 
 def _passed(kind: CType) -> CType:
     """C passes an array as a pointer to its first element."""
-    return CType("pointer", f"{kind.target.spelling} *", target=kind.target) if kind.kind == "array" else kind
+    return CType("pointer", f"{kind.inner.spelling} *", target=kind.target) if kind.kind == "array" else kind
 
 
 def _declare(kind: CType, name: str) -> str:
     if kind.kind == "array":
-        return f"{kind.target.spelling} {name}[{kind.size or ''}]"
+        return f"{kind.inner.spelling} {name}[{kind.size or ''}]"
     return f"{kind.spelling} {name}".rstrip()
 
 

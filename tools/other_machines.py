@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = Path("/var/tmp/llama-cpp-machines")
@@ -122,8 +123,8 @@ MACHINES = {
 }  # fmt: skip
 
 
-def sh(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(word) for word in command], check=True, text=True, **options)  # type: ignore[call-overload]
+def sh(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in command], check=True, text=True, **options)
 
 
 def apt_sources(release: str) -> list[str]:

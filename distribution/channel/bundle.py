@@ -53,6 +53,11 @@ _LARGEST_PACKAGE = 16 << 30
 _LARGEST_HEADER = 1 << 16
 
 
+class _Archive(tarfile.TarFile):
+    header_was_read = False
+    """Whether the member before was only a header of the next one."""
+
+
 class _Member(tarfile.TarInfo):
     """A member of a tar file, of the two kinds that ``export`` writes: files, and what does not fit into their headers.
 
@@ -65,10 +70,11 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header has {self.size} bytes")
         if self.size < 0 or self.type not in (tarfile.REGTYPE, tarfile.XHDTYPE):
             raise tarfile.ReadError(f"{self.name} is no plain file")
-        follows, archive.header_was_read = getattr(archive, "header_was_read", False), self.type == tarfile.XHDTYPE
+        assert isinstance(archive, _Archive)
+        follows, archive.header_was_read = archive.header_was_read, self.type == tarfile.XHDTYPE
         if follows and archive.header_was_read:
             raise tarfile.ReadError("a member has two headers")
-        member = super()._proc_member(archive)
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # of tarfile's inside, which has no types
         # what is in a header counts more than what stands in the field
         if member.size < 0:
             raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
@@ -246,7 +252,7 @@ def _unpack(source: IO[bytes], staging: Path, file: Path, trust: Trust) -> tuple
     packages: dict[str, Path] = {}
     content: Manifest | None = None
     try:
-        with tarfile.open(fileobj=source, mode="r:", tarinfo=_Member) as archive:
+        with _Archive.open(fileobj=source, mode="r:", tarinfo=_Member) as archive:
             for member in archive:
                 data = archive.extractfile(member)
                 assert data

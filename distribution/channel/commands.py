@@ -80,7 +80,7 @@ def default_channel() -> Path:
 
 
 def _add(
-    actions: argparse._SubParsersAction, name: str, text: str, run: Callable[[argparse.Namespace], None]
+    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, run: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=text)
     parser.add_argument(

@@ -160,7 +160,8 @@ def render(wanted: Wanted, file: str, address: str, also: Sequence[str], package
         "dependencies": dependencies(wanted, packages, cpu),
     }
     heading = f"#     conda env create -f {address}/{file}\n"
-    return heading + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000)
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000)
+    return heading + text
 
 
 def readdress(folder: Path, name: str, address: str) -> str:

@@ -222,12 +222,12 @@ def _read_payload(
 ) -> None:
     """Compare what is to be installed with the list of it."""
     tree = _Tree()
-    for path, listed in paths.items():
+    for path, entry in paths.items():
         if path.split("/")[0] in _RESERVED:
             raise ValueError(f"it would install {shown(path)}, which is where installers keep their records")
-        tree.add(path, listed.kind == "directory")
+        tree.add(path, entry.kind == "directory")
     contents.folders += len(tree.folders)
-    declared = sum(listed.size for listed in paths.values())
+    declared = sum(entry.size for entry in paths.values())
     if declared > largest_payload(part.size):
         raise ValueError(f"it would unpack to {megabytes(declared)}")
     largest = declared + (len(paths) + len(tree.folders)) * _LARGEST_OVERHEAD + _LARGEST_END

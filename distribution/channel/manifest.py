@@ -288,9 +288,10 @@ def _number(value: Any) -> int:
 
 
 def _hash(value: Any) -> str:
-    if not _SHA256.fullmatch(_text(value)):
-        raise ValueError(f"the hash {value!r:.80}")
-    return value
+    text = _text(value)
+    if not _SHA256.fullmatch(text):
+        raise ValueError(f"the hash {text!r:.80}")
+    return text
 
 
 def _hashes(value: Any) -> dict[str, str]:

@@ -7,14 +7,16 @@ them, dependencies that name packages and neither addresses nor channels.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rattler import IndexJson, MatchSpec, PathsJson, RunExportsJson
 
 from ..conda_archive import clean_path, shown
 from ..files import load_json
+
+T = TypeVar("T")
 
 _INDEX, _PATHS, _ABOUT = "info/index.json", "info/paths.json", "info/about.json"
 _LINK, _RUN_EXPORTS = "info/link.json", "info/run_exports.json"
@@ -90,9 +92,14 @@ def parse(texts: Mapping[str, bytes]) -> Metadata:
     commands = _commands(_document(texts, _LINK), index.get("noarch")) if _LINK in texts else ()
     paths = _paths(_document(texts, _PATHS))
     # and what the installer's own parser says
-    for name, kind in {_INDEX: IndexJson, _PATHS: PathsJson, _RUN_EXPORTS: RunExportsJson}.items():
+    parsers: dict[str, Callable[[str], object]] = {
+        _INDEX: IndexJson.from_str,
+        _PATHS: PathsJson.from_str,
+        _RUN_EXPORTS: RunExportsJson.from_str,
+    }
+    for name, parser in parsers.items():
         if name in texts:
-            _accepted(kind.from_str, texts[name].decode(), name)
+            _accepted(parser, texts[name].decode(), name)
     return Metadata(index, extra, paths, noarch_python, commands)
 
 
@@ -200,7 +207,7 @@ def _listed(path: str, entry: Mapping[str, Any]) -> Listed:
         raise ValueError(f"no_link of {shown(path)} in {_PATHS} is neither true nor false")
     placeholder, mode = entry.get("prefix_placeholder"), entry.get("file_mode")
     if placeholder is None and mode is None:
-        return Listed(kind, digest or "", size if kind == "hardlink" else 0, False)
+        return Listed(kind, digest or "", size or 0 if kind == "hardlink" else 0, False)
     if kind != "hardlink" or mode not in ("text", "binary") or not isinstance(placeholder, str) or not placeholder.isprintable():
         raise ValueError(f"{_PATHS} says what to replace in {shown(path)}, and not in a form that conda knows")
     if len(placeholder.encode()) < (SHORTEST_BINARY_PLACEHOLDER if mode == "binary" else 1):
@@ -212,7 +219,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_NUMBER
 
 
-def _accepted(parser: Any, text: str, what: str) -> Any:
+def _accepted(parser: Callable[[str], T], text: str, what: str) -> T:
     """What a parser of py-rattler makes of a text. It raises many kinds of exceptions."""
     try:
         return parser(text)

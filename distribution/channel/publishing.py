@@ -341,6 +341,7 @@ def _complete(
 
 def _carry(path: str, state: State, staging: Path) -> None:
     """Copy a file that is no package from the current generation, if it is still the one that was signed."""
+    assert state.folder, "the current generation is in a folder"
     data = read_regular(state.folder / path, LARGEST_INDEX)
     if hashlib.sha256(data).hexdigest() != state.manifest.files.get(path):
         raise ChannelDamagedError(f"{path} in {state.folder} was changed since it was published", manifest.REMEDY)

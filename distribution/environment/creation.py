@@ -171,7 +171,7 @@ def _install(records: Sequence[RepoDataRecord], folder: Path, prefix: Path, requ
             execute_link_scripts=False,
         )
 
-    with InstallationReporter() as reporter:
+    with InstallationReporter() as reporter:  # type: ignore[abstract]  # py-rattler's empty methods do nothing, and may stay
         wait(run())
     _name_origins(records, folder)
     remove_tree(scratch)

@@ -135,7 +135,8 @@ async def _describe(entry: re.Match[str], http: Client, described: Path) -> Repo
     url, hashes = entry["url"], _HASH.fullmatch(entry["hash"])
     assert hashes
     try:
-        named = _locate(entry, PackageRecord("unknown", "0", BuildString("0"), 0, entry["subdir"], **_as_bytes(hashes)))
+        sha256, md5 = (bytes.fromhex(text) if text else None for text in (hashes["sha256"], hashes["md5"]))
+        named = _locate(entry, PackageRecord("unknown", "0", BuildString("0"), 0, entry["subdir"], sha256=sha256, md5=md5))
         index = await within(_SECONDS, read_index(named, http, described.with_suffix(".package")), url)
     except (ChannelUnreachableError, HashMismatchError):
         raise
@@ -152,10 +153,6 @@ async def _describe(entry: re.Match[str], http: Client, described: Path) -> Repo
 
 def _locate(entry: re.Match[str], record: PackageRecord) -> RepoDataRecord:
     return RepoDataRecord(record, entry["file"], entry["url"], entry["url"].removesuffix(f"{entry['subdir']}/{entry['file']}"))
-
-
-def _as_bytes(hashes: re.Match[str]) -> dict[str, bytes]:
-    return {kind: bytes.fromhex(text) for kind, text in hashes.groupdict().items() if text}
 
 
 def _unreadable(url: str, error: Exception) -> ChannelUnreachableError:

@@ -171,7 +171,15 @@ def _name(dependency: str) -> str:
 def _offered_builds(sources: Sequence[str | SparseRepoData], gateway: Gateway) -> set[str]:
     try:
         with limited_files(LARGEST_INDEX):
-            answers = wait(gateway.query(sources, [Subdir.current(), "noarch"], [CUDA_PLUGIN], recursive=False), SOLVING)
+            answers = wait(
+                gateway.query(
+                    sources,  # type: ignore[arg-type]  # SparseRepoData is taken, and py-rattler's annotation leaves it out
+                    [Subdir.current(), "noarch"],
+                    [CUDA_PLUGIN],
+                    recursive=False,
+                ),
+                SOLVING,
+            )
     except GatewayError as error:
         raise _unreachable(error) from None
     return {str(record.build) for records in answers for record in records}

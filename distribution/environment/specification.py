@@ -53,10 +53,7 @@ def read_text(source: str) -> str:
         EnvironmentFileError: there is no such file, or it is not text.
         ChannelUnreachableError: the URL cannot be fetched.
     """
-    if re.match(r"(?i)https?://", source):
-        data = fetch_bytes(source, _LARGEST, _SECONDS)
-    else:
-        data = _read(Path(source), source)
+    data = fetch_bytes(source, _LARGEST, _SECONDS) if re.match(r"(?i)https?://", source) else _read(Path(source), source)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

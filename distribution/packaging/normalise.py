@@ -138,6 +138,7 @@ def _anonymous(content: bytes, timestamp: int) -> bytes:
     built = datetime.fromtimestamp(timestamp, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     text = _BUILT.sub(rf"\g<1>{built}", _OWN.sub("", _MACHINE.sub("", content.decode())))
     document = yaml.compose(text)  # nodes and not values: scalars stay as they are written
+    assert isinstance(document, yaml.MappingNode)
     for key, section in document.value:
         if key.value.startswith("finalized_") or key.value == "staging_library_name_map":
             _sort(section)
@@ -152,7 +153,8 @@ def _anonymous(content: bytes, timestamp: int) -> bytes:
 
 def _child(node: yaml.Node, name: str) -> yaml.Node:
     """What a mapping has under a name."""
-    return next(value for key, value in node.value if key.value == name)
+    found: yaml.Node = next(value for key, value in node.value if key.value == name)
+    return found
 
 
 def _sort(node: yaml.Node) -> None:

@@ -116,7 +116,7 @@ def _place() -> Path:
 
 def _clear(place: Path) -> None:
     """Remove what builds left that have ended or were killed, and the oldest beyond ``LIMIT``. Nobody else has the lock."""
-    kept = []
+    kept: list[Path] = []
     for entry in place.iterdir():
         if entry.is_dir():
             (kept.append if _is_alive(entry) else remove_tree)(entry)

@@ -44,8 +44,8 @@ def rebuild(
                 compare(one, other)
             except NotReproducibleError as error:
                 differences.append(error)
-        for error in differences[1:]:
-            say(str(error))
+        for difference in differences[1:]:
+            say(str(difference))
         if differences:
             raise differences[0]
         return {path.name: sha256_of(path) for path in first}

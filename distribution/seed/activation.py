@@ -50,7 +50,7 @@ def scripts(name: str, settings: Mapping[str, str], before: str = "") -> dict[st
     mark = "CONDA_BACKUP_" + "".join(letter if letter.isalnum() else "_" for letter in name)
     lines = "\n".join(f"_seed_set {variable} {word}" for variable, word in settings.items())
     activate = ACTIVATE.format(mark=mark, before=before, settings=lines)
-    deactivate = DEACTIVATE.format(mark=mark, names=" ".join(reversed(settings)))
+    deactivate = DEACTIVATE.format(mark=mark, names=" ".join(reversed(list(settings))))
     return {
         f"etc/conda/activate.d/{name}.sh": Entry(activate.encode()),
         f"etc/conda/deactivate.d/{name}.sh": Entry(deactivate.encode()),

@@ -207,7 +207,7 @@ def _is_current(folder: Path, inputs: Inputs) -> bool:
     """Whether the channel was made from these inputs and every package is there, in its full size."""
     try:
         record = _read_record(folder)
-        return record["key"] == inputs.key and record["packages"] == _sizes(folder)
+        return bool(record["key"] == inputs.key and record["packages"] == _sizes(folder))
     except (OSError, ValueError, KeyError):
         return False
 
@@ -274,6 +274,7 @@ def _write_all(made: Path, fetched: list[Path], tools: Path | None, inputs: Inpu
         shutil.rmtree(staging / "python")
         write(compilers.packages(inputs.compiler))
         if tools:
+            assert inputs.toolkit, "its tools were unpacked"
             write(cuda.packages(tools, inputs.toolkit, inputs.compiler))
         for wheel in by_name.values():
             write([wheels.package(wheel, inputs.python.version[:2])])

@@ -117,7 +117,7 @@ def packages(compiler: Compiler) -> list[Package]:
             {"CXX": compiler.cxx},
             [f"libgcc >={major}", f"libstdcxx >={major}"],
             [f"gcc_linux-64 {compiler.version}.*"],
-        ),  # fmt: skip
+        ),
         *(_runtime(compiler, soname, file) for soname, file in compiler.runtime.items()),
         _sysroot(compiler),
     ]

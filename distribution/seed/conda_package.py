@@ -112,7 +112,7 @@ def write(package: Package, channel: Path) -> Path:
         SeedError: a path leads out of the environment.
     """
     for path in package.files:
-        if path.startswith(("/", "info/")) or posixpath.normpath(path) != path or path.startswith("../"):
+        if path.startswith(("/", "info/", "../")) or posixpath.normpath(path) != path:
             raise SeedError(f"{package.name} would hold the path {path!r}", "do not use what it is made from")
     files = dict(sorted(package.files.items()))
     info = _info(package, files)
@@ -210,9 +210,12 @@ def _follow(path: str, entry: Entry, files: dict[str, Entry]) -> Entry:
 @contextmanager
 def _tar(archive: zipfile.ZipFile, name: str, level: int) -> Iterator[tarfile.TarFile]:
     # other than tarfile's default, PAX, this format never adds members of its own
-    with archive.open(zipfile.ZipInfo(name, EPOCH_OF_ZIP), "w") as raw, zstd.open(raw, "w", level=level) as stream:
-        with tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT) as tar:
-            yield tar
+    with (
+        archive.open(zipfile.ZipInfo(name, EPOCH_OF_ZIP), "w") as raw,
+        zstd.open(raw, "w", level=level) as stream,
+        tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        yield tar
 
 
 def _add(tar: tarfile.TarFile, path: str, entry: Entry) -> None:

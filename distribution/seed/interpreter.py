@@ -79,7 +79,7 @@ class Interpreter:
         machine = f"{platform.python_implementation()} {platform.system()} {platform.machine()} {platform.libc_ver()[0]}"
         if machine != "CPython Linux x86_64 glibc":
             raise InterpreterError(f"a seed is made of CPython on x86-64 Linux with glibc, and this is {machine}", REMEDY)
-        if sys.version_info.releaselevel != "final" or getattr(sys, "abiflags", ""):
+        if sys.version_info.releaselevel != "final" or sys.abiflags:
             raise InterpreterError(f"Python {platform.python_version()}{sys.abiflags} is not a usual release", REMEDY)
         prefix = Path(sys.base_prefix)
         name = f"python{sys.version_info.major}.{sys.version_info.minor}"

@@ -156,8 +156,8 @@ def _fill_python(
         made.build = (f"py{python[0]}{python[1]}h", "_0")
         made.depends += [f"python >={low},<{high}.0a0", f"python_abi {low}.* *_{abi}", *needs_glibc(platform)]
         for command in commands:
-            path, data = _launcher(command)
-            made.files[f"bin/{path}"] = Entry(data, executable=True, relocate=True)
+            program, launcher = _launcher(command)
+            made.files[f"bin/{program}"] = Entry(launcher, executable=True, relocate=True)
     else:
         made.build = ("pyh", "_0")
         made.subdir, made.noarch, made.entry_points = "noarch", "python", commands
@@ -190,12 +190,18 @@ def _launcher(command: str) -> tuple[str, bytes]:
     return name, text.encode()
 
 
+class _CommandParser(configparser.ConfigParser):
+    """Names of commands keep their case."""
+
+    def optionxform(self, optionstr: str) -> str:
+        return optionstr
+
+
 def _entry_points(contents: dict[str, Entry], info: str) -> list[str]:
     entry = contents.get(f"{info}/entry_points.txt")
     if entry is None:
         return []
-    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
-    parser.optionxform = str  # names of commands keep their case
+    parser = _CommandParser(delimiters=("=",), interpolation=None)
     parser.read_string(_text(entry))
     commands = parser["console_scripts"].items() if parser.has_section("console_scripts") else ()
     # an extra in brackets says what else to install, not what to call

@@ -44,10 +44,7 @@ def files(prefix: Path, record: dict[str, Any]) -> Iterator[Path]:
 
 def complaint(path: Path, prefix: Path) -> str:
     """What is wrong with one file; empty when nothing is."""
-    if path.is_symlink():
-        data = os.fsencode(os.readlink(path))
-    else:
-        data = path.read_bytes()
+    data = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()
     for needle in (*BUILD_PATHS, os.fsencode(prefix) + b"/"):
         if (at := data.find(needle)) >= 0:
             return f"holds a path of the machine that built it: {data[max(at - 40, 0) : at + 60]!r}"

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import io
 import json
-import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,10 @@ import pytest
 import rattler
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from distribution.channel import publishing  # noqa: E402
-from distribution.channel.generations import Channel  # noqa: E402
-from distribution.channel.publishing import Publication, State  # noqa: E402
+from distribution.channel import publishing
+from distribution.channel.generations import Channel
+from distribution.channel.publishing import Publication, State
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TIMESTAMP = 1_767_225_600_000
@@ -145,11 +143,6 @@ class Place:
     def held(self) -> set[str]:
         """The file names of the packages in the channel."""
         return {package.file_name for package in State.of(self.channel).packages.values()}
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    return place_in(tmp_path, monkeypatch)
 
 
 def place_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from conda_packages import zstandard
 
 DEEP = 100_000

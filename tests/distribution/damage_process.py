@@ -119,7 +119,8 @@ def captured() -> Iterator[Any]:
         fcntl.fcntl(write, _F_SETPIPE_SZ, _PIPE)
         os.dup2(write, number)
         os.close(write)
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+    # closed below
+    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
     sys.stdin = io.StringIO()
     texts = ["", ""]
     try:

@@ -22,6 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # pytest finds these modules by itself
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import damage
 import damage_server
 from damage_process import Disk, as_user, captured, left_over, limited_to, misbehaving_server, own_things, watched

@@ -72,7 +72,12 @@ CHANNEL = {
     "dist/.channel.generations/lock": "file", "dist/.channel.generations": "folder", "dist/channel": "folder", "dist": "folder",
     "dist/.channel.generations/000001": "folder",
 }  # fmt: skip
-TREE = {"tree/settings.json": "json", "tree": "folder", "repo/llama_cpp/__init__.py": "lines", "repo/vendor/llama.cpp/pin.toml": "toml"}
+TREE = {
+    "tree/settings.json": "json",
+    "tree": "folder",
+    "repo/llama_cpp/__init__.py": "lines",
+    "repo/vendor/llama.cpp/pin.toml": "toml",
+}
 TOOLKIT = {
     "toolkit.toml": "toml",
     "cache/{toolkit}/manifest.json": "json",

@@ -25,8 +25,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
-from package_damages import damaged  # noqa: E402
-from packed_by_hand import zstd  # noqa: E402
+from package_damages import damaged
+from packed_by_hand import zstd
 
 MEMORY = 4 << 30
 """Bytes of address space; py-rattler's threads reserve some hundreds of MB of it."""
@@ -87,8 +87,9 @@ def check(package: Path, scratch: Path, index: bool = True) -> tuple[str, str]:
 
 
 def _installed(package: Path, index: dict[str, Any], scratch: Path) -> dict[str, bytes | str]:
-    from conda_packages import write_package
     from rattler import PackageRecord, RepoDataRecord, install
+
+    from conda_packages import write_package
 
     def record(file: Path, described: dict[str, Any]) -> RepoDataRecord:
         (scratch / "described.json").write_text(json.dumps(described))

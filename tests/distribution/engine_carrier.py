@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from distribution import files, vendor  # noqa: E402
-from distribution.pin import Carrier, Pin  # noqa: E402
+from distribution import files, vendor
+from distribution.pin import Carrier, Pin
 
 NAME, RELEASE, PREFIX = "engine-carrier", "1.0", "vendor/llama.cpp"
 HEADER = """\
@@ -83,15 +82,18 @@ def commit_engine(folder: Path, contents: dict[str, bytes]) -> tuple[str, str]:
 
 
 def pack(archive: Path, members: dict[str, bytes | tarfile.TarInfo]) -> None:
-    with archive.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb") as zipped:
-        with tarfile.open(fileobj=zipped, mode="w") as tar:
-            for name, data in members.items():
-                if isinstance(data, tarfile.TarInfo):
-                    tar.addfile(data)
-                    continue
-                info = tarfile.TarInfo(name)
-                info.size, info.mode = len(data), 0o755 if name.endswith(".sh") else 0o644
-                tar.addfile(info, io.BytesIO(data))
+    with (
+        archive.open("wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb") as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as tar,
+    ):
+        for name, data in members.items():
+            if isinstance(data, tarfile.TarInfo):
+                tar.addfile(data)
+                continue
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o755 if name.endswith(".sh") else 0o644
+            tar.addfile(info, io.BytesIO(data))
 
 
 def make_carrier(index: Path, repository: Path, contents: dict[str, bytes], release: str = RELEASE) -> Path:

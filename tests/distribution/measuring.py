@@ -24,7 +24,7 @@ print(said, (most_memory() - before) >> 20, round(time.monotonic() - started), s
 
 
 def measured(first: str, call: str, expected: str, *arguments: object) -> tuple[str, int, int]:
-    """The first line that a call says, or ``accepted``; the MiB by which the process grew meanwhile, and the seconds that it took.
+    """What a call says first, or ``accepted``; the MiB by which the process grew meanwhile, and the seconds that it took.
 
     Args:
         first: a line of code that imports what the call needs.

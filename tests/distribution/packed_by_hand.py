@@ -18,7 +18,6 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 PLACEHOLDER = "/where/it/was/built" * 12
 WIDE = struct.Struct("<2H2Q")

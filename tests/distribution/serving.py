@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from conda_packages import ROOT, place_in, release
 
 SMALL = "/linux-64/repodata.json"
@@ -23,10 +24,8 @@ PATIENCE = 10
 """Seconds within which whatever is waited for must have happened, on a busy machine, too."""
 
 
-@pytest.fixture(scope="module")
-def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def publish_channel(folder: Path) -> Path:
     """The folder of a published channel, with a large file of nothing in it."""
-    folder = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch:
         place = place_in(folder, patch)
         place.publish(*release(folder / "one", 0))

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from engine_carrier import ROOT  # noqa: F401
 
 from distribution.environment import activation, places
 from distribution.errors import EnvironmentFileError

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from engine_carrier import Setting
 
 engine = pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
-from distribution.errors import BuildError, DamagedPackageError, NotReproducibleError  # noqa: E402
-from distribution.files import REPOSITORY  # noqa: E402
-from distribution.packaging import inputs, packages, verify  # noqa: E402
-from distribution.packaging.normalise import members, normalise  # noqa: E402
+from distribution.errors import BuildError, DamagedPackageError, NotReproducibleError
+from distribution.files import REPOSITORY
+from distribution.packaging import inputs, packages, verify
+from distribution.packaging.normalise import members, normalise
 
 STAMP = 1_790_812_800  # 1 October 2026
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conda_packages import COMMIT, ROOT, place, release, solve, write_package  # noqa: F401
 
+from conda_packages import COMMIT, ROOT, release, solve, write_package
 from distribution.channel import commands, environments, generations, publishing
 from distribution.channel.generations import KEPT_GENERATIONS, Channel
 from distribution.channel.inspection import inspect
@@ -182,7 +182,7 @@ def test_another_commit_is_refused(place, tmp_path):
 
 def test_a_pin_that_nothing_meets_is_refused(place, tmp_path):
     engine, tools, python, _ = release(tmp_path / "one", 0)
-    with pytest.raises(UnsatisfiedPinError, match="libllama ==0.4.0 ha0_0"):
+    with pytest.raises(UnsatisfiedPinError, match=r"libllama ==0\.4\.0 ha0_0"):
         place.publish(tools, python)
     place.publish(engine)
     place.publish(tools, python)

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 import rattler
-from conda_packages import Place, place, release, write_package  # noqa: F401
 
+from conda_packages import Place, release, write_package
 from distribution.channel import manifest, publishing
 from distribution.channel.generations import Channel
 from distribution.channel.publishing import State
@@ -39,7 +39,7 @@ NAMES = ("libggml-cuda", "libllama", "llama-cpp-python", "llama.cpp")
 # Solves again and again, as another process would: what it finds must be one release, whole.
 READER = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = json.loads(sys.argv[1])
 from conda_packages import solve
 for line in sys.stdin:
     for _ in range(int(line)):
@@ -56,7 +56,7 @@ for line in sys.stdin:
 WRITER = """
 import json, os, resource, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = json.loads(sys.argv[1])
 from conda_packages import Channel, publishing
 from distribution.errors import DiskSpaceError, PackageExistsError
 
@@ -113,7 +113,7 @@ class Writer:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        command = [sys.executable, "-c", WRITER, str(Path(__file__).parent)]
+        command = [sys.executable, "-c", WRITER, json.dumps(sys.path)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Writer:
@@ -148,7 +148,7 @@ class Reader:
     """A process that solves from a channel without pause, and remembers every answer."""
 
     def __init__(self, channel: str) -> None:
-        command = [sys.executable, "-c", READER, str(Path(__file__).parent), channel]
+        command = [sys.executable, "-c", READER, json.dumps(sys.path), channel]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 import rattler
 import yaml
-from conda_packages import ROOT, place, release, solve, solve_records, write_package  # noqa: F401
 
+from conda_packages import ROOT, release, solve, solve_records, write_package
 from distribution.channel.generations import Channel
 from distribution.channel.server import ChannelServer
 from distribution.errors import ChannelNotFoundError, ServerError

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from measures import least_seconds
-from serving import PATIENCE, SMALL, Serving, channel, eventually, read_all, request, serving  # noqa: F401
 
 from distribution.channel.http_messages import Refused, take_request
+from measures import least_seconds
+from serving import PATIENCE, SMALL, Serving, eventually, read_all, request, serving
 
 STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [A-Za-z][A-Za-z -]*")
 FIELD = re.compile(rb"([A-Za-z-]+): ([ -~]*)")
@@ -228,8 +228,8 @@ def check(answers: bytes, bodiless: bool) -> None:
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.generator])])
-def test_whatever_is_sent_is_answered_in_form_or_closed(channel, count):
-    with serving(channel, "--request-time", "1") as server:
+def test_whatever_is_sent_is_answered_in_form_or_closed(served_channel, count):
+    with serving(served_channel, "--request-time", "1") as server:
         before, honest = server.idle(), server.ask().partition(b"\r\n\r\n")[2]
         assert honest.startswith(b"{")
         started = server.processor_time()
@@ -271,7 +271,7 @@ def test_a_long_head_takes_no_longer_than_a_short_one(text):
             assert least_seconds(take) < 0.5, (start, end)
 
 
-def test_a_head_that_comes_byte_by_byte_takes_little(channel):
+def test_a_head_that_comes_byte_by_byte_takes_little(served_channel):
     received = bytearray()
     for byte in message(f"GET {SMALL} HTTP/1.1", "Host: x", "X: " + "y" * 16_000):
         assert not take_request(received)
@@ -280,7 +280,7 @@ def test_a_head_that_comes_byte_by_byte_takes_little(channel):
     assert found and found.headers["x"] == "y" * 16_000
 
 
-def test_clients_that_always_have_something_to_ask_leave_the_others_their_turn(channel):
+def test_clients_that_always_have_something_to_ask_leave_the_others_their_turn(served_channel):
     stop = threading.Event()
 
     def ask_on(server: Serving) -> None:
@@ -298,7 +298,7 @@ def test_clients_that_always_have_something_to_ask_leave_the_others_their_turn(c
             connection.shutdown(socket.SHUT_RDWR)
             reader.join()
 
-    with serving(channel) as server, ThreadPoolExecutor(4) as pool:
+    with serving(served_channel) as server, ThreadPoolExecutor(4) as pool:
         busy = [pool.submit(ask_on, server) for _ in range(4)]
         try:
             for _ in range(5):

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conda_packages import ROOT
-from serving import BIG, PATIENCE, SMALL, channel, eventually, is_closed, read_all, read_one, request, serving  # noqa: F401
 
+from conda_packages import ROOT
 from distribution.__main__ import _parser
 from distribution.channel.connections import Limits, client_of
 from distribution.errors import ServerError
+from serving import BIG, PATIENCE, SMALL, eventually, is_closed, read_all, read_one, request, serving
 
 DRIPPING = b"GET / HTTP/1.1\r\nHost: x\r\nX: "
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -34,8 +34,8 @@ def many_addresses(number: int) -> str:
 
 
 @pytest.mark.parametrize("source", [one_address, many_addresses])
-def test_connections_that_drip_keep_nobody_out(channel, source: Callable[[int], str]):
-    with serving(channel, files=200) as server, contextlib.ExitStack() as stack:
+def test_connections_that_drip_keep_nobody_out(served_channel, source: Callable[[int], str]):
+    with serving(served_channel, files=200) as server, contextlib.ExitStack() as stack:
         dripping = [stack.enter_context(server.connect(source(number))) for number in range(202)]
         began, before = time.monotonic(), server.processor_time()
         for _ in range(10):
@@ -59,8 +59,8 @@ def test_connections_that_drip_keep_nobody_out(channel, source: Callable[[int], 
 
 
 @pytest.mark.parametrize("what", ["nothing", "drips", "drips after an answer", "drips of empty lines", "a fast flood"])
-def test_a_request_has_so_long_in_all(channel, what):
-    with serving(channel, "--request-time", "2") as server, server.connect() as connection:
+def test_a_request_has_so_long_in_all(served_channel, what):
+    with serving(served_channel, "--request-time", "2") as server, server.connect() as connection:
         if what == "drips after an answer":
             connection.sendall(request(SMALL))
             assert read_one(connection).startswith(OK)
@@ -80,9 +80,9 @@ def test_a_request_has_so_long_in_all(channel, what):
         assert server.ask().startswith(OK)
 
 
-def test_a_client_that_reads_is_waited_for_and_one_that_does_not_is_dropped(channel):
+def test_a_client_that_reads_is_waited_for_and_one_that_does_not_is_dropped(served_channel):
     # a block of 128 KiB has 2 seconds
-    with serving(channel, "--minimum-rate", "65536") as server:
+    with serving(served_channel, "--minimum-rate", "65536") as server:
         idle = server.idle()[0]
         with contextlib.ExitStack() as stack:
             still, slow, steady = (stack.enter_context(server.connect()) for _ in range(3))
@@ -101,9 +101,9 @@ def test_a_client_that_reads_is_waited_for_and_one_that_does_not_is_dropped(chan
         assert eventually(lambda: server.held()[0] == idle)
 
 
-def test_an_answer_under_way_stays_where_there_is_no_room(channel):
+def test_an_answer_under_way_stays_where_there_is_no_room(served_channel):
     limits = "--connections", "9", "--connections-per-address", "3"
-    with serving(channel, *limits) as server, contextlib.ExitStack() as stack:
+    with serving(served_channel, *limits) as server, contextlib.ExitStack() as stack:
         downloads = [stack.enter_context(server.connect()) for _ in range(3)]
         for connection in downloads:
             connection.sendall(request(BIG))
@@ -130,8 +130,11 @@ def test_an_answer_under_way_stays_where_there_is_no_room(channel):
         assert eventually(lambda: server.ask().startswith(OK), 3 * PATIENCE)
 
 
-def test_the_one_that_waits_longest_of_who_holds_most_goes(channel):
-    with serving(channel, "--connections", "6", "--connections-per-address", "4") as server, contextlib.ExitStack() as stack:
+def test_the_one_that_waits_longest_of_who_holds_most_goes(served_channel):
+    with (
+        serving(served_channel, "--connections", "6", "--connections-per-address", "4") as server,
+        contextlib.ExitStack() as stack,
+    ):
 
         def connect(source: str) -> socket.socket:
             connection = stack.enter_context(server.connect(source))
@@ -147,8 +150,8 @@ def test_the_one_that_waits_longest_of_who_holds_most_goes(channel):
         assert sum(map(is_closed, one + two)) == 2 and not is_closed(two[-1])
 
 
-def test_no_processor_time_is_lost_where_files_run_out(channel):
-    with serving(channel, "--request-time", "60") as server, contextlib.ExitStack() as stack:
+def test_no_processor_time_is_lost_where_files_run_out(served_channel):
+    with serving(served_channel, "--request-time", "60") as server, contextlib.ExitStack() as stack:
         most = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
         # as if the rest of the process, or of the machine, had opened all others
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (server.idle()[0], most[1]))
@@ -162,8 +165,8 @@ def test_no_processor_time_is_lost_where_files_run_out(channel):
         assert "Traceback" not in server.end()[1]
 
 
-def test_a_file_that_cannot_be_opened_for_lack_of_files_is_asked_for_again(channel):
-    with serving(channel) as server, server.connect() as connection:
+def test_a_file_that_cannot_be_opened_for_lack_of_files_is_asked_for_again(served_channel):
+    with serving(served_channel) as server, server.connect() as connection:
         connection.sendall(request(SMALL))
         assert read_one(connection).startswith(OK)
         most = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
@@ -173,18 +176,18 @@ def test_a_file_that_cannot_be_opened_for_lack_of_files_is_asked_for_again(chann
         assert answer.startswith(b"HTTP/1.1 503 ") and b"\r\nRetry-After: " in answer
 
 
-def test_ten_computers_behind_one_address(channel):
+def test_ten_computers_behind_one_address(served_channel):
     """Each opens ten connections at once, as conda does, before it sends anything."""
-    with serving(channel) as server, contextlib.ExitStack() as stack:
+    with serving(served_channel) as server, contextlib.ExitStack() as stack:
         connections = [stack.enter_context(server.connect()) for _ in range(100)]
         for connection in connections:
             connection.sendall(request(SMALL, "Connection: close"))
         assert all(read_all(connection).startswith(OK) for connection in connections)
 
 
-def test_a_burst_waits_its_turn(channel):
+def test_a_burst_waits_its_turn(served_channel):
     """More connections at once than there may be: each that asks at once is answered."""
-    with serving(channel, "--connections", "8") as server, contextlib.ExitStack() as stack:
+    with serving(served_channel, "--connections", "8") as server, contextlib.ExitStack() as stack:
         server.process.send_signal(signal.SIGSTOP)
         connections = [stack.enter_context(server.connect()) for _ in range(200)]
         for connection in connections:
@@ -196,8 +199,8 @@ def test_a_burst_waits_its_turn(channel):
 
 
 @pytest.mark.parametrize(("by", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_it_ends_at_once_with_connections_open(channel, by, status):
-    with serving(channel) as server, contextlib.ExitStack() as stack:
+def test_it_ends_at_once_with_connections_open(served_channel, by, status):
+    with serving(served_channel) as server, contextlib.ExitStack() as stack:
         fresh, dripping, idle, loading = (stack.enter_context(server.connect()) for _ in range(4))
         dripping.sendall(DRIPPING)
         idle.sendall(request(SMALL))
@@ -207,8 +210,8 @@ def test_it_ends_at_once_with_connections_open(channel, by, status):
         assert is_closed(fresh) and is_closed(dripping) and is_closed(idle)
 
 
-def test_clients_that_hang_up_leave_nothing_behind(channel):
-    with serving(channel) as server:
+def test_clients_that_hang_up_leave_nothing_behind(served_channel):
+    with serving(served_channel) as server:
         before = server.idle()
         for number in range(60):
             with server.connect() as connection:
@@ -235,8 +238,8 @@ def test_limits_go_with_the_files_a_process_may_open():
 
 
 @pytest.mark.parametrize("option", [["--connections", "100"], ["--request-time", "0"], ["--minimum-rate", "9" * 5000]])
-def test_a_limit_that_cannot_be_kept_is_refused(channel, option):
-    command = [sys.executable, "-m", "distribution", "channel", "serve", "--channel", str(channel), "--port", "0", *option]
+def test_a_limit_that_cannot_be_kept_is_refused(served_channel, option):
+    command = [sys.executable, "-m", "distribution", "channel", "serve", "--channel", str(served_channel), "--port", "0", *option]
     limited = ["sh", "-c", 'ulimit -n 200; exec "$@"', "sh", *command]
     done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=3 * PATIENCE, check=False)
     assert done.returncode in (1, 2) and "--" in done.stderr and "Traceback" not in done.stderr
@@ -248,14 +251,14 @@ def test_who_counts_as_one_client():
     assert client_of("2001:db8:1:2::1") == client_of("2001:db8:1:2:ffff::9%eth0") != client_of("2001:db8:1:3::1")
 
 
-def test_over_ipv6(channel):
+def test_over_ipv6(served_channel):
     if not socket.has_ipv6 or not can_bind("::1"):
         pytest.skip("this machine has no IPv6")
-    with serving(channel, "--connections-per-address", "2", host="::1") as server, contextlib.ExitStack() as stack:
+    with serving(served_channel, "--connections-per-address", "2", host="::1") as server, contextlib.ExitStack() as stack:
         first, *_ = (stack.enter_context(server.connect()) for _ in range(3))
         assert eventually(lambda: is_closed(first)) and server.ask().startswith(OK)
     # all addresses of a machine are those of IPv4, too
-    with serving(channel, host="::") as server:
+    with serving(served_channel, host="::") as server:
         server.host = "127.0.0.1"
         assert server.ask().startswith(OK)
 

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conda_packages import COMMIT, Place, place, release, solve, write_package  # noqa: F401
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from conda_packages import COMMIT, Place, release, solve, write_package
 from distribution import toolkit
 from distribution.channel import bundle, commands, keys, manifest, verification
 from distribution.channel.generations import Channel
@@ -103,7 +103,7 @@ def test_many_first_uses_make_one_key(place, tmp_path):
 def test_a_key_that_is_none(published, tmp_path, content):
     bad = tmp_path / "bad.pub"
     bad.write_text(content)
-    with pytest.raises(SigningKeyError, match="bad.pub"):
+    with pytest.raises(SigningKeyError, match=r"bad\.pub"):
         keys.load_trust(bad)
     with pytest.raises(SigningKeyError):
         keys.load_trust(tmp_path / "missing.pub")

@@ -11,10 +11,10 @@ import subprocess
 import sys
 
 import pytest
-from engine_carrier import ROOT
 
 from distribution import console
 from distribution.errors import PinError
+from engine_carrier import ROOT
 
 COMMANDS = (
     "vendor --folder $PIN status",

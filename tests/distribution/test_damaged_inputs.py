@@ -20,9 +20,9 @@ for module in ("rattler", "cryptography", "cyclonedx", "yaml"):
 if not shutil.which("git") or not shutil.which("cc"):
     pytest.skip("git and a C compiler are needed", allow_module_level=True)
 
-import damage_process  # noqa: E402
-import damage_run  # noqa: E402
-from damage_setting import COMMANDS, World  # noqa: E402
+import damage_process
+import damage_run
+from damage_setting import COMMANDS, World
 
 SHORT, LONG, PARTS = 12, 500, 40
 """Damaged inputs in a test, and tests: 480 inputs by default (a minute of one core), 20,000 others with those marked slow."""

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 pytest.importorskip("rattler")
 
-from distribution import demo  # noqa: E402
-from distribution.errors import BuildError  # noqa: E402
-from distribution.packaging import packages  # noqa: E402
+from distribution import demo
+from distribution.errors import BuildError
+from distribution.packaging import packages
 
 
 @pytest.fixture

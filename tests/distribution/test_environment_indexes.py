@@ -7,7 +7,6 @@ import datetime
 import gzip
 import http.server
 import ssl
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +20,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from distribution.conda_archive import zstd
 from measuring import measured
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from distribution.conda_archive import zstd  # noqa: E402
 
 UNPACKED, LIMIT = 128 << 20, 16 << 20
 FIRST = f"""\

@@ -19,11 +19,12 @@ import pytest
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from measuring import measured
-from packed_by_hand import Model, add, at, claims, digest, model, raw_frame, write, zstd
+import contextlib
 
 from distribution.environment import lock, package_index
 from distribution.errors import ChannelUnreachableError, HashMismatchError
+from measuring import measured
+from packed_by_hand import Model, add, at, claims, digest, model, raw_frame, write, zstd
 
 PAYLOAD = 8 << 20
 
@@ -61,10 +62,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        try:
+        with contextlib.suppress(OSError):
             self.wfile.write(data)
-        except OSError:
-            pass
         type(self).sent += len(data)
 
     def log_message(self, *_: object) -> None:
@@ -149,7 +148,7 @@ def test_a_whole_file_is_compared_with_the_lock(folder, server):
     path = bzipped(folder, ("info/index.json", INDEX))
     text = entry(path, server)
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(HashMismatchError, match="not the package that .* the lock names"):
+    with pytest.raises(HashMismatchError, match=r"not the package that .* the lock names"):
         lock.read(text, "dev.lock")
 
 
@@ -172,7 +171,7 @@ def test_data_that_is_not_bzip2(folder):
     whole = path.read_bytes()
     for damaged in (b"", b"x" + whole, whole[:-20], whole[:30] + bytes(40) + whole[70:]):
         path.write_bytes(damaged)
-        with pytest.raises(ChannelUnreachableError, match="bzip2 stream|data is damaged|is cut off"):
+        with pytest.raises(ChannelUnreachableError, match=r"bzip2 stream|data is damaged|is cut off"):
             lock.read(entry(path), "dev.lock")
 
 

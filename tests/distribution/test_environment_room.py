@@ -17,15 +17,13 @@ import pytest
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from conda_packages import place  # noqa: F401
-from measuring import measured
-from packed_by_hand import Entry, claims, model, write
-from tiny_packages import index
-from trusted_keys import create, elsewhere, key, owner  # noqa: F401
-
 from distribution.channel import inspection
 from distribution.environment import creation, room
 from distribution.errors import ChannelUnreachableError, DamagedPackageError, DiskSpaceError
+from measuring import measured
+from packed_by_hand import Entry, claims, model, write
+from tiny_packages import index
+from trusted_keys import create
 
 MIB = 1 << 20
 LISTED = {"path_type": "hardlink", "sha256": hashlib.sha256(b"x").hexdigest(), "size_in_bytes": 1}
@@ -106,18 +104,18 @@ def test_a_package_that_unpacks_to_more_than_it_may(tmp_path, nothing_is_unpacke
         assert not Path("env").exists() and not list(Path().glob(".*creating*"))
 
 
-def test_with_a_key_too(owner, key, elsewhere, nothing_is_unpacked, monkeypatch):
+def test_with_a_key_too(owner, owner_key, elsewhere, nothing_is_unpacked, monkeypatch):
     """Whoever has the key may have signed what ``publish`` refuses."""
     monkeypatch.setattr(inspection, "LARGEST_PAYLOAD", 2)
     with pytest.raises(DamagedPackageError, match="unpacks to more than"):
-        create("-f", owner.environment, "--channel", owner.channel.path, "--key", key)
+        create("-f", owner.environment, "--channel", owner.channel.path, "--key", owner_key)
 
 
 def test_the_disk_has_not_the_room(tmp_path, nothing_is_unpacked):
     """All of them together count, packed as they are: the packed ones would fit."""
     source, _ = channel_of(tmp_path, zeros(30 * MIB))
     with mounted(tmp_path / "mount", "size=16m"):
-        with pytest.raises(DiskSpaceError, match="needs 31.5 MB in .*free"):
+        with pytest.raises(DiskSpaceError, match=r"needs 31\.5 MB in .*free"):
             create("-f", source, "-p", tmp_path / "mount/env")
         assert not list((tmp_path / "mount").iterdir())
 

@@ -6,28 +6,25 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 pytest.importorskip("cryptography")
 
-from rattler import Channel as CondaChannel  # noqa: E402
+from rattler import Channel as CondaChannel
 from rattler import RepoDataRecord
-from tiny_packages import add_package, index  # noqa: E402
 
-from distribution import environment, files  # noqa: E402
-from distribution.channel import keys, manifest, signing  # noqa: E402
-from distribution.channel.generations import Channel  # noqa: E402
-from distribution.channel.publishing import publish  # noqa: E402
-from distribution.channel.verification import verify  # noqa: E402
-from distribution.environment import signatures, solving, specification  # noqa: E402
-from distribution.errors import ChannelDamagedError, ChannelNotFoundError, UnsignedPackageError  # noqa: E402
+from distribution import environment, files
+from distribution.channel import keys, manifest, signing
+from distribution.channel.generations import Channel
+from distribution.channel.publishing import publish
+from distribution.channel.verification import verify
+from distribution.environment import signatures, solving, specification
+from distribution.errors import ChannelDamagedError, ChannelNotFoundError, UnsignedPackageError
+from tiny_packages import add_package, index
 
 FILE = """\
 name: dev
@@ -90,7 +87,7 @@ def test_key_of_the_publisher(channel, stranger, publisher, monkeypatch):
 
 
 def test_key_of_somebody_else(channel, stranger):
-    with pytest.raises(UnsignedPackageError, match="tool-1.0") as caught:
+    with pytest.raises(UnsignedPackageError, match=r"tool-1\.0") as caught:
         create("--channel", channel, "--key", stranger)
     assert caught.value.remedy and not Path("env").exists()
 

@@ -15,22 +15,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from tiny_packages import add_package, index  # noqa: E402
-
-from distribution import environment  # noqa: E402
-from distribution.environment import lock, solving, specification  # noqa: E402
-from distribution.errors import (  # noqa: E402
+from distribution import environment
+from distribution.environment import lock, solving, specification
+from distribution.errors import (
     ChannelUnreachableError,
     DriverTooOldError,
     EnvironmentFileError,
     EnvironmentUnsolvableError,
     HashMismatchError,
 )
-from distribution.hardware import VARIANTS, Gpu, Hardware  # noqa: E402
+from distribution.hardware import VARIANTS, Gpu, Hardware
+from tiny_packages import add_package, index
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
 H100 = Gpu("NVIDIA H100", (9, 0))
@@ -136,7 +134,7 @@ def test_files_that_cannot_be_read(tmp_path):
     for source in ("missing.yml", "binary", str(tmp_path)):
         with pytest.raises(EnvironmentFileError, match=source):
             specification.read_text(source)
-    with pytest.raises(ChannelUnreachableError, match="127.0.0.1"):
+    with pytest.raises(ChannelUnreachableError, match=r"127\.0\.0\.1"):
         specification.read_text("http://127.0.0.1:9/environment.yml")
 
 
@@ -189,7 +187,7 @@ def test_plugin_falls_back_to_what_is_published(channel):
     assert f"libggml-cuda {PORTABLE}_h1_0" in solve(CUDA_FILE, index(channel), found=found)
     for path in channel.glob("linux-64/libggml-cuda-*_sm75_*"):
         path.unlink()
-    with pytest.raises(EnvironmentUnsolvableError, match="RTX 5090.*they have .*cuda134_sm90_h1_0") as caught:
+    with pytest.raises(EnvironmentUnsolvableError, match=r"RTX 5090.*they have .*cuda134_sm90_h1_0") as caught:
         solve(CUDA_FILE, index(channel), found=found)
     assert "--cpu" in caught.value.remedy and solve(CUDA_FILE, channel, found=found, cpu=True) == ["libllama h1_0"]
 
@@ -215,7 +213,7 @@ def test_conda_override_cuda_solves_for_another_machine(channel, monkeypatch):
 
 
 def test_driver_that_is_too_old(channel):
-    with pytest.raises(DriverTooOldError, match="560.35"):
+    with pytest.raises(DriverTooOldError, match=r"560\.35"):
         solve(CUDA_FILE, channel, found=Hardware((RTX_5090,), "560.35"))
 
 

@@ -11,10 +11,9 @@ import urllib.parse
 import warnings
 from collections.abc import Iterator
 
-import damage_server
 import pytest
-from engine_carrier import ROOT  # noqa: F401
 
+import damage_server
 from distribution.errors import ChannelUnreachableError, FetchError
 from distribution.fetching import answers, fetch_bytes, fetch_range
 

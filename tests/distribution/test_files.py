@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
-from engine_carrier import ROOT
 
 from distribution import files, pip
 from distribution.errors import HashMismatchError, HomeNotFoundError, PinError
+from engine_carrier import ROOT
 
 
 def specials(folder: Path) -> dict[str, Path]:

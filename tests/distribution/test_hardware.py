@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from distribution import hardware  # noqa: E402
-from distribution.errors import DriverTooOldError  # noqa: E402
-from distribution.hardware import Gpu, Variant  # noqa: E402
+from distribution import hardware
+from distribution.errors import DriverTooOldError
+from distribution.hardware import Gpu, Variant
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", (8, 9))
@@ -72,7 +70,7 @@ def test_driver_too_old_for_all(gpus, driver, needed):
 
 def test_driver_too_old_for_one_names_the_variant_that_fits():
     cuda_13, *_, portable = hardware.VARIANTS
-    with pytest.raises(DriverTooOldError, match="580 or later, and 575.1 is installed") as caught:
+    with pytest.raises(DriverTooOldError, match=r"580 or later, and 575\.1 is installed") as caught:
         hardware.check_driver(cuda_13, [RTX_5090], "575.1")
     assert "build --variant cuda129;" in caught.value.remedy and "580" in caught.value.remedy
     with pytest.raises(DriverTooOldError) as caught:

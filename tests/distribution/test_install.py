@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from distribution import install  # noqa: E402
-from distribution.install import InstallError  # noqa: E402
+from distribution import install
+from distribution.install import InstallError
 
 # what people have in their environment, each of which once sent what is installed elsewhere, or hid it
 HOSTILE = {

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engine_carrier import ROOT
 
 from distribution import files, interruption
+from engine_carrier import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,13 @@ import pytest
 
 pytest.importorskip("rattler")
 
-from conda_packages import place, write_package  # noqa: F401
-from document_damages import SPECS
-from packed_by_hand import PLACEHOLDER, Entry, Model, add, at, digest, entry, model, packed, read, write, zstd
-
+from conda_packages import write_package
 from distribution.channel import inspection, trial
 from distribution.channel.inspection import inspect
 from distribution.channel.verification import verify
 from distribution.errors import DamagedPackageError, DiskSpaceError
+from document_damages import SPECS
+from packed_by_hand import PLACEHOLDER, Entry, Model, add, at, digest, entry, model, packed, read, write, zstd
 
 GENERATOR = Path(__file__).with_name("damaged_packages.py")
 
@@ -145,7 +144,7 @@ def test_dependencies_that_are_more_than_a_name_and_a_version(tmp_path, spec):
             inspect(write(tmp_path, made))
     made = model()
     made.run_exports = {"strong": [spec]}
-    with pytest.raises(DamagedPackageError, match="strong in info/run_exports.json holds"):
+    with pytest.raises(DamagedPackageError, match=r"strong in info/run_exports\.json holds"):
         inspect(write(tmp_path, made))
 
 

@@ -24,13 +24,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from engine_carrier import pack  # noqa: E402
-
-from distribution import pip  # noqa: E402
-from distribution.errors import DownloadError  # noqa: E402
-from distribution.files import sha256_of  # noqa: E402
+from distribution import pip
+from distribution.errors import DownloadError
+from distribution.files import sha256_of
+from engine_carrier import pack
 
 # What py-rattler-build 0.73 and conda-build export to pip; PIP_CACHE_DIR is a folder of the build.
 ENGINE = {

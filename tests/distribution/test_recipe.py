@@ -11,12 +11,12 @@ import yaml
 
 rattler_build = pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
-import llama_cpp  # noqa: E402
-from distribution import demo, hardware  # noqa: E402
-from distribution.errors import BuildError  # noqa: E402
-from distribution.files import REPOSITORY, load_toml  # noqa: E402
-from distribution.packaging import inputs, packages  # noqa: E402
-from distribution.packaging.commands import variants_of  # noqa: E402
+import llama_cpp
+from distribution import demo, hardware
+from distribution.errors import BuildError
+from distribution.files import REPOSITORY, load_toml
+from distribution.packaging import inputs, packages
+from distribution.packaging.commands import variants_of
 
 ALL = ("libllama", "llama.cpp", "llama-cpp-python", "libggml-cuda")
 WITHOUT_CUDA = ALL[:3]
@@ -178,7 +178,7 @@ def test_the_demo_builds_only_with_a_toolkit_that_can_be_had(gpus, driver, toolk
 def test_a_variant_whose_toolkit_the_seed_has_not_is_refused_before_anything_is_built() -> None:
     seeded = {"cuda_compiler": ["cuda-nvcc"], "cuda_compiler_version": ["13.4"]}
     for variant in ("cuda129", "portable"):
-        with pytest.raises(BuildError, match="CUDA 12.9, and the seeded channel has 13.4") as caught:
+        with pytest.raises(BuildError, match=r"CUDA 12\.9, and the seeded channel has 13\.4") as caught:
             packages.render([variant], compilers=seeded)
         assert "conda-forge" in caught.value.remedy
     for variants in ([], ["90a"], ["cpu"]):

@@ -15,12 +15,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from engine_carrier import PATCH, Setting, git  # noqa: E402
-
-from distribution import pip, vendor  # noqa: E402
-from distribution.packaging import inputs, staged  # noqa: E402
+from distribution import pip, vendor
+from distribution.packaging import inputs, staged
+from engine_carrier import PATCH, Setting, git
 
 RECIPE = ROOT / "recipe"
 CMAKE = """#!/usr/bin/env bash
@@ -364,7 +362,7 @@ def test_two_builds_at_once_do_not_meet(build: Build, tmp_path: Path) -> None:
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
         for number in range(6)
     ]
     for process in running:

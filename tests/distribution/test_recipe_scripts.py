@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from distribution.errors import DistributionError  # noqa: E402
-from distribution.files import cache_dir  # noqa: E402
+from distribution.errors import DistributionError
+from distribution.files import cache_dir
 
 RECIPE = ROOT / "recipe"
 TESTS = RECIPE / "tests"

@@ -18,15 +18,15 @@ import yaml
 rattler = pytest.importorskip("rattler", reason="pip install llama_cpp_python[conda]")
 pytest.importorskip("rattler_build")
 
-from rattler.exceptions import SolverError  # noqa: E402
-from rattler.package import BuildString  # noqa: E402
-from tiny_packages import add_package, index  # noqa: E402
+from rattler.exceptions import SolverError
+from rattler.package import BuildString
 
-from distribution.channel import environments  # noqa: E402
-from distribution.channel.inspection import Package  # noqa: E402
-from distribution.channel.manifest import Wanted  # noqa: E402
-from distribution.files import REPOSITORY  # noqa: E402
-from distribution.packaging import packages  # noqa: E402
+from distribution.channel import environments
+from distribution.channel.inspection import Package
+from distribution.channel.manifest import Wanted
+from distribution.files import REPOSITORY
+from distribution.packaging import packages
+from tiny_packages import add_package, index
 
 VARIANTS = {"default": (), "90a": ("90a",), "86": ("86",), "cuda129": ("cuda129",), "portable": ("portable",)}
 OURS = ("libllama", "libggml-cuda", "llama.cpp", "llama-cpp-python")

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 pytest.importorskip("rattler_build")
 
-import yaml  # noqa: E402
-from rattler.package_streaming import extract  # noqa: E402
-from rattler_build import RattlerBuildError, Stage0Recipe, ToolConfiguration, VariantConfig  # noqa: E402
+import yaml
+from rattler.package_streaming import extract
+from rattler_build import RattlerBuildError, Stage0Recipe, ToolConfiguration, VariantConfig
 
-from distribution.errors import DiskSpaceError, DownloadError  # noqa: E402
-from distribution.packaging import packages  # noqa: E402
-from distribution.seed import channel as channels  # noqa: E402
-from distribution.seed import interpreter, seed, variants  # noqa: E402
+from distribution.errors import DiskSpaceError, DownloadError
+from distribution.packaging import packages
+from distribution.seed import channel as channels
+from distribution.seed import interpreter, seed, variants
 
 RECIPE = """\
 package:
@@ -121,14 +119,6 @@ def build(folder: Path, channel: Path, files: dict[str, str], more: str, options
 
 
 @pytest.fixture(scope="module")
-def channel() -> Path:
-    try:
-        return seed(quiet=True)
-    except DownloadError as error:
-        pytest.skip(error.message)
-
-
-@pytest.fixture(scope="module")
 def packages_unpacked(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("rattler")
 
@@ -139,21 +129,21 @@ def own_cache(packages_unpacked, monkeypatch) -> None:
     monkeypatch.setenv("RATTLER_CACHE_DIR", str(packages_unpacked))
 
 
-def test_shared_library(channel, own_cache, tmp_path):
-    unpacked = build(tmp_path, channel, {"probe.cpp": CPLUSPLUS, "CMakeLists.txt": CMAKE}, RUNS)
+def test_shared_library(seed_channel, own_cache, tmp_path):
+    unpacked = build(tmp_path, seed_channel, {"probe.cpp": CPLUSPLUS, "CMakeLists.txt": CMAKE}, RUNS)
     depends = json.loads((unpacked / "info/index.json").read_text())["depends"]
-    glibc = variants(channel)["c_stdlib_version"][0]
+    glibc = variants(seed_channel)["c_stdlib_version"][0]
     assert f"__glibc >={glibc},<3.0.a0" in depends
     assert {"libgcc", "libstdcxx"} <= {spec.split()[0] for spec in depends}
     assert str(tmp_path).encode() not in (unpacked / "lib/libprobe.so").read_bytes()
 
 
-def test_library_of_the_system_is_refused(channel, own_cache, tmp_path):
+def test_library_of_the_system_is_refused(seed_channel, own_cache, tmp_path):
     bundled = interpreter.Interpreter.running().bundled
     stranger = next(file for soname, file in bundled.items() if not soname.startswith("libpython"))
     options = f'"-DOPTIONS=-Wl,--no-as-needed;{stranger}"'
-    with pytest.raises(RattlerBuildError, match="(?i)overlinking"):
-        build(tmp_path, channel, {"probe.cpp": CPLUSPLUS, "CMakeLists.txt": CMAKE}, "", options)
+    with pytest.raises(RattlerBuildError, match=r"(?i)overlinking"):
+        build(tmp_path, seed_channel, {"probe.cpp": CPLUSPLUS, "CMakeLists.txt": CMAKE}, "", options)
 
 
 DIGESTS = ("engine_inputs", "python_inputs", "cuda_inputs")
@@ -189,12 +179,12 @@ def test_the_variant_files_beside_a_seed_each_stand_alone(tmp_path: Path, monkey
         assert rendered(path) == expected, path
 
 
-def test_the_variant_files_are_those_of_todays_recipe(channel: Path) -> None:
-    file = channel / "variants.yaml"
+def test_the_variant_files_are_those_of_todays_recipe(seed_channel: Path) -> None:
+    file = seed_channel / "variants.yaml"
     before = file.read_text()
-    assert f"glibc {variants(channel)['c_stdlib_version'][0]}" in before
+    assert f"glibc {variants(seed_channel)['c_stdlib_version'][0]}" in before
     file.write_text("of an older recipe\n")
-    assert seed(quiet=True) == channel and file.read_text() == before
+    assert seed(quiet=True) == seed_channel and file.read_text() == before
 
 
 @pytest.mark.slow

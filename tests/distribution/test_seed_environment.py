@@ -13,17 +13,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 pytest.importorskip("rattler")
 
-import rattler  # noqa: E402
+import rattler
 
-from distribution.errors import DiskSpaceError, DownloadError  # noqa: E402
-from distribution.files import cache_dir, sha256_of  # noqa: E402
-from distribution.seed import channel as channel_module  # noqa: E402
-from distribution.seed import interpreter, seed, status  # noqa: E402
-from distribution.seed.channel import RECORD  # noqa: E402
+from distribution.errors import DiskSpaceError
+from distribution.files import cache_dir, sha256_of
+from distribution.seed import channel as channel_module
+from distribution.seed import interpreter, seed, status
+from distribution.seed.channel import RECORD
 
 SPECS = (
     "python", "pip", "numpy", "jinja2", "typer", "diskcache", "pytest", "cmake", "ninja", "scikit-build-core", "pyelftools",
@@ -38,14 +37,6 @@ print(json.dumps({
     "include": sysconfig.get_config_var("INCLUDEPY"), "libdir": sysconfig.get_config_var("LIBDIR"), "version": sys.version,
 }))
 """
-
-
-@pytest.fixture(scope="module")
-def channel() -> Path:
-    try:
-        return seed(quiet=True)
-    except DownloadError as error:
-        pytest.skip(error.message)
 
 
 def create(prefix: Path, channels: list[Path], specs: tuple[str, ...]) -> Path:
@@ -72,8 +63,8 @@ def clean(*command: object) -> str:
     return done.stdout
 
 
-def test_environment(channel, tmp_path):
-    prefix = create(tmp_path / "env", [channel], SPECS)
+def test_environment(seed_channel, tmp_path):
+    prefix = create(tmp_path / "env", [seed_channel], SPECS)
     found = json.loads(clean(prefix / "bin/python", "-c", USE))
     site_packages = f"{prefix}/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     assert found["purelib"] == site_packages and found["numpy"].startswith(site_packages)
@@ -96,17 +87,17 @@ def test_environment(channel, tmp_path):
     assert settings and not [file for file in settings if base != "/usr/" and base in file.read_text()]
 
 
-def test_a_virtual_environment_of_it(channel, tmp_path):
-    prefix = create(tmp_path / "env", [channel], ("python",))
+def test_a_virtual_environment_of_it(seed_channel, tmp_path):
+    prefix = create(tmp_path / "env", [seed_channel], ("python",))
     clean(prefix / "bin/python", "-m", "venv", "--without-pip", tmp_path / "venv")
     (next((tmp_path / "venv").glob("lib/python3*/site-packages")) / "mine.py").write_text("x = 1")
     clean(tmp_path / "venv/bin/python", "-c", "import mine, ssl")
 
 
-def test_channel_is_complete_in_itself(channel):
+def test_channel_is_complete_in_itself(seed_channel):
     packages = {}
     for subdir in ("linux-64", "noarch"):
-        index = json.loads((channel / subdir / "repodata.json").read_text())
+        index = json.loads((seed_channel / subdir / "repodata.json").read_text())
         packages |= index["packages.conda"]
     names = {package["name"] for package in packages.values()}
     required = {spec.split()[0] for package in packages.values() for spec in package["depends"]}
@@ -116,31 +107,33 @@ def test_channel_is_complete_in_itself(channel):
 
 
 @pytest.mark.slow
-def test_same_inputs_same_bytes(channel, tmp_path):
+def test_same_inputs_same_bytes(seed_channel, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / "downloads").symlink_to(cache_dir() / "downloads")
     (cache / ".seed-killed").mkdir()  # by a run that never ended
     (cache / ".seed-killed/half.conda").write_bytes(b"")
     again = seed(cache=cache, quiet=True)
-    assert again.name == channel.name and not list(cache.glob(".seed-*"))
-    bytes_of = [{file.relative_to(folder): sha256_of(file) for file in folder.glob("*/*.conda")} for folder in (channel, again)]
+    assert again.name == seed_channel.name and not list(cache.glob(".seed-*"))
+    bytes_of = [
+        {file.relative_to(folder): sha256_of(file) for file in folder.glob("*/*.conda")} for folder in (seed_channel, again)
+    ]
     assert bytes_of[0] == bytes_of[1] and len(bytes_of[0]) > 30
-    assert (channel / RECORD).read_text() == (again / RECORD).read_text()
+    assert (seed_channel / RECORD).read_text() == (again / RECORD).read_text()
 
 
-def test_made_once(channel):
+def test_made_once(seed_channel):
     def written() -> list[tuple[Path, int, int]]:
-        return sorted((file, file.stat().st_ino, file.stat().st_mtime_ns) for file in channel.rglob("*"))
+        return sorted((file, file.stat().st_ino, file.stat().st_mtime_ns) for file in seed_channel.rglob("*"))
 
     before = written()
-    assert seed(quiet=True) == channel
+    assert seed(quiet=True) == seed_channel
     assert written() == before
 
 
-def test_damaged_channel_is_made_again(channel, monkeypatch, tmp_path):
+def test_damaged_channel_is_made_again(seed_channel, monkeypatch, tmp_path):
     copy = tmp_path / "seed"
-    shutil.copytree(channel, copy)
+    shutil.copytree(seed_channel, copy)
     lost = next(copy.glob("noarch/jinja2-*.conda"))
     lost.unlink()
     assert "not made yet" in status(output=copy)
@@ -148,7 +141,7 @@ def test_damaged_channel_is_made_again(channel, monkeypatch, tmp_path):
     monkeypatch.setattr(channel_module, "NEEDED", 1 << 60)
     with pytest.raises(DiskSpaceError):
         seed(output=copy, quiet=True)
-    shutil.copy(channel / "noarch" / lost.name, lost)
+    shutil.copy(seed_channel / "noarch" / lost.name, lost)
     assert seed(output=copy, quiet=True) == copy
 
 
@@ -175,7 +168,7 @@ def debian_python() -> Path | None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(debian_python() is None, reason="there is no Python of Debian's here")
-def test_python_of_debian(channel, tmp_path):
+def test_python_of_debian(seed_channel, tmp_path):
     from rattler.index import index_fs
 
     from distribution import pip
@@ -193,7 +186,7 @@ def test_python_of_debian(channel, tmp_path):
     )  # fmt: skip
     asyncio.run(index_fs(tmp_path / "channel"))
     # pure Python packages fit every interpreter; Debian's comes first
-    prefix = create(tmp_path / "env", [tmp_path / "channel", channel], ("python", "pip", "pytest"))
+    prefix = create(tmp_path / "env", [tmp_path / "channel", seed_channel], ("python", "pip", "pytest"))
     script = "import pytest, site, sysconfig; print(sysconfig.get_path('purelib'), *site.getsitepackages())"
     said = clean(prefix / "bin/python", "-c", script).split()
     assert clean(prefix / "bin/python", "-VV") == clean(debian_python(), "-VV")

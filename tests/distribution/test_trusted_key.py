@@ -8,19 +8,19 @@ import stat
 from pathlib import Path
 
 import pytest
-from conda_packages import place, release  # noqa: F401
-from trusted_keys import BOTH, create, elsewhere, key, owner  # noqa: F401
 
+from conda_packages import release
 from distribution.channel import bundle, keys
 from distribution.channel.generations import Channel
 from distribution.errors import SigningKeyError, UnsignedPackageError
+from trusted_keys import BOTH, create
 
 
 @pytest.mark.parametrize("name", ["owner.pem", "owner.PUB", "owner", ".owner.pub", "owner.pub.txt"])
-def test_every_file_among_the_trusted_keys_counts(owner, key, elsewhere, name):
+def test_every_file_among_the_trusted_keys_counts(owner, owner_key, elsewhere, name):
     (elsewhere / "trusted-keys").mkdir()
-    shutil.copy(key, elsewhere / "trusted-keys" / name)
-    assert list(keys.load_trust().configured) == [keys.fingerprint(keys.load_public(key))]
+    shutil.copy(owner_key, elsewhere / "trusted-keys" / name)
+    assert list(keys.load_trust().configured) == [keys.fingerprint(keys.load_public(owner_key))]
     assert create("-f", owner.environment, "--channel", owner.channel.path) == BOTH
     shutil.copy(elsewhere / "signing-key.pub", elsewhere / "trusted-keys" / name)
     with pytest.raises(UnsignedPackageError):

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conda_packages import place  # noqa: F401
-from trusted_keys import TEMPLATE, elsewhere, key, more, owner  # noqa: F401
 
 from distribution.channel import bundle, keys, manifest
 from distribution.channel.generations import Channel
 from distribution.errors import BundleError, ChannelDamagedError, EnvironmentFileError, UnsignedPackageError
+from trusted_keys import TEMPLATE, more
 
 
 @pytest.fixture
-def exported(owner, key) -> Path:
+def exported(owner, owner_key) -> Path:
     return bundle.export(owner.channel, owner.folder / "all.tar").path
 
 
@@ -43,7 +42,7 @@ def test_a_bundle_holds_nothing_that_its_manifest_does_not_say(exported):
     assert {Path(name).suffix for name in names[2:]} == {".conda"}
 
 
-def test_an_environment_file_in_a_bundle_is_refused(exported, elsewhere, key, tmp_path):
+def test_an_environment_file_in_a_bundle_is_refused(exported, elsewhere, owner_key, tmp_path):
     evil = b"name: dev\nchannels: [http://203.0.113.1]\ndependencies: [tool]\nvariables: {LD_PRELOAD: /tmp/evil.so}\n"
 
     def first(members: dict[str, bytes]) -> None:
@@ -54,19 +53,19 @@ def test_an_environment_file_in_a_bundle_is_refused(exported, elsewhere, key, tm
     for change in (first, lambda members: members.update({"environment.yml": evil})):
         there = Channel.at(tmp_path / "there")
         with pytest.raises(BundleError, match=r"does not list environment\.yml"):
-            bundle.import_(repack(exported, change), there, key)
+            bundle.import_(repack(exported, change), there, owner_key)
         assert not there.exists()
 
 
-def test_what_a_bundles_manifest_says_cannot_be_changed(exported, elsewhere, key, tmp_path):
+def test_what_a_bundles_manifest_says_cannot_be_changed(exported, elsewhere, owner_key, tmp_path):
     def change(members: dict[str, bytes]) -> None:
         members["manifest.json"] = members["manifest.json"].replace(b'"tool"', b'"fool"')
 
     with pytest.raises(ChannelDamagedError, match="altered"):
-        bundle.import_(repack(exported, change), Channel.at(tmp_path / "there"), key)
+        bundle.import_(repack(exported, change), Channel.at(tmp_path / "there"), owner_key)
 
 
-def test_a_bundle_that_somebody_else_signed(exported, elsewhere, key, tmp_path):
+def test_a_bundle_that_somebody_else_signed(exported, elsewhere, owner_key, tmp_path):
     """All packages carry the right signatures; which there are, and the environment, somebody else chose."""
 
     def change(members: dict[str, bytes]) -> None:
@@ -84,17 +83,17 @@ def test_a_bundle_that_somebody_else_signed(exported, elsewhere, key, tmp_path):
         patched.setenv("XDG_CONFIG_HOME", str(tmp_path / "stranger"))
         changed = repack(exported, change)
     with pytest.raises(UnsignedPackageError, match="list of its packages"):
-        bundle.import_(changed, Channel.at(tmp_path / "there"), key)
+        bundle.import_(changed, Channel.at(tmp_path / "there"), owner_key)
 
 
-def test_the_key_in_a_bundle_is_the_one_that_signed_it(exported, elsewhere, key, tmp_path):
+def test_the_key_in_a_bundle_is_the_one_that_signed_it(exported, elsewhere, owner_key, tmp_path):
     other = (elsewhere / "signing-key.pub").read_bytes()
     changed = repack(exported, lambda members: members.update({"channel-key.pub": other}))
     with pytest.raises(BundleError, match="is not the key that signed"):
-        bundle.import_(changed, Channel.at(tmp_path / "there"), key)
+        bundle.import_(changed, Channel.at(tmp_path / "there"), owner_key)
 
 
-def test_a_member_that_is_there_twice(exported, elsewhere, key, tmp_path):
+def test_a_member_that_is_there_twice(exported, elsewhere, owner_key, tmp_path):
     with tarfile.open(exported) as archive:
         name = archive.getnames()[-1]
         data = archive.extractfile(name).read()
@@ -103,11 +102,11 @@ def test_a_member_that_is_there_twice(exported, elsewhere, key, tmp_path):
         member.size = len(data)
         archive.addfile(member, io.BytesIO(data))
     with pytest.raises(BundleError, match="twice"):
-        bundle.import_(exported, Channel.at(tmp_path / "there"), key)
+        bundle.import_(exported, Channel.at(tmp_path / "there"), owner_key)
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
-def test_a_header_that_would_fill_the_memory(exported, elsewhere, key, tmp_path, kind):
+def test_a_header_that_would_fill_the_memory(exported, elsewhere, owner_key, tmp_path, kind):
     """The file is as large as the header says, and sparse: only who reads it whole needs the memory."""
     size = 1 << 36
     header = tarfile.TarInfo("x")
@@ -117,7 +116,7 @@ def test_a_header_that_would_fill_the_memory(exported, elsewhere, key, tmp_path,
         file.write(header.tobuf(tarfile.GNU_FORMAT))
         file.truncate(size + 4096)
     with pytest.raises(BundleError, match=f"{size} bytes"):
-        bundle.import_(huge, Channel.at(tmp_path / "there"), key)
+        bundle.import_(huge, Channel.at(tmp_path / "there"), owner_key)
 
 
 def _header(kind: bytes, size: int, name: str = "manifest.json") -> bytes:
@@ -149,20 +148,20 @@ IN_FRONT = {
 }  # fmt: skip
 
 
-def test_headers_that_lead_back_or_nowhere(exported, elsewhere, key, tmp_path):
+def test_headers_that_lead_back_or_nowhere(exported, elsewhere, owner_key, tmp_path):
     """A stranger's file ends with a message, whatever its headers are."""
     whole, there = exported.read_bytes(), Channel.at(tmp_path / "there")
     for name, header in IN_FRONT.items():
         exported.write_bytes(header + whole)
         with pytest.raises(BundleError) as caught:
-            bundle.import_(exported, there, key)
+            bundle.import_(exported, there, owner_key)
         assert "is damaged" in caught.value.message, name
         assert not there.exists(), name
 
 
-def test_what_is_imported_is_rendered_from_data(exported, elsewhere, key, tmp_path):
+def test_what_is_imported_is_rendered_from_data(exported, elsewhere, owner_key, tmp_path):
     there = Channel.at(tmp_path / "there")
-    bundle.import_(exported, there, key)
+    bundle.import_(exported, there, owner_key)
     text = (there.current() / "environment.yml").read_text()
     assert yaml.safe_load(text) == {"name": "dev", "channels": [there.url], "dependencies": ["tool"]}
     assert text.startswith("#     conda env create -f file://") and text.count("#") == 1

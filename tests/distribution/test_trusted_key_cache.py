@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from conda_packages import place  # noqa: F401
-from trusted_keys import BOTH, create, elsewhere, key, owner, server  # noqa: F401
 
 from distribution.errors import HashMismatchError
+from trusted_keys import BOTH, create, server
 
 
 def a_folder(path: Path) -> None:
@@ -40,9 +39,9 @@ def a_link(path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("with_key", [True, False])
-def test_what_lies_in_the_cache_is_compared_every_time(owner, key, elsewhere, tmp_path, damage, with_key):
+def test_what_lies_in_the_cache_is_compared_every_time(owner, owner_key, elsewhere, tmp_path, damage, with_key):
     with server(owner.channel) as address:
-        arguments = ("-f", owner.environment, "--channel", address, *(("--key", key) if with_key else ()))
+        arguments = ("-f", owner.environment, "--channel", address, *(("--key", owner_key) if with_key else ()))
         assert create(*arguments) == BOTH
         kept = sorted((tmp_path / "cache/archives").glob("*-tool-2.0-0.conda"))
         assert len(kept) == 1
@@ -52,7 +51,7 @@ def test_what_lies_in_the_cache_is_compared_every_time(owner, key, elsewhere, tm
         assert kept[0].is_file() and kept[0].read_bytes() == good, "what was damaged was replaced"
 
 
-def test_what_is_kept_is_not_fetched_again(owner, key, elsewhere):
+def test_what_is_kept_is_not_fetched_again(owner, owner_key, elsewhere):
     asked: list[str] = []
 
     def note(path: str, body: bytes) -> bytes:
@@ -61,13 +60,13 @@ def test_what_is_kept_is_not_fetched_again(owner, key, elsewhere):
 
     with server(owner.channel, note) as address:
         for _ in range(2):
-            create("-f", owner.environment, "--channel", address, "--key", key)
+            create("-f", owner.environment, "--channel", address, "--key", owner_key)
     assert sum(path.endswith(".conda") for path in asked) == 2
 
 
-def test_an_environment_shares_no_file_with_the_cache(owner, key, elsewhere, tmp_path):
+def test_an_environment_shares_no_file_with_the_cache(owner, owner_key, elsewhere, tmp_path):
     with server(owner.channel) as address:
-        arguments = ("-f", owner.environment, "--channel", address, "--key", key)
+        arguments = ("-f", owner.environment, "--channel", address, "--key", owner_key)
         create(*arguments)
         tool = Path("env/bin/tool")
         assert tool.stat().st_nlink == 1 and not list(Path("env").glob(".creating-*"))
@@ -79,16 +78,18 @@ def test_an_environment_shares_no_file_with_the_cache(owner, key, elsewhere, tmp
         assert "creating-" not in json.dumps(described)
 
 
-def test_a_cache_that_cannot_be_written_to_is_done_without(owner, key, elsewhere, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_to_is_done_without(owner, owner_key, elsewhere, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLAMA_CPP_CACHE", str(tmp_path / "file"))
     with server(owner.channel) as address:
-        assert create("-f", owner.environment, "--channel", address, "--key", key) == BOTH
+        assert create("-f", owner.environment, "--channel", address, "--key", owner_key) == BOTH
 
 
-def test_a_download_that_does_not_end(owner, key, elsewhere):
+def test_a_download_that_does_not_end(owner, owner_key, elsewhere):
     """More than the index says is not written: the rest is not waited for."""
-    with server(owner.channel, lambda path, body: body * 100_000 if path.endswith("tool-2.0-0.conda") else body) as address:
-        with pytest.raises(HashMismatchError, match="more than"):
-            create("-f", owner.environment, "--channel", address, "--key", key)
+    with (
+        server(owner.channel, lambda path, body: body * 100_000 if path.endswith("tool-2.0-0.conda") else body) as address,
+        pytest.raises(HashMismatchError, match="more than"),
+    ):
+        create("-f", owner.environment, "--channel", address, "--key", owner_key)
     assert not Path("env").exists()

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conda_packages import Place, place, release, write_package  # noqa: F401
-from trusted_keys import change_depends, key, more, owner, rewrite  # noqa: F401
 
+from conda_packages import Place, release, write_package
 from distribution.channel import bundle, keys, manifest
 from distribution.channel.generations import Channel
 from distribution.channel.pruning import prune
 from distribution.errors import ChannelDamagedError, UnsignedPackageError
+from trusted_keys import change_depends, more, rewrite
 
 
 @pytest.fixture

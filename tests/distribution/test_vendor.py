@@ -12,7 +12,6 @@ import tarfile
 import time
 
 import pytest
-from engine_carrier import ENGINE, PATCH, PREFIX, ROOT, command, git, pack, write_engine
 
 from distribution import files, git_tree, patches, pip, sources, vendor
 from distribution.errors import (
@@ -26,6 +25,7 @@ from distribution.errors import (
     UnsafeArchiveError,
 )
 from distribution.pin import Pin
+from engine_carrier import ENGINE, PATCH, PREFIX, ROOT, command, git, pack, write_engine
 
 
 def test_tree_id_is_gits(tmp_path):
@@ -170,7 +170,7 @@ def test_without_git_patch_does_it(setting, monkeypatch, tmp_path):
 def test_patch_that_does_not_apply_leaves_everything_as_it_was(setting):
     source = setting.vendor()
     setting.patch(PATCH.replace(" project(engine)", " project(other)"))
-    with pytest.raises(PatchError, match="0001-greet.patch"):
+    with pytest.raises(PatchError, match=r"0001-greet\.patch"):
         setting.vendor()
     assert git_tree.tree_id(git_tree.scan(source)) == setting.tree and setting.leftovers() == []
 
@@ -324,7 +324,7 @@ def test_from_git_without_the_commit(setting):
 
 
 def test_source_dir(setting, monkeypatch, capsys):
-    with pytest.raises(SourceNotFoundError, match="no llama.cpp"):
+    with pytest.raises(SourceNotFoundError, match=r"no llama\.cpp"):
         vendor.source_dir(setting.folder)
     monkeypatch.setenv("LLAMA_CPP_SOURCE_DIR", str(setting.repository))
     assert setting.vendor() == vendor.source_dir(setting.folder) == setting.repository
@@ -363,6 +363,7 @@ def test_patches_of_this_repository_are_explained():
         assert "Why:" in patch.header and "Goes when:" in patch.header, patch.name
 
 
+@pytest.mark.network
 def test_the_real_carrier(tmp_path):
     """The pinned release, from the user's cache or the index, unpacked, proved and patched."""
     folder = tmp_path / "llama.cpp"

@@ -6,16 +6,12 @@ import argparse
 import contextlib
 import http.server
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-from conda_packages import Place, place, write_package  # noqa: F401
-
+from conda_packages import Place, write_package
 from distribution import environment
-from distribution.channel import keys
 from distribution.channel.generations import Channel
 from distribution.channel.server import ChannelServer
 
@@ -28,35 +24,14 @@ dependencies:
 """
 
 
-@pytest.fixture
-def owner(place, tmp_path, monkeypatch) -> Place:
-    """Who holds the key: ``tool`` 1 and 2 are published, and 2 needs ``helper``."""
-    for name, folder in {
-        "HOME": "home", "XDG_STATE_HOME": "state", "LLAMA_CPP_CACHE": "cache", "RATTLER_CACHE_DIR": "repodata",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, str(tmp_path / folder))
-    monkeypatch.chdir(tmp_path)
+def publish_tools(place: Place, folder: Path) -> None:
+    """``tool`` 1 and 2, of which 2 needs ``helper``."""
     place.environment.write_text(TEMPLATE)
     place.publish(
-        write_package(tmp_path / "built", "tool", "1.0", files={"bin/tool": b"one"}),
-        write_package(tmp_path / "built", "tool", "2.0", depends=["helper"], files={"bin/tool": b"two"}),
-        write_package(tmp_path / "built", "helper", files={"bin/helper": b"helper"}),
+        write_package(folder / "built", "tool", "1.0", files={"bin/tool": b"one"}),
+        write_package(folder / "built", "tool", "2.0", depends=["helper"], files={"bin/tool": b"two"}),
+        write_package(folder / "built", "helper", files={"bin/helper": b"helper"}),
     )
-    return place
-
-
-@pytest.fixture
-def key(owner, tmp_path) -> Path:
-    """The owner's public key, as another machine has it."""
-    return Path(shutil.copy(tmp_path / "config/llama-cpp/signing-key.pub", tmp_path / "owner.pub"))
-
-
-@pytest.fixture
-def elsewhere(key, tmp_path, monkeypatch) -> Path:
-    """From here on this is another machine, with a key of its own."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "elsewhere"))
-    keys.signing_key()
-    return tmp_path / "elsewhere/llama-cpp"
 
 
 def create(*arguments: object) -> dict[str, bytes]:

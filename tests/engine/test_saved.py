@@ -5,12 +5,12 @@ import random
 
 import diskcache
 import pytest
+
 import tiny_models
 from closeness import are_answers, is_answer
-from test_memory_kinds import GENERATIVE, answer, cached, load
-
 from llama_cpp import LlamaDiskCache, LlamaRAMCache
 from llama_cpp.errors import CacheError, InvalidArgumentError
+from memory_kinds import GENERATIVE, answer, cached, load
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_a_folder_others_can_write_to_is_refused(tmp_path):
         LlamaDiskCache(folder)
     folder.chmod(0o755)
     (folder / "cache.db").chmod(0o666)
-    with pytest.raises(CacheError, match="cache.db"):
+    with pytest.raises(CacheError, match=r"cache\.db"):
         LlamaDiskCache(folder)
     folder.chmod(0o700)
     LlamaDiskCache(folder).close()

@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 import pytest
-import tiny_models
-from test_memory_kinds import answer, load, prompts
 
+import tiny_models
 from llama_cpp import LlamaRAMCache
 from llama_cpp.engine.decoder import Decoder
 from llama_cpp.engine.sequences import InPlace
+from memory_kinds import answer, load, prompts
 
 #: As a user has it who asks for nothing: the kinds that share a pool of cells, without the batch-invariant switch.
 POOL = {"kv_unified": True, "n_kv": 4096, "flash_attn": True}

@@ -4,13 +4,13 @@ import concurrent.futures
 import random
 
 import pytest
-import tiny_models
-from test_memory_kinds import GENERATIVE, answer, load, prompts
 
+import tiny_models
 from llama_cpp import Llama
 from llama_cpp.engine import batches
 from llama_cpp.engine.pace import Pace
 from llama_cpp.errors import ContextFullError, DecodeError, InvalidArgumentError, ModelNotFoundError
+from memory_kinds import GENERATIVE, answer, load, prompts
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,10 @@ def repetitive(seed):
     """Prompts in which what came before comes again."""
     numbers = random.Random(seed)
     phrases = [numbers.choices(range(3, 270), k=8) for _ in range(3)]
-    return [sum(numbers.choices(phrases, k=6), []) + numbers.choices(range(3, 270), k=i % 3) for i in range(8)]
+    return [
+        [token for phrase in numbers.choices(phrases, k=6) for token in phrase] + numbers.choices(range(3, 270), k=i % 3)
+        for i in range(8)
+    ]
 
 
 def statistics(llm):

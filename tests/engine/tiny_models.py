@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gguf_writer import ARR, F32, STR, T_F32, T_Q8_0, U32, Array, GGUFBuilder, add_vocabulary
 from llama_cpp.capi import ggml, gguf, llama
 from llama_cpp.models.gguf_types import TENSOR_TYPES
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-
-import gguf_writer  # noqa: F401 - for tests that import from here
-from gguf_writer import ARR, F32, STR, T_F32, T_Q8_0, U32, Array, GGUFBuilder, add_vocabulary
 
 N_EMBD, N_HEAD, N_LAYER = 64, 2, 4
 

@@ -134,5 +134,5 @@ def test_rows_are_refused_where_a_backend_cannot_split_them(smollm2, monkeypatch
         pass  # no GPU, nothing to split
     # of the backends here none can; CUDA's answers the same
     monkeypatch.setattr(devices, "_gpus", lambda: [ggml_backend.ggml_backend_dev_get(0)])
-    with pytest.raises(InvalidArgumentError, match="LLAMA_SPLIT_MODE_ROW.*LLAMA_SPLIT_MODE_LAYER"):
+    with pytest.raises(InvalidArgumentError, match=r"LLAMA_SPLIT_MODE_ROW.*LLAMA_SPLIT_MODE_LAYER"):
         Llama(smollm2, vocab_only=True, split_mode=llama_cpp.LLAMA_SPLIT_MODE_ROW)

@@ -8,10 +8,9 @@ import struct
 from pathlib import Path
 
 import pytest
+
 from gguf_refusal import refuses
 from gguf_writer import ARR, BOOL, F32, I32, STR, T_F32, U8, U16, U32, U64, VOCABULARIES, GGUFBuilder, tiny_model
-from measures import least_seconds
-
 from llama_cpp.errors import (
     EmptyGGUFError,
     GGUFLimitError,
@@ -24,6 +23,7 @@ from llama_cpp.errors import (
 )
 from llama_cpp.models.gguf import GGUFArray, ValueType, check_gguf, read_gguf
 from llama_cpp.models.gguf_types import REMOVED_TENSOR_TYPES, TENSOR_TYPES
+from measures import least_seconds
 
 
 def metadata(**overrides) -> GGUFBuilder:

@@ -17,9 +17,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from gguf_writer import VOCABULARIES, GGUFBuilder, tiny_model
 
 MUTANTS = 2500

@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from gguf_writer import ARR, BOOL, F32, F64, I64, STR, U16, U32, U64, tiny_model
 
+from gguf_writer import ARR, BOOL, F32, F64, I64, STR, U16, U32, U64, tiny_model
 from llama_cpp import Llama
 from llama_cpp.capi import llama
 from llama_cpp.errors import InvalidArgumentError, InvalidGGUFError, MetadataOverrideError

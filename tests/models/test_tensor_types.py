@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-
 import tiny_models
-
 from llama_cpp.capi import ggml_cpu
 from llama_cpp.errors import AdapterLoadError, InvalidGGUFError
 from llama_cpp.models import gguf
@@ -48,7 +45,7 @@ def variants(kind: str, folder: Path) -> dict[Path, tuple[str, str, bool]]:
     made = {}
     plain = tiny_models.write(kind, folder / "plain.gguf")
     tensors = {tensor.name: tensor for tensor in gguf.read_gguf(plain).tensors}
-    for role, name in roles(plain).items():
+    for _role, name in roles(plain).items():
         for type_name in TRIED:
             tensor = tensors[name]._replace(type_id=BY_NAME[type_name])
             if tensor.shape[0] % TENSOR_TYPES[tensor.type_id].block_size:
@@ -64,16 +61,16 @@ def variants(kind: str, folder: Path) -> dict[Path, tuple[str, str, bool]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_allowed_computes_and_the_rest_is_refused(kind, tmp_path):
     made = variants(kind, tmp_path)
-    for path, (name, type_name, allowed) in made.items():
+    for path, (name, _type_name, allowed) in made.items():
         if not allowed:
             with pytest.raises(InvalidGGUFError, match=re.escape(name)):
                 gguf.check_gguf(path)
     paths = [str(path) for path, (*_, allowed) in made.items() if allowed]
     done = subprocess.run([sys.executable, "-c", _CHILD, *paths], capture_output=True, text=True, timeout=900)
     ended = [line for line in done.stdout.splitlines() if Path(line.partition(" ")[0]) in made]  # no debugger's
-    failed = [made[Path(line.split()[0])][:2] + (line.split()[1],) for line in ended if not line.endswith("fine")]
+    failed = [(*made[Path(line.split()[0])][:2], line.split()[1]) for line in ended if not line.endswith("fine")]
     if len(ended) < len(paths):
-        failed.append(made[Path(paths[len(ended)])][:2] + (f"ended the process: {done.returncode} {done.stderr[-300:]}",))
+        failed.append((*made[Path(paths[len(ended)])][:2], f"ended the process: {done.returncode} {done.stderr[-300:]}"))
     assert failed == []
 
 
@@ -128,7 +125,8 @@ def adapter(path: Path, **changes) -> Path:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"adapter.lora.alpha": (tiny_models.U32, 8)}, {"adapter.lora.alpha": (tiny_models.STR, "8")}, {"adapter.type": (tiny_models.U32, 1)},
+    [{"adapter.lora.alpha": (tiny_models.U32, 8)}, {"adapter.lora.alpha": (tiny_models.STR, "8")},
+     {"adapter.type": (tiny_models.U32, 1)},
      {"adapter.type": (tiny_models.STR, "control_vector")}, {"general.type": (tiny_models.U32, 1)},
      {"general.type": (tiny_models.STR, "model")}, {"general.architecture": (tiny_models.U32, 1)}],
 )  # fmt: skip
@@ -163,5 +161,5 @@ def test_an_adapter_of_another_type_computes(tmp_path, type_name, run_python):
 def test_an_adapter_of_another_architecture(dense, tmp_path):
     from llama_cpp.models.adapter import Adapter
 
-    with pytest.raises(AdapterLoadError, match="llama.*qwen3"):
+    with pytest.raises(AdapterLoadError, match=r"llama.*qwen3"):
         Adapter(dense, adapter(tmp_path / "a.gguf", **{"general.architecture": (tiny_models.STR, "llama")}))
