@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from distribution.packaging import inputs, packages  # noqa: E402
+from distribution.packaging import build, inputs  # noqa: E402
 
 RECORD = ROOT / ".ci" / "inspected"
 LARGEST = 30_000_000
@@ -36,7 +36,7 @@ def main() -> int:
         return 0
     print(f"the inputs of the SM 12.0 package are {digest}, inspected were {recorded}: building it")
     # built anew: a file from before would be taken as it is, and its tests be called passed
-    built = packages.build([], packages.dependencies(cuda=True), only=["libllama", "libggml-cuda"], rebuild=True)
+    built = build.build([], build.dependencies(cuda=True), only=["libllama", "libggml-cuda"], rebuild=True)
     plugin = built[-1]
     print(f"{plugin.name}: {plugin.stat().st_size / 1e6:.1f} MB, its tests passed")
     check_size(plugin)

@@ -348,7 +348,7 @@ def differences(llm: Llama, n_requests: int) -> tuple[float, float]:
 
 
 def agreement(llm: Llama, n_seeds: int, n: int) -> float:
-    """The share of answers that are the same whether the device selects the tokens to pick from, or all are looked at."""
+    """The share of answers that are the same whether the device selects the tokens to sample from, or all are looked at."""
 
     def text(seed: int, **arguments: Any) -> str:
         sampling: dict[str, Any] = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": seed}
@@ -365,8 +365,8 @@ def used_memory() -> tuple[float, float]:
     return resident / 2**20, sum(gpu.memory_total - gpu.memory_free for gpu in gpus()) / 2**20
 
 
-def guessing(model: str, source: str | None, n_requests: int, n: int, repeat: int, common: dict[str, Any]) -> tuple[float, str]:
-    """Tokens per second of requests at temperature 0, and how many guesses were right."""
+def drafting(model: str, source: str | None, n_requests: int, n: int, repeat: int, common: dict[str, Any]) -> tuple[float, str]:
+    """Tokens per second of requests at temperature 0, and how many drafts were right."""
     best = 0.0
     with Llama(model, n_ctx=n + 128, n_parallel=n_requests, draft_model=source, **common) as llm:
         texts = prompts(n_requests, 64, llm.n_vocab())
@@ -380,7 +380,7 @@ def guessing(model: str, source: str | None, n_requests: int, n: int, repeat: in
             seconds, n_tokens = staggered(n_requests, 0.0, run)
             best = max(best, n_tokens / seconds)
         done = llm._open_engine.statistics
-        return best, f"{done.n_right / done.n_guessed:.0%} of guesses right" if done.n_guessed else "no guesses"
+        return best, f"{done.n_accepted / done.n_drafted:.0%} of drafts right" if done.n_drafted else "no drafts"
 
 
 def main() -> None:
@@ -395,9 +395,9 @@ def main() -> None:
     parser.add_argument(
         "--rows",
         default="stream,sampled,many,extra,server,device-server,prefix",
-        help="which to measure; there are chat, kept, differences, requests, saved and guess, too",
+        help="which to measure; there are chat, kept, differences, requests, saved and draft, too",
     )
-    parser.add_argument("--drafts", default="prompt-lookup", help="what guesses in the row guess, separated by commas")
+    parser.add_argument("--drafts", default="prompt-lookup", help="what drafts in the row draft, separated by commas")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--ubatch", type=int, default=512, help="prompt tokens computed at once, on both sides")
     parser.add_argument("--unified", action="store_true", help="one KV cache for all requests")
@@ -520,12 +520,12 @@ def main() -> None:
         with Llama(o.model, n_ctx=o.prefix + 64, n_parallel=1, **common) as llm:
             first, second = saved(llm, o.prefix)
             note(f"{o.prefix} tokens from the second tier", second, "reading them", first, "s")
-    if "guess" in wanted:
+    if "draft" in wanted:
         for n_requests in (1, o.parallel):
-            without, _ = guessing(o.model, None, n_requests, 512, o.repeat, common)
+            without, _ = drafting(o.model, None, n_requests, 512, o.repeat, common)
             for source in o.drafts.split(","):
-                speed, right = guessing(o.model, source, n_requests, 512, o.repeat, common)
-                note(f"{n_requests} requests, {Path(source).stem}, {right}", speed, "without guesses", without)
+                speed, right = drafting(o.model, source, n_requests, 512, o.repeat, common)
+                note(f"{n_requests} requests, {Path(source).stem}, {right}", speed, "without drafts", without)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, {os.cpu_count()} processors")
 
 

@@ -25,10 +25,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from distribution.channel.generations import Channel  # noqa: E402
 from distribution.channel.publishing import publish  # noqa: E402
-from distribution.environment import creation, solving, specification  # noqa: E402
-from distribution.packaging import packages  # noqa: E402
+from distribution.channel.store import Channel  # noqa: E402
+from distribution.environment import install, solving, specification  # noqa: E402
+from distribution.packaging import build  # noqa: E402
 from distribution.packaging.commands import variants_of  # noqa: E402
 
 
@@ -38,16 +38,16 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def build(variants: list[str], dependencies: list[str]) -> dict[str, float]:
+def time_build(variants: list[str], dependencies: list[str]) -> dict[str, float]:
     """Seconds to build all packages, tests inside them included."""
     with tempfile.TemporaryDirectory() as cache:
         return {
-            label: timed(lambda: packages.build(variants, dependencies, rebuild=True, compiler_cache=Path(cache)))[0]
+            label: timed(lambda: build.build(variants, dependencies, rebuild=True, compiler_cache=Path(cache)))[0]
             for label in ("build, cold", "build, warm")
         }
 
 
-def install(built: list[Path], dependencies: list[str], rounds: int) -> dict[str, float]:
+def time_install(built: list[Path], dependencies: list[str], rounds: int) -> dict[str, float]:
     """Seconds to publish, to solve for environment.yml without the CUDA plugin, and to make the environment."""
     seconds: dict[str, list[float]] = {"publish": [], "solve": [], "create": []}
     with tempfile.TemporaryDirectory() as scratch:
@@ -61,7 +61,7 @@ def install(built: list[Path], dependencies: list[str], rounds: int) -> dict[str
             spent, solution = timed(functools.partial(solving.solve_environment, wanted, cpu=True))
             seconds["solve"].append(spent)
             prefix = Path(scratch, f"environment-{number}")
-            make = functools.partial(creation.create, solution.records, prefix, solution.requested)
+            make = functools.partial(install.create, solution.records, prefix, solution.requested)
             seconds["create"].append(timed(make)[0])
     return {label: statistics.median(spent) for label, spent in seconds.items()}
 
@@ -75,10 +75,10 @@ def main() -> None:
     options = parser.parse_args()
 
     variants = variants_of(options.arch)
-    dependencies = packages.dependencies(cuda=packages.CPU_ONLY not in variants)
-    seconds = build(variants, dependencies) if options.build else {}
-    built = packages.build(variants, dependencies)
-    seconds |= install(built, dependencies, options.rounds)
+    dependencies = build.dependencies(cuda=build.CPU_ONLY not in variants)
+    seconds = time_build(variants, dependencies) if options.build else {}
+    built = build.build(variants, dependencies)
+    seconds |= time_install(built, dependencies, options.rounds)
     result: dict[str, Any] = {
         "machine": f"{os.cpu_count()} x {processor()}",
         "megabytes": {path.name: round(path.stat().st_size / 1e6, 2) for path in built},

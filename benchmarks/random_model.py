@@ -4,7 +4,7 @@ The vocabulary comes from a vocabulary-only GGUF of the engine's source; its hea
 
 Usage: python benchmarks/random_model.py OUTPUT [--vocab GGUF] [--layers 32 --embd 4096 --ff 14336 --heads 32 --kv-heads 8]
 
-With ``--working 2`` only the first two layers have a say, at the price of all: a model written with ``--layers 2`` then guesses
+With ``--working 2`` only the first two layers have a say, at the price of all: a model written with ``--layers 2`` then drafts
 every token right, which shows what speculative decoding gains at best.
 """
 

@@ -61,7 +61,7 @@ _UNUSABLE = re.compile("[\0-\x1f\x7f-\x9f\\\\\u2028\u2029]")
 
 
 @dataclass(frozen=True)
-class Part:
+class ArchivePart:
     """A member of the zip: ``size`` bytes from ``start`` on, with the CRC-32 ``checksum``; None where nothing says it."""
 
     start: int
@@ -88,7 +88,7 @@ class Member:
     executable: bool = False
 
 
-def parts(file: IO[bytes], size: int) -> dict[str, Part]:
+def parts(file: IO[bytes], size: int) -> dict[str, ArchivePart]:
     """The members of the zip, by name.
 
     Args:
@@ -116,7 +116,7 @@ def parts(file: IO[bytes], size: int) -> dict[str, Part]:
     return {one.name: one.part for one in found}
 
 
-def read(file: IO[bytes], part: Part, largest: int) -> bytes:
+def read(file: IO[bytes], part: ArchivePart, largest: int) -> bytes:
     """A member of the zip that is not compressed.
 
     Raises:
@@ -130,7 +130,7 @@ def read(file: IO[bytes], part: Part, largest: int) -> bytes:
     return data
 
 
-def members(file: IO[bytes], part: Part, largest: int, strict: bool = True) -> Iterator[tuple[Member, Iterator[bytes]]]:
+def members(file: IO[bytes], part: ArchivePart, largest: int, strict: bool = True) -> Iterator[tuple[Member, Iterator[bytes]]]:
     """The entries of a compressed tar, each with its content in blocks of at most ``BLOCK`` bytes.
 
     What is not read of a content when the next entry is asked for is skipped. Paths may come twice: that is for the caller.
@@ -149,7 +149,7 @@ def members(file: IO[bytes], part: Part, largest: int, strict: bool = True) -> I
 
 def bzip2_members(file: IO[bytes], size: int, largest: int, strict: bool = True) -> Iterator[tuple[Member, Iterator[bytes]]]:
     """As ``members``, of a ``.tar.bz2`` of ``size`` bytes, which is one compressed stream."""
-    yield from _members(_Unpacked(file, Part(0, size, None), largest, bz2.BZ2Decompressor(), _BZIP2), strict)
+    yield from _members(_Unpacked(file, ArchivePart(0, size, None), largest, bz2.BZ2Decompressor(), _BZIP2), strict)
 
 
 def _members(tar: _Unpacked, strict: bool) -> Iterator[tuple[Member, Iterator[bytes]]]:
@@ -168,7 +168,7 @@ class _Stored:
 
     name: str
     offset: int
-    part: Part
+    part: ArchivePart
     said: tuple[int, ...]
 
 
@@ -181,7 +181,7 @@ def _stored(file: IO[bytes], offset: int) -> _Stored:
     if flags & ~_UTF8_NAMES or method or needed > _NEWEST_ZIP:
         raise ValueError("a member of the zip is compressed, encrypted or stored in another way than in packages")
     size = _size(packed, size, text[name_size:])
-    part = Part(offset + _LOCAL.size + len(text), size, checksum)
+    part = ArchivePart(offset + _LOCAL.size + len(text), size, checksum)
     # other names than the three of ASCII letters are refused by whoever asked
     return _Stored(text[:name_size].decode("latin-1"), offset, part, (needed, flags, method, time, date))
 
@@ -225,7 +225,7 @@ class _Unpacked:
     """What compressed data expands to, read once from its start to its end."""
 
     def __init__(
-        self, file: IO[bytes], part: Part, largest: int, decoder: zstd.ZstdDecompressor | bz2.BZ2Decompressor, mark: bytes
+        self, file: IO[bytes], part: ArchivePart, largest: int, decoder: zstd.ZstdDecompressor | bz2.BZ2Decompressor, mark: bytes
     ) -> None:
         self._file, self._packed, self._expected = file, part.size, part.checksum
         self._checksum = 0

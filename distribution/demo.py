@@ -18,7 +18,7 @@ from .console import say
 from .errors import BuildError
 from .files import REPOSITORY, cache_dir
 from .interruption import run_program
-from .packaging import packages
+from .packaging import build
 
 CHANNEL = REPOSITORY / "dist" / "channel"
 PREFIX = REPOSITORY / "dist" / "envs" / "llm-dev"
@@ -47,7 +47,7 @@ def variants_for(found: hardware.Hardware, toolkits: Sequence[str] | None = None
             " conda-forge: building for the CPU"
         )
         return ["cpu"]
-    return packages.variant_files(chosen.cuda, chosen.architectures)
+    return build.variant_files(chosen.cuda, chosen.architectures)
 
 
 def demo(prompt: str = PROMPT) -> int:
@@ -55,10 +55,10 @@ def demo(prompt: str = PROMPT) -> int:
     _check_places()
     found = hardware.detect()
     say(f"this machine has {found}")
-    variants = variants_for(found, packages.toolkits())
-    channels = packages.dependencies(cuda="cpu" not in variants)
+    variants = variants_for(found, build.toolkits())
+    channels = build.dependencies(cuda="cpu" not in variants)
     say("\n1. the packages")
-    built = packages.build(variants, channels)
+    built = build.build(variants, channels)
     say("\n2. the channel")
     _publish(built, channels)
     say("\n3. the environment")
@@ -81,12 +81,12 @@ def _check_places() -> None:
         there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise BuildError(f"{folder} cannot be written to", f"name another folder: {variable}=/a/folder make demo")
-    packages.check_root()
+    build.check_root()
 
 
 def _publish(ours: Sequence[Path], channels: Sequence[str]) -> None:
-    from .channel.generations import Channel
     from .channel.publishing import publish
+    from .channel.store import Channel
 
     files = list(ours)
     for channel in channels:

@@ -22,7 +22,7 @@ from rattler.package_streaming import download_to_writer
 
 from .errors import ChannelUnreachableError, DownloadError, HashMismatchError
 from .files import open_regular
-from .waiting import all_of, client, within
+from .rattler_async import all_of, client, within
 
 LARGEST = 16 << 30
 """Bytes that a package may have, packed, where its record does not say how many it has."""

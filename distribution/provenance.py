@@ -31,7 +31,7 @@ CCCL_LICENSE = "Apache-2.0 WITH LLVM-exception AND BSL-1.0 AND BSD-3-Clause"
 
 
 @dataclass(frozen=True)
-class Part:
+class BundledCode:
     """Code of others that llama.cpp carries inside.
 
     Attributes:
@@ -50,17 +50,18 @@ class Part:
 
 # Of vendor/hash only sha256 is linked to libmtmd, which calls nothing else of it: no xxhash, no sha1.
 VENDORED = (
-    Part("nlohmann-json", "MIT", "vendor/nlohmann/json.hpp", ("libllama",),
+    BundledCode("nlohmann-json", "MIT", "vendor/nlohmann/json.hpp", ("libllama",),
          r"NLOHMANN_JSON_VERSION_MAJOR (\d+).*NLOHMANN_JSON_VERSION_MINOR (\d+).*NLOHMANN_JSON_VERSION_PATCH (\d+)"),
-    Part("cpp-httplib", "MIT", "vendor/cpp-httplib/httplib.h", ("libllama", "llama.cpp"), r'CPPHTTPLIB_VERSION "([\d.]+)"'),
-    Part("miniaudio", "MIT-0", "vendor/miniaudio/miniaudio.h", ("libllama",),
+    BundledCode("cpp-httplib", "MIT", "vendor/cpp-httplib/httplib.h", ("libllama", "llama.cpp"),
+         r'CPPHTTPLIB_VERSION "([\d.]+)"'),
+    BundledCode("miniaudio", "MIT-0", "vendor/miniaudio/miniaudio.h", ("libllama",),
          r"define MA_VERSION_MAJOR +(\d+)\s.*MA_VERSION_MINOR +(\d+)\s.*MA_VERSION_REVISION +(\d+)\s"),
-    Part("stb_image", "MIT", "vendor/stb/stb_image.h", ("libllama",), r"stb_image - v([\d.]+)"),
-    Part("sheredom-subprocess", "Unlicense", "vendor/sheredom/subprocess.h", ("libllama", "llama.cpp")),
-    Part("sha256", PUBLIC_DOMAIN, "vendor/hash/sha256/sha256.c", ("libllama",)),
-    Part("rotate-bits", "MIT", "vendor/hash/rotate-bits/rotate-bits.h", ("libllama",)),
-    Part("base64", "Unlicense", "common/base64.hpp", ("llama.cpp",)),
-    Part("llamafile-sgemm", "MIT", "ggml/src/ggml-cpu/llamafile/sgemm.cpp", ("libllama",)),
+    BundledCode("stb_image", "MIT", "vendor/stb/stb_image.h", ("libllama",), r"stb_image - v([\d.]+)"),
+    BundledCode("sheredom-subprocess", "Unlicense", "vendor/sheredom/subprocess.h", ("libllama", "llama.cpp")),
+    BundledCode("sha256", PUBLIC_DOMAIN, "vendor/hash/sha256/sha256.c", ("libllama",)),
+    BundledCode("rotate-bits", "MIT", "vendor/hash/rotate-bits/rotate-bits.h", ("libllama",)),
+    BundledCode("base64", "Unlicense", "common/base64.hpp", ("llama.cpp",)),
+    BundledCode("llamafile-sgemm", "MIT", "ggml/src/ggml-cpu/llamafile/sgemm.cpp", ("libllama",)),
 )  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def bill_of_materials(package: str, pin: Pin, document: dict[str, Any]) -> str:
     return JsonV1Dot6(bom).output_as_string(indent=2)
 
 
-def _version_of(part: Part) -> str:
+def _version_of(part: BundledCode) -> str:
     if not part.version:
         return ""
     file = VENDOR / "source" / part.file

@@ -10,16 +10,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .asynchronous import AsyncLlama as AsyncLlama
-    from .engine.caches import BaseLlamaCache as BaseLlamaCache
-    from .engine.caches import LlamaCache as LlamaCache
-    from .engine.caches import LlamaDiskCache as LlamaDiskCache
-    from .engine.caches import LlamaRAMCache as LlamaRAMCache
-    from .engine.functions import LogitsProcessor as LogitsProcessor
-    from .engine.functions import LogitsProcessorList as LogitsProcessorList
-    from .engine.functions import MinTokensLogitsProcessor as MinTokensLogitsProcessor
-    from .engine.functions import StoppingCriteria as StoppingCriteria
-    from .engine.functions import StoppingCriteriaList as StoppingCriteriaList
+    from .async_llama import AsyncLlama as AsyncLlama
+    from .engine.logits_processors import LogitsProcessor as LogitsProcessor
+    from .engine.logits_processors import LogitsProcessorList as LogitsProcessorList
+    from .engine.logits_processors import MinTokensLogitsProcessor as MinTokensLogitsProcessor
+    from .engine.logits_processors import StoppingCriteria as StoppingCriteria
+    from .engine.logits_processors import StoppingCriteriaList as StoppingCriteriaList
+    from .engine.prefix_cache.stores import BaseLlamaCache as BaseLlamaCache
+    from .engine.prefix_cache.stores import LlamaCache as LlamaCache
+    from .engine.prefix_cache.stores import LlamaDiskCache as LlamaDiskCache
+    from .engine.prefix_cache.stores import LlamaRAMCache as LlamaRAMCache
     from .llama import Llama as Llama
 
 # the one place; recipe.yaml cannot read it, and a test compares it
@@ -27,11 +27,11 @@ __version__ = "0.4.0"
 
 _HOME = {
     "Llama": ".llama",
-    "AsyncLlama": ".asynchronous",
-    **dict.fromkeys(("BaseLlamaCache", "LlamaCache", "LlamaRAMCache", "LlamaDiskCache"), ".engine.caches"),
+    "AsyncLlama": ".async_llama",
+    **dict.fromkeys(("BaseLlamaCache", "LlamaCache", "LlamaRAMCache", "LlamaDiskCache"), ".engine.prefix_cache.stores"),
     **dict.fromkeys(
         ("LogitsProcessor", "LogitsProcessorList", "MinTokensLogitsProcessor", "StoppingCriteria", "StoppingCriteriaList"),
-        ".engine.functions",
+        ".engine.logits_processors",
     ),
 }
 

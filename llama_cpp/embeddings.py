@@ -72,7 +72,7 @@ def listed(vectors: list[np.ndarray], normalize: bool, pooling_type: int) -> lis
     return [vector.tolist() for vector in vectors]
 
 
-def answer(vectors: Sequence[Any], n_tokens: int, model: str) -> dict[str, Any]:
+def response(vectors: Sequence[Any], n_tokens: int, model: str) -> dict[str, Any]:
     """What OpenAI's API answers."""
     data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)]
     return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}}

@@ -10,8 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import embeddings, responses
-from .answers import Answer, ChatAnswer, TextAnswer
+from . import embeddings
 from .arguments import (
     check_unknown,
     read_bias,
@@ -28,26 +27,28 @@ from .arguments import (
 )
 from .capi import llama as capi
 from .capi.handle import Uncopyable
-from .chat.session import ChatRequest
+from .chat.request import ChatRequest
 from .chat.templates import ChatTemplates
-from .delivery import Stream, pieces
-from .engine.functions import LogitsProcessor, StoppingCriteria
-from .engine.params import SamplingParams
-from .engine.requests import Handle, Request
-from .engine.sampler import Sampler
-from .engine.text import TextStream
+from .completions import openai_format as openai_format
+from .completions.assembler import Assembler, ChatAssembler, TextAssembler
+from .completions.streaming import Stream, pieces
+from .engine.detokenizer import Detokenizer
+from .engine.logits_processors import LogitsProcessor, StoppingCriteria
+from .engine.requests import Request, RequestStream
+from .engine.sampler_chain import Sampler
+from .engine.sampling_params import SamplingParams
 from .errors import InvalidArgumentError, LlamaCppError
 from .limits import Limits, asking
+from .model_loading import load_model
 from .models.model import Model
-from .opening import open_model
 from .values import flag, token_ids
 
 if TYPE_CHECKING:
     import numpy as np
 
     from .embeddings import Text
-    from .engine.caches import BaseLlamaCache
-    from .engine.embedding import Embedder, Job
+    from .engine.embedder import Embedder, Job
+    from .engine.prefix_cache.stores import BaseLlamaCache
     from .engine.scheduler import BatchingEngine
 
 logger = logging.getLogger("llama_cpp")
@@ -95,10 +96,10 @@ class Llama(Uncopyable):
             read more anew; in a cache that all share, only the last one is kept. On a CPU it is so already.
         last_n_tokens_size: how many tokens back the penalties look.
         spm_infill: whether create_completion(suffix=…) puts the suffix before the prompt, as some models learnt it.
-        draft_model: what guesses tokens for the model to check several at once, which changes speed and no answer: the path
+        draft_model: what drafts tokens for the model to check several at once, which changes speed and no answer: the path
             of a smaller model with the same vocabulary, "prompt-lookup" (what followed the last tokens before), or "mtp"
             (the model's own heads for that). It is used while it pays.
-        n_draft: tokens guessed at once at most.
+        n_draft: tokens drafted at once at most.
         lora_path, lora_scale: a LoRA adapter that every request has unless it chooses others; its name is the file's.
         lora_adapters: more of them by name, for requests to choose from.
         limits: what chat templates and grammars may cost; None is :class:`~llama_cpp.limits.Limits`' defaults.
@@ -190,7 +191,7 @@ class Llama(Uncopyable):
         self._chat_template = options["chat_format"]
         self._limits: Limits = options["limits"] or Limits()
         self._opening = threading.Lock()
-        self._model, self._adapters, self._engine, self._embedder, self._make_engine = open_model(options)
+        self._model, self._adapters, self._engine, self._embedder, self._make_engine = load_model(options)
 
     # --- lifetime ---
 
@@ -327,7 +328,7 @@ class Llama(Uncopyable):
     def set_cache(self, cache: BaseLlamaCache | None) -> None:
         """Keeps what requests have computed in ``cache`` when the context has no room for it any more.
 
-        With a :class:`~llama_cpp.engine.caches.LlamaDiskCache` a long system prompt is there at the next start, too.
+        With a :class:`~llama_cpp.engine.prefix_cache.stores.LlamaDiskCache` a long system prompt is there at the next start, too.
         """
         self._open_engine.keep_in(cache)
 
@@ -368,7 +369,7 @@ class Llama(Uncopyable):
         """Vectors of texts in OpenAI's form; see :meth:`embed`."""
         job, _ = self._vectors(input, truncate=True)
         vectors, n = self._listed(job, False, job.result(), False, True)
-        return embeddings.answer(vectors, n, read_model_name(model, self.model_path))
+        return embeddings.response(vectors, n, read_model_name(model, self.model_path))
 
     # --- completions ---
 
@@ -429,8 +430,8 @@ class Llama(Uncopyable):
             context_full: what to do when the answer fills n_ctx: "truncate" it, raise an "error", or "shift", which
                 forgets the older half of what was said.
             lora: scales of LoRA adapters by name, in place of lora_path's; ``{}`` is the model without any.
-            speculate: whether a model loaded with draft_model may guess for this request.
-            The sampling parameters are those of :class:`~llama_cpp.engine.params.SamplingParams`; those that
+            speculate: whether a model loaded with draft_model may draft for this request.
+            The sampling parameters are those of :class:`~llama_cpp.engine.sampling_params.SamplingParams`; those that
             llama-cpp-python does not have (top_n_sigma, xtc_*, dynatemp_*, dry_*, adaptive_*) are taken, too.
 
         Returns:
@@ -459,12 +460,12 @@ class Llama(Uncopyable):
             criteria=read_functions("stopping_criteria", stopping_criteria), context_full=context_full, lora=lora,
             speculate=flag("speculate", speculate), scores_prompt=echo and not suffix, abort=abort,
         )  # fmt: skip
-        head = (responses.new_id("cmpl"), responses.now(), read_model_name(model, self.model_path))
-        answer = TextAnswer(
+        head = (openai_format.new_id("cmpl"), openai_format.now(), read_model_name(model, self.model_path))
+        assembler = TextAssembler(
             head, request.generation, stream_text, usage_wanted(stream_options), self._open_model, request.n_logprobs is not None,
             prompt=text, tokens=() if suffix else tokens, echo=echo,
         )  # fmt: skip
-        return self._deliver(answer, request, stream, abort)
+        return self._deliver(assembler, request, stream, abort)
 
     __call__ = create_completion
 
@@ -554,12 +555,12 @@ class Llama(Uncopyable):
             processors=read_functions("logits_processor", logits_processor), context_full=context_full, lora=lora,
             speculate=flag("speculate", speculate), abort=abort,
         )  # fmt: skip
-        head = (responses.new_id("chatcmpl"), responses.now(), read_model_name(model, self.model_path))
-        answer = ChatAnswer(
+        head = (openai_format.new_id("chatcmpl"), openai_format.now(), read_model_name(model, self.model_path))
+        assembler = ChatAssembler(
             head, generated.generation, text, usage_wanted(stream_options), self._open_model, n_logprobs is not None,
-            reader=prompt.reader(),
+            parser=prompt.response_parser(),
         )  # fmt: skip
-        return self._deliver(answer, generated, stream, abort)
+        return self._deliver(assembler, generated, stream, abort)
 
     # --- inside ---
 
@@ -614,7 +615,7 @@ class Llama(Uncopyable):
         lora: Mapping[str, float] | None = None,
         abort: Callable[[], bool] | None = None,
         **request: Any,
-    ) -> tuple[Request, TextStream]:
+    ) -> tuple[Request, Detokenizer]:
         """A request, not yet submitted, and what turns its tokens into text."""
         model, engine = self._open_model, self._open_engine
         engine.check_prompt(tokens)
@@ -623,18 +624,18 @@ class Llama(Uncopyable):
             sampler = Sampler(model, params, engine.n_ctx, self._limits)
         sampler.accept_prompt(tokens)
         single = (model.tokenize(text.encode(), add_special=False, parse_special=True) for text in preserved)
-        text = TextStream(model, stop, [ids[0] for ids in single if len(ids) == 1])
+        text = Detokenizer(model, stop, [ids[0] for ids in single if len(ids) == 1])
         return Request(tokens, sampler, max_tokens, adapters=self._adapters.choose(lora), **request), text
 
     def _deliver(
-        self, answer: Answer, request: Request, stream: bool, abort: Callable[[], bool] | None
+        self, assembler: Assembler, request: Request, stream: bool, abort: Callable[[], bool] | None
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Runs a request; returns its response, or its chunks as they come."""
-        handle = Handle(request, abort)
+        handle = RequestStream(request, abort)
         self._open_engine.submit(request)
         if stream:
-            return Stream(self, answer, handle)
-        return answer.whole("".join(pieces(answer, handle)))
+            return Stream(self, assembler, handle)
+        return assembler.whole("".join(pieces(assembler, handle)))
 
 
 def _log_to_stderr() -> None:

@@ -1,10 +1,10 @@
-// Batches in, tokens out: what one step of many requests costs is a call to decode and a call to pick.
+// Batches in, tokens out: what one step of many requests costs is a call to decode and a call to sample.
 
 #include "candidates.h"
 #include "device_top_k.h"
-#include "helpers.h"
-#include "outbox.h"
 #include "support.h"
+#include "token_queue.h"
+#include "worker_pool.h"
 
 #include <algorithm>
 #include <cmath>
@@ -32,7 +32,9 @@ template <typename Body> int32_t quietly(llama_common_status otherwise, Body && 
     return status;
 }
 
-[[noreturn]] void not_possible() { throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "no token is possible here"); }
+[[noreturn]] void not_possible() {
+    throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "no token is possible here");
+}
 
 }  // namespace
 
@@ -61,9 +63,9 @@ struct llama_common_sampler {
     llama_token choose(std::vector<llama_token_data> & from) const {
         llama_token_data_array array = {from.data(), from.size(), -1, false};
         llama_sampler_apply(after.get(), &array);
-        // where nothing is allowed a sampler picks something all the same, and a grammar aborts on accepting it
+        // where nothing is allowed a sampler samples something all the same, and a grammar aborts on accepting it
         if (array.selected < 0 || (size_t) array.selected >= array.size ||
-            !(array.data[array.selected].logit > -INFINITY)) {
+                !(array.data[array.selected].logit > -INFINITY)) {
             not_possible();
         }
         return array.data[array.selected].id;
@@ -125,7 +127,7 @@ struct llama_common_decoder {
     llama_batch                 batch   = {};
     bool                        waiting = false;
     std::vector<const float *>  host_rows;
-    helpers                     others;
+    worker_pool                 others;
 
     int32_t decode(const llama_batch & next) {
         batch   = next;
@@ -144,7 +146,8 @@ struct llama_common_decoder {
         }
         if (device != nullptr && !outputs.empty()) {
             if (device->n_rows() != (int64_t) outputs.size()) {
-                throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "the batch was too long, or too uneven, to be computed at once");
+                throw failure(
+                        LLAMA_COMMON_INVALID_ARGUMENT, "the batch was too long, or too uneven, to be computed at once");
             }
             device->fetch();
         }
@@ -190,7 +193,7 @@ struct llama_common_decoder {
     }
 
     // Different rows and samplers in different threads.
-    llama_token pick(int32_t row, const float * host, const llama_common_sampler & sampler, bool only_best) const {
+    llama_token sample(int32_t row, const float * host, const llama_common_sampler & sampler, bool only_best) const {
         thread_local candidates found;
         const grammar_limit     limited(sampler.n_stacks, sampler.grammar ? sampler.seconds : 0);
         const auto              take = [&](size_t n) {
@@ -229,9 +232,8 @@ struct llama_common_decoder {
         return token;
     }
 
-    void pick_all(
-            int32_t n_rows, const int32_t * rows, llama_common_sampler ** samplers, float * const * logits, bool only_best,
-            llama_token * tokens, int32_t * results) {
+    void sample_all(int32_t n_rows, const int32_t * rows, llama_common_sampler ** samplers, float * const * logits,
+            bool only_best, llama_token * tokens, int32_t * results) {
         const bool with_help = n_rows >= ENOUGH_TO_SHARE;
         wait(with_help);
         host_rows.resize(n_rows);
@@ -249,9 +251,8 @@ struct llama_common_decoder {
         }
         const auto one = [&](int32_t i) {
             if (results[i] == LLAMA_COMMON_OK) {
-                results[i] = quietly(LLAMA_COMMON_GRAMMAR_ERROR, [&] {
-                    tokens[i] = pick(rows[i], host_rows[i], *samplers[i], only_best);
-                });
+                results[i] = quietly(LLAMA_COMMON_GRAMMAR_ERROR,
+                        [&] { tokens[i] = sample(rows[i], host_rows[i], *samplers[i], only_best); });
             }
         };
         if (with_help) {
@@ -263,7 +264,7 @@ struct llama_common_decoder {
         }
     }
 
-    // Decodes the batch that follows the last one, of what was picked from that.
+    // Decodes the batch that follows the last one, of what was sampled from that.
     int32_t decode_following(int32_t n_rows, const int32_t * rows, const llama_token * tokens) {
         for (int32_t i = 0; i < n_rows; i++) {
             const int32_t at = outputs[rows[i]];
@@ -280,7 +281,8 @@ struct llama_common_decoder {
         }
         const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(context));
         return std::all_of(results, results + n_rows, [](int32_t result) { return result == LLAMA_COMMON_OK; }) &&
-               std::none_of(tokens, tokens + n_rows, [&](llama_token token) { return llama_vocab_is_eog(vocab, token); });
+               std::none_of(
+                       tokens, tokens + n_rows, [&](llama_token token) { return llama_vocab_is_eog(vocab, token); });
     }
 };
 
@@ -293,26 +295,30 @@ enum llama_common_status llama_common_top_k_init(int32_t n_seq, struct llama_com
     });
 }
 
-void llama_common_top_k_free(struct llama_common_top_k * top_k) { delete top_k; }
+void llama_common_top_k_free(struct llama_common_top_k * top_k) {
+    delete top_k;
+}
 
 struct llama_sampler_seq_config * llama_common_top_k_configs(struct llama_common_top_k * top_k) {
     return top_k->device.configs.data();
 }
 
-enum llama_common_status llama_common_sampler_init(
-        struct llama_sampler * before, struct llama_sampler * grammar, struct llama_sampler * after, int32_t n_needed,
-        const struct llama_common_limits * limits, struct llama_common_sampler ** sampler, char ** error) {
+enum llama_common_status llama_common_sampler_init(struct llama_sampler * before, struct llama_sampler * grammar,
+        struct llama_sampler * after, int32_t n_needed, const struct llama_common_limits * limits,
+        struct llama_common_sampler ** sampler, char ** error) {
     // owned from here on, also when something is wrong
     sampler_ptr parts[] = {sampler_ptr(before), sampler_ptr(grammar), sampler_ptr(after)};
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         required(after, "after");
-        *required(sampler, "sampler") = new llama_common_sampler{
-            std::move(parts[0]), std::move(parts[1]), std::move(parts[2]), (size_t) std::max(n_needed, 0),
-            limits == nullptr ? 0 : limits->n_stacks, limits == nullptr ? 0 : limits->seconds};
+        *required(sampler, "sampler") = new llama_common_sampler{std::move(parts[0]), std::move(parts[1]),
+                std::move(parts[2]), (size_t) std::max(n_needed, 0), limits == nullptr ? 0 : limits->n_stacks,
+                limits == nullptr ? 0 : limits->seconds};
     });
 }
 
-void llama_common_sampler_free(struct llama_common_sampler * sampler) { delete sampler; }
+void llama_common_sampler_free(struct llama_common_sampler * sampler) {
+    delete sampler;
+}
 
 enum llama_common_status llama_common_sampler_accept(
         struct llama_common_sampler * sampler, const llama_token * tokens, int32_t n_tokens, char ** error) {
@@ -323,9 +329,8 @@ enum llama_common_status llama_common_sampler_accept(
     });
 }
 
-enum llama_common_status llama_common_decoder_init(
-        struct llama_context * context, struct llama_common_top_k * top_k, int32_t n_seq,
-        struct llama_common_decoder ** decoder, char ** error) {
+enum llama_common_status llama_common_decoder_init(struct llama_context * context, struct llama_common_top_k * top_k,
+        int32_t n_seq, struct llama_common_decoder ** decoder, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         required(decoder, "decoder");
         auto result     = std::make_unique<llama_common_decoder>();
@@ -342,13 +347,17 @@ enum llama_common_status llama_common_decoder_init(
     });
 }
 
-void llama_common_decoder_free(struct llama_common_decoder * decoder) { delete decoder; }
+void llama_common_decoder_free(struct llama_common_decoder * decoder) {
+    delete decoder;
+}
 
-bool llama_common_decoder_on_device(const struct llama_common_decoder * decoder) { return decoder->device != nullptr; }
+bool llama_common_decoder_on_device(const struct llama_common_decoder * decoder) {
+    return decoder->device != nullptr;
+}
 
-enum llama_common_status llama_common_decode(
-        struct llama_common_decoder * decoder, int32_t n_tokens, llama_token * tokens, llama_pos * positions,
-        llama_seq_id * sequences, int8_t * outputs, int32_t * result, char ** error) {
+enum llama_common_status llama_common_decode(struct llama_common_decoder * decoder, int32_t n_tokens,
+        llama_token * tokens, llama_pos * positions, llama_seq_id * sequences, int8_t * outputs, int32_t * result,
+        char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         auto & self = *required(decoder, "decoder");
         self.ones.resize(n_tokens, 1);
@@ -361,43 +370,44 @@ enum llama_common_status llama_common_decode(
             }
         }
         *required(result, "result") =
-            self.decode({n_tokens, tokens, nullptr, positions, self.ones.data(), self.sequences.data(), outputs});
+                self.decode({n_tokens, tokens, nullptr, positions, self.ones.data(), self.sequences.data(), outputs});
     });
 }
 
-enum llama_common_status llama_common_pick(
-        struct llama_common_decoder * decoder, int32_t n_rows, const int32_t * rows,
-        struct llama_common_sampler ** samplers, float * const * logits, bool only_best, llama_token * tokens,
-        int32_t * results, struct llama_common_going_on * going_on, char ** error) {
+enum llama_common_status llama_common_sample(struct llama_common_decoder * decoder, int32_t n_rows,
+        const int32_t * rows, struct llama_common_sampler ** samplers, float * const * logits, bool only_best,
+        llama_token * tokens, int32_t * results, struct llama_common_multi_step * multi_step, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         auto & self = *required(decoder, "decoder");
-        if (going_on == nullptr) {
-            self.pick_all(n_rows, rows, samplers, logits, only_best, tokens, results);
+        if (multi_step == nullptr) {
+            self.sample_all(n_rows, rows, samplers, logits, only_best, tokens, results);
             return;
         }
-        auto & on = *going_on;
+        auto & on = *multi_step;
         on.n      = 0;
         on.status = 0;
         on.begun  = false;
         while (true) {
-            self.pick_all(n_rows, rows, samplers, logits, only_best, tokens, results);
+            self.sample_all(n_rows, rows, samplers, logits, only_best, tokens, results);
             const bool last = on.n == on.n_most;
-            if ((last && !on.begin) || !self.goes_on(n_rows, tokens, results) || !__atomic_load_n(on.allowed, __ATOMIC_RELAXED)) {
+            if ((last && !on.begin) || !self.goes_on(n_rows, tokens, results) ||
+                    !__atomic_load_n(on.allowed, __ATOMIC_RELAXED)) {
                 return;
             }
             for (int32_t i = 0; !last && i < n_rows; i++) {
                 on.tokens[on.n * n_rows + i] = tokens[i];
-                if (on.outboxes[i] != nullptr) {
-                    on.outboxes[i]->put(tokens[i]);
+                if (on.token_queues[i] != nullptr) {
+                    on.token_queues[i]->put(tokens[i]);
                 }
             }
             on.n++;
             // the tokens that went out before must be told of, so this does not end in an exception
-            const int32_t result = quietly(LLAMA_COMMON_INTERNAL_ERROR, [&] { on.status = self.decode_following(n_rows, rows, tokens); });
+            const int32_t result = quietly(
+                    LLAMA_COMMON_INTERNAL_ERROR, [&] { on.status = self.decode_following(n_rows, rows, tokens); });
             if (result != LLAMA_COMMON_OK) {
                 on.status = LLAMA_COMMON_DECODE_THREW;
             }
-            on.begun  = last || on.status != 0;
+            on.begun = last || on.status != 0;
             if (on.begun) {
                 return;
             }
@@ -405,9 +415,8 @@ enum llama_common_status llama_common_pick(
     });
 }
 
-enum llama_common_status llama_common_pick_from(
-        const float * logits, int32_t n_vocab, struct llama_common_sampler * sampler, llama_token * token,
-        char ** error) {
+enum llama_common_status llama_common_sample_from(const float * logits, int32_t n_vocab,
+        struct llama_common_sampler * sampler, llama_token * token, char ** error) {
     return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
         thread_local candidates all;
         all.take_all(required(logits, "logits"), (size_t) n_vocab);
@@ -442,14 +451,12 @@ enum llama_common_status llama_common_top_logits(
         if (tokens.size() < (size_t) n_top) {
             throw failure(LLAMA_COMMON_INTERNAL_ERROR, "the model's logits are not numbers");
         }
-        std::partial_sort(tokens.begin(), tokens.begin() + n_top, tokens.end(), [](const auto & a, const auto & b) {
-            return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-        });
+        std::partial_sort(tokens.begin(), tokens.begin() + n_top, tokens.end(),
+                [](const auto & a, const auto & b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; });
         for (int32_t i = 0; i < n_top; i++) {
             top[i]        = tokens[i].id;
             top_logits[i] = tokens[i].logit;
         }
     });
 }
-
 }

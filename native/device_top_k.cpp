@@ -10,7 +10,9 @@ namespace llama_common_c {
 
 namespace {
 
-device_top_k & owner(const llama_sampler * sampler) { return *static_cast<device_top_k *>(sampler->ctx); }
+device_top_k & owner(const llama_sampler * sampler) {
+    return *static_cast<device_top_k *>(sampler->ctx);
+}
 
 llama_sampler_i interface() {
     llama_sampler_i i = {};
@@ -21,7 +23,8 @@ llama_sampler_i interface() {
         return true;
     };
     i.backend_reset = [](llama_sampler * sampler) { owner(sampler).reset(); };
-    i.backend_apply = [](llama_sampler * sampler, ggml_context * context, ggml_cgraph * graph, llama_sampler_data * data) {
+    i.backend_apply = [](llama_sampler * sampler, ggml_context * context, ggml_cgraph * graph,
+                              llama_sampler_data * data) {
         owner(sampler).build(context, graph, data->logits);
         // nothing is left for the engine to copy to the host
         data->logits = nullptr;
@@ -32,7 +35,9 @@ llama_sampler_i interface() {
 llama_sampler_i INTERFACE = interface();
 
 // The greatest power of two up to `limit` that divides n.
-int64_t divisor(int64_t n, int64_t limit) { return std::min(limit, n & -n); }
+int64_t divisor(int64_t n, int64_t limit) {
+    return std::min(limit, n & -n);
+}
 
 // The indices [n, n_rows] of the n greatest of each row.
 ggml_tensor * best(ggml_context * context, ggml_tensor * rows, int64_t n) {
@@ -105,7 +110,7 @@ void device_top_k::build(ggml_context * context, ggml_cgraph * graph, ggml_tenso
     built = true;
     // the engine shows one row of the logits, behind which it padded another one: behind that are all rows
     ggml_tensor * padded = row_of_logits->view_src;
-    logits = padded != nullptr && padded->op == GGML_OP_PAD ? padded->src[0] : row_of_logits;
+    logits               = padded != nullptr && padded->op == GGML_OP_PAD ? padded->src[0] : row_of_logits;
     values = groups = subgroups = nullptr;
     if (logits->ne[1] == 0) {
         return;
@@ -139,7 +144,9 @@ void device_top_k::build(ggml_context * context, ggml_cgraph * graph, ggml_tenso
     }
 }
 
-int64_t device_top_k::n_rows() const { return logits ? logits->ne[1] : 0; }
+int64_t device_top_k::n_rows() const {
+    return logits ? logits->ne[1] : 0;
+}
 
 // One wait for all three copies.
 void device_top_k::fetch() {
@@ -196,6 +203,8 @@ void device_top_k::copy_row(int64_t row, float * to) const {
     copy(copier.get(), logits, to, row * logits->nb[1], logits->ne[0] * sizeof(float));
 }
 
-void device_top_k::wait() const { ggml_backend_synchronize(copier.get()); }
+void device_top_k::wait() const {
+    ggml_backend_synchronize(copier.get());
+}
 
 }  // namespace llama_common_c

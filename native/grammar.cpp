@@ -43,27 +43,27 @@ triggers read_triggers(const llama_vocab * vocab, const common_json & format) {
         const auto type  = field<int32_t>(item, "type", -1);
         const auto value = field<std::string>(item, "value", "");
         switch (type) {
-            case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN:
-                result.tokens.push_back(field<int32_t>(item, "token", LLAMA_TOKEN_NULL));
-                break;
-            case COMMON_GRAMMAR_TRIGGER_TYPE_WORD: {
-                // a marker that is one token is matched as that token, whatever text surrounds it
-                const auto tokens = common_tokenize(vocab, value, false, true);
-                if (tokens.size() == 1 && std::find(preserved.begin(), preserved.end(), value) != preserved.end()) {
-                    result.tokens.push_back(tokens[0]);
-                } else {
-                    result.patterns.push_back(regex_escape(value));
-                }
-                break;
+        case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN:
+            result.tokens.push_back(field<int32_t>(item, "token", LLAMA_TOKEN_NULL));
+            break;
+        case COMMON_GRAMMAR_TRIGGER_TYPE_WORD: {
+            // a marker that is one token is matched as that token, whatever text surrounds it
+            const auto tokens = common_tokenize(vocab, value, false, true);
+            if (tokens.size() == 1 && std::find(preserved.begin(), preserved.end(), value) != preserved.end()) {
+                result.tokens.push_back(tokens[0]);
+            } else {
+                result.patterns.push_back(regex_escape(value));
             }
-            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN:
-                result.patterns.push_back(value);
-                break;
-            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL:
-                result.patterns.push_back(anchored(value));
-                break;
-            default:
-                throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "unknown grammar trigger type " + std::to_string(type));
+            break;
+        }
+        case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN:
+            result.patterns.push_back(value);
+            break;
+        case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL:
+            result.patterns.push_back(anchored(value));
+            break;
+        default:
+            throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "unknown grammar trigger type " + std::to_string(type));
         }
     }
     return result;
@@ -80,7 +80,8 @@ std::string with_place(const std::string & grammar, const std::string & why) {
         const auto before = grammar.substr(0, grammar.size() - rest.size());
         const auto line   = std::count(before.begin(), before.end(), '\n') + 1;
         const auto start  = before.rfind('\n') + 1;  // 0 where there is none
-        return why.substr(0, at) + " at line " + std::to_string(line) + ", column " + std::to_string(before.size() - start + 1);
+        return why.substr(0, at) + " at line " + std::to_string(line) + ", column " +
+               std::to_string(before.size() - start + 1);
     }
     return why;
 }
@@ -95,7 +96,7 @@ void read_generation_prompt(llama_sampler * sampler, const llama_vocab * vocab, 
         const auto piece       = common_token_to_piece(vocab, token, true);
         const bool added_space = first && !piece.empty() && std::isspace((unsigned char) piece[0]) &&
                                  !std::isspace((unsigned char) prompt[0]);
-        first = false;
+        first                  = false;
         if (llama_vocab_is_eog(vocab, token)) {
             throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "the generation prompt ends the answer");
         }
@@ -109,43 +110,43 @@ void read_generation_prompt(llama_sampler * sampler, const llama_vocab * vocab, 
 
 extern "C" {
 
-enum llama_common_status llama_common_grammar_init(
-        const struct llama_vocab * vocab, const char * format, const struct llama_common_limits * limits,
-        struct llama_sampler ** sampler, char ** error) {
+enum llama_common_status llama_common_grammar_init(const struct llama_vocab * vocab, const char * format,
+        const struct llama_common_limits * limits, struct llama_sampler ** sampler, char ** error) {
     return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
         required(vocab, "vocab");
         required(sampler, "sampler");
-        const auto json    = parse_object(format, "format");
-        const auto grammar = field<std::string>(json, "grammar", "");
-        const bool lazy    = field<bool>(json, "grammar_lazy", false);
+        const auto  json    = parse_object(format, "format");
+        const auto  grammar = field<std::string>(json, "grammar", "");
+        const bool  lazy    = field<bool>(json, "grammar_lazy", false);
         sampler_ptr result;
         std::string why;
         // the parser and its check for left recursion descend as deep as the grammar is nested
-        on_large_stack([&] {
-            if (!lazy) {
-                result.reset(llama_sampler_init_grammar(vocab, grammar.c_str(), "root"));
-                why = llama_grammar_last_error();
-                return;
-            }
-            const auto                wake = read_triggers(vocab, json);
-            std::vector<const char *> patterns;
-            for (const auto & pattern : wake.patterns) {
-                patterns.push_back(pattern.c_str());
-            }
-            result.reset(llama_sampler_init_grammar_lazy_patterns(
-                vocab, grammar.c_str(), "root", patterns.data(), patterns.size(), wake.tokens.data(),
-                wake.tokens.size()));
-            why = llama_grammar_last_error();
-        }, limits);
+        on_large_stack(
+                [&] {
+                    if (!lazy) {
+                        result.reset(llama_sampler_init_grammar(vocab, grammar.c_str(), "root"));
+                        why = llama_grammar_last_error();
+                        return;
+                    }
+                    const auto                wake = read_triggers(vocab, json);
+                    std::vector<const char *> patterns;
+                    for (const auto & pattern : wake.patterns) {
+                        patterns.push_back(pattern.c_str());
+                    }
+                    result.reset(llama_sampler_init_grammar_lazy_patterns(vocab, grammar.c_str(), "root",
+                            patterns.data(), patterns.size(), wake.tokens.data(), wake.tokens.size()));
+                    why = llama_grammar_last_error();
+                },
+                limits);
         if (!result) {
             throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "the grammar does not parse: " + with_place(grammar, why));
         }
         if (!lazy) {
-            const grammar_limit limited(limits == nullptr ? 0 : limits->n_stacks, limits == nullptr ? 0 : limits->seconds);
+            const grammar_limit limited(
+                    limits == nullptr ? 0 : limits->n_stacks, limits == nullptr ? 0 : limits->seconds);
             read_generation_prompt(result.get(), vocab, field<std::string>(json, "generation_prompt", ""));
         }
         *sampler = result.release();
     });
 }
-
 }

@@ -1,4 +1,4 @@
-// Guesses what follows in each sequence, for the model to check several tokens at once.
+// Drafts what follows in each sequence, for the model to check several tokens at once.
 
 #include "speculative.h"
 #include "support.h"
@@ -13,13 +13,13 @@ struct llama_common_speculator {
     struct history {
         llama_tokens before;  // all tokens but the last one
         llama_token  last = LLAMA_TOKEN_NULL;
-        llama_tokens guess;
-        bool         waits = false;  // for what became of the guess
+        llama_tokens draft;
+        bool         waits = false;  // for what became of the draft
     };
 
     common_params_speculative params;
     common_speculative_ptr    common;
-    llama_context *           draft;  // NULL when nothing but the history is looked at
+    llama_context *           draft;                  // NULL when nothing but the history is looked at
     bool                      reads_batches = false;  // it needs what the model computed, not only tokens
     common_batch              batch;
     std::vector<history>      histories;
@@ -56,7 +56,7 @@ struct llama_common_speculator {
         return at == tokens.size();
     }
 
-    // Whether what guesses knows all that came before the last token.
+    // Whether what drafts knows all that came before the last token.
     bool ready(int32_t sequence, size_t & n_left) {
         if (draft == nullptr) {
             return true;
@@ -80,13 +80,12 @@ struct llama_common_speculator {
 
 extern "C" {
 
-enum llama_common_status llama_common_speculator_init(
-        const char * params, struct llama_context * context, struct llama_context * draft, int32_t n_seq,
-        struct llama_common_speculator ** speculator, char ** error) {
+enum llama_common_status llama_common_speculator_init(const char * params, struct llama_context * context,
+        struct llama_context * draft, int32_t n_seq, struct llama_common_speculator ** speculator, char ** error) {
     return guarded(error, LLAMA_COMMON_INVALID_ARGUMENT, [&] {
-        const auto object = parse_object(params, "params");
-        auto       result = std::make_unique<llama_common_speculator>();
-        auto &     wanted = result->params;
+        const auto object    = parse_object(params, "params");
+        auto       result    = std::make_unique<llama_common_speculator>();
+        auto &     wanted    = result->params;
         wanted.types         = common_speculative_types_from_names(field(object, "types", std::vector<std::string>()));
         wanted.draft.ctx_tgt = required(context, "context");
         wanted.draft.ctx_dft = draft;
@@ -96,7 +95,7 @@ enum llama_common_status llama_common_speculator_init(
         wanted.ngram_simple.size_m = (uint16_t) wanted.draft.n_max;
         result->common.reset(common_speculative_init(wanted, (uint32_t) n_seq));
         if (!result->common) {
-            throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "no way to guess was named");
+            throw failure(LLAMA_COMMON_INVALID_ARGUMENT, "no way to draft was named");
         }
         result->draft = draft;
         if (draft != nullptr) {
@@ -108,11 +107,12 @@ enum llama_common_status llama_common_speculator_init(
     });
 }
 
-void llama_common_speculator_free(struct llama_common_speculator * speculator) { delete speculator; }
+void llama_common_speculator_free(struct llama_common_speculator * speculator) {
+    delete speculator;
+}
 
-enum llama_common_status llama_common_speculator_begin(
-        struct llama_common_speculator * speculator, int32_t sequence, const llama_token * tokens, int32_t n_tokens,
-        char ** error) {
+enum llama_common_status llama_common_speculator_begin(struct llama_common_speculator * speculator, int32_t sequence,
+        const llama_token * tokens, int32_t n_tokens, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         auto & history = required(speculator, "speculator")->of(sequence);
         history        = {};
@@ -121,56 +121,53 @@ enum llama_common_status llama_common_speculator_begin(
     });
 }
 
-enum llama_common_status llama_common_speculator_accept(
-        struct llama_common_speculator * speculator, int32_t sequence, const llama_token * tokens, int32_t n_tokens,
-        char ** error) {
+enum llama_common_status llama_common_speculator_accept(struct llama_common_speculator * speculator, int32_t sequence,
+        const llama_token * tokens, int32_t n_tokens, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         auto & history = required(speculator, "speculator")->of(sequence);
         speculator->append(history, required(tokens, "tokens"), n_tokens);
         if (history.waits) {
-            // the last of the tokens was not guessed
-            const int32_t n_right = std::clamp<int32_t>(n_tokens - 1, 0, (int32_t) history.guess.size());
-            common_speculative_accept(speculator->common.get(), sequence, (uint16_t) n_right);
+            // the last of the tokens was not drafted
+            const int32_t n_accepted = std::clamp<int32_t>(n_tokens - 1, 0, (int32_t) history.draft.size());
+            common_speculative_accept(speculator->common.get(), sequence, (uint16_t) n_accepted);
             history.waits = false;
         }
     });
 }
 
-enum llama_common_status llama_common_speculator_draft(
-        struct llama_common_speculator * speculator, int32_t n, const int32_t * sequences, int32_t n_max,
-        llama_token * tokens, int32_t * n_tokens, char ** error) {
+enum llama_common_status llama_common_speculator_draft(struct llama_common_speculator * speculator, int32_t n,
+        const int32_t * sequences, int32_t n_max, llama_token * tokens, int32_t * n_tokens, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         auto * common = required(speculator, "speculator")->common.get();
         size_t n_left = speculator->draft == nullptr ? 0 : llama_n_batch(speculator->draft);
         for (int32_t i = 0; i < n; i++) {
             auto & history = speculator->of(sequences[i]);
-            history.guess.clear();
+            history.draft.clear();
             auto & wanted   = common_speculative_get_draft_params(common, sequences[i]);
             wanted.drafting = history.last != LLAMA_TOKEN_NULL && speculator->ready(sequences[i], n_left);
             wanted.n_max    = n_max;
             wanted.pos0     = (llama_pos) history.before.size();
             wanted.id_last  = history.last;
             wanted.prompt   = &history.before;
-            wanted.result   = &history.guess;
+            wanted.result   = &history.draft;
         }
         common_speculative_draft(common);
         for (int32_t i = 0; i < n; i++) {
             auto & history = speculator->of(sequences[i]);
-            n_tokens[i]    = (int32_t) std::min<size_t>(history.guess.size(), (size_t) std::max(n_max, 0));
+            n_tokens[i]    = (int32_t) std::min<size_t>(history.draft.size(), (size_t) std::max(n_max, 0));
             history.waits  = n_tokens[i] > 0;
-            std::copy_n(history.guess.begin(), n_tokens[i], tokens + (size_t) i * n_max);
+            std::copy_n(history.draft.begin(), n_tokens[i], tokens + (size_t) i * n_max);
             if (speculator->reads_batches) {
-                // what was guessed is computed again with what the model is shown
+                // what was drafted is computed again with what the model is shown
                 llama_memory_seq_rm(
-                    llama_get_memory(speculator->draft), sequences[i], (llama_pos) history.before.size(), -1);
+                        llama_get_memory(speculator->draft), sequences[i], (llama_pos) history.before.size(), -1);
             }
         }
     });
 }
 
-enum llama_common_status llama_common_speculator_process(
-        struct llama_common_speculator * speculator, int32_t n_tokens, const llama_token * tokens,
-        const llama_pos * positions, const llama_seq_id * sequences, char ** error) {
+enum llama_common_status llama_common_speculator_process(struct llama_common_speculator * speculator, int32_t n_tokens,
+        const llama_token * tokens, const llama_pos * positions, const llama_seq_id * sequences, char ** error) {
     return guarded(error, LLAMA_COMMON_INTERNAL_ERROR, [&] {
         if (!required(speculator, "speculator")->reads_batches) {
             return;
@@ -179,9 +176,8 @@ enum llama_common_status llama_common_speculator_process(
         for (int32_t i = 0; i < n_tokens; i++) {
             batch.add(tokens[i], positions[i], sequences[i], false);
         }
-        // where it fails the draft falls behind, and there is no guess for these sequences
+        // where it fails the draft falls behind, and there is no draft for these sequences
         common_speculative_process(speculator->common.get(), batch);
     });
 }
-
 }

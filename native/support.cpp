@@ -30,7 +30,7 @@ void store_error(char ** error, const char * message) noexcept {
         return;
     }
     const size_t size = std::strlen(message) + 1;
-    *error = static_cast<char *>(std::malloc(size));
+    *error            = static_cast<char *>(std::malloc(size));
     if (*error != nullptr) {
         std::memcpy(*error, message, size);
     }
@@ -63,7 +63,9 @@ std::chrono::steady_clock::time_point after(double seconds) {
     return std::chrono::steady_clock::now() + std::chrono::microseconds((int64_t) (std::min(seconds, 1e9) * 1e6));
 }
 
-bool is_past(void * end) { return std::chrono::steady_clock::now() > *static_cast<std::chrono::steady_clock::time_point *>(end); }
+bool is_past(void * end) {
+    return std::chrono::steady_clock::now() > *static_cast<std::chrono::steady_clock::time_point *>(end);
+}
 
 struct call {
     const std::function<void()> & body;
@@ -78,7 +80,8 @@ struct call {
     // asked while a grammar is read
     static bool is_enough(void * own) {
         const auto & limits = *static_cast<const jinja::run_limits *>(own);
-        return (limits.stopped != nullptr && limits.stopped->load()) || std::chrono::steady_clock::now() > limits.deadline;
+        return (limits.stopped != nullptr && limits.stopped->load()) ||
+               std::chrono::steady_clock::now() > limits.deadline;
     }
 
     void run() {
@@ -156,7 +159,8 @@ void on_large_stack(const std::function<void()> & body, const llama_common_limit
     }
 }
 
-grammar_limit::grammar_limit(int64_t n_stacks, double seconds) : grammar_limit(n_stacks, seconds > 0 ? is_past : nullptr, &end) {
+grammar_limit::grammar_limit(int64_t n_stacks, double seconds)
+    : grammar_limit(n_stacks, seconds > 0 ? is_past : nullptr, &end) {
     if (seconds > 0) {
         end = after(seconds);
     }
@@ -166,16 +170,23 @@ grammar_limit::grammar_limit(int64_t n_stacks, bool (*enough)(void *), void * da
     llama_grammar_set_limit(n_stacks > 0 ? (uint64_t) n_stacks : UINT64_MAX, enough, data);
 }
 
-grammar_limit::~grammar_limit() { llama_grammar_set_limit(UINT64_MAX, nullptr, nullptr); }
+grammar_limit::~grammar_limit() {
+    llama_grammar_set_limit(UINT64_MAX, nullptr, nullptr);
+}
 
 }  // namespace llama_common_c
 
 extern "C" {
 
-const char * llama_common_commit(void) { return LLAMA_COMMON_C_COMMIT; }
+const char * llama_common_commit(void) {
+    return LLAMA_COMMON_C_COMMIT;
+}
 
-const char * llama_common_headers_sha256(void) { return LLAMA_COMMON_C_HEADERS_SHA256; }
+const char * llama_common_headers_sha256(void) {
+    return LLAMA_COMMON_C_HEADERS_SHA256;
+}
 
-void llama_common_string_free(char * string) { std::free(string); }
-
+void llama_common_string_free(char * string) {
+    std::free(string);
+}
 }

@@ -53,8 +53,7 @@ llama_common_status guarded(char ** error, llama_common_status otherwise, Body &
     }
 }
 
-template <typename Pointer>
-Pointer * required(Pointer * pointer, const char * name) {
+template <typename Pointer> Pointer * required(Pointer * pointer, const char * name) {
     if (pointer == nullptr) {
         throw failure(LLAMA_COMMON_INVALID_ARGUMENT, std::string(name) + " must not be NULL");
     }

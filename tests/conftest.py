@@ -110,7 +110,7 @@ def llama_source() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct in Q4_1."""
-    from llama_cpp.models.sample import sample_model
+    from llama_cpp.models.download import sample_model
 
     return sample_model()
 

@@ -8,7 +8,7 @@ import pytest
 
 from llama_cpp import Llama
 from llama_cpp.chat.messages import choose_tools, read_messages, read_response_format, read_tools
-from llama_cpp.chat.session import ChatRequest
+from llama_cpp.chat.request import ChatRequest
 from llama_cpp.chat.templates import ChatTemplates
 from llama_cpp.errors import ChatTemplateError, InvalidArgumentError
 

@@ -12,7 +12,7 @@ import pytest
 
 from llama_cpp import Llama
 from llama_cpp.capi.backends import has_gpu
-from llama_cpp.engine.text import TextStream
+from llama_cpp.engine.detokenizer import Detokenizer
 from llama_cpp.errors import ContextLengthError, GrammarError, InvalidArgumentError
 from llama_cpp.fit.threads import default_threads
 
@@ -386,8 +386,8 @@ def vocabulary(request, llama_source):
 
 
 def pushed(vocabulary, text, **arguments):
-    """What a TextStream gives for each token of a text, and at the end."""
-    stream = TextStream(vocabulary._open_model, **arguments)
+    """What a Detokenizer gives for each token of a text, and at the end."""
+    stream = Detokenizer(vocabulary._open_model, **arguments)
     tokens = vocabulary.tokenize(text.encode(), add_bos=False)
     return [stream.push(token) for token in tokens], stream.finish()
 
@@ -401,7 +401,7 @@ def test_text_stream_waits_for_the_last_byte(vocabulary):
 
 
 def test_text_stream_shows_a_broken_character_at_the_end_only(vocabulary):
-    stream = TextStream(vocabulary._open_model)
+    stream = Detokenizer(vocabulary._open_model)
     *most, _ = vocabulary.tokenize("x🧵".encode(), add_bos=False)
     assert "".join(stream.push(token) for token in most).strip() == "x"
     assert stream.finish() == "\ufffd"
@@ -413,7 +413,7 @@ def test_text_stream_keeps_the_order_after_a_broken_character(vocabulary):
     tokens = [*broken, *vocabulary.tokenize("yes 🧵 no".encode(), add_bos=False)]
     written = b"".join(map(vocabulary._open_model.token_to_piece, tokens)).decode("utf-8", "replace")
     for _ in range(2):
-        stream = TextStream(vocabulary._open_model)
+        stream = Detokenizer(vocabulary._open_model)
         assert "".join(map(stream.push, tokens)) + stream.finish() == written
 
 

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from gbnf_walker import Walker
-from llama_cpp.chat.session import ChatRequest
+from llama_cpp.chat.request import ChatRequest
 from llama_cpp.chat.templates import ChatTemplates
 from llama_cpp.errors import ChatTemplateError, GrammarError, InvalidArgumentError, MissingPackageError, SchemaViolationError
 

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from gguf_writer import tiny_model
-from llama_cpp.capi.handle import Handle
+from llama_cpp.capi.handle import NativeHandle
 from llama_cpp.capi.loader import refuse_forked_gpu
 from llama_cpp.errors import ForkedProcessError, ModelClosedError
 
@@ -103,7 +103,7 @@ class _Native:
 
 def test_the_last_user_frees():
     native = _Native()
-    handle = Handle(native, native.free)
+    handle = NativeHandle(native, native.free)
     with handle as pointer:
         assert pointer is native
         with handle:
@@ -121,27 +121,27 @@ def test_the_last_user_frees():
 
 def test_without_users_close_frees_at_once():
     native = _Native()
-    Handle(native, native.free).close()
+    NativeHandle(native, native.free).close()
     assert len(native.freed) == 1
 
 
 def test_what_is_forgotten_is_freed():
     native = _Native()
-    handle = Handle(native, native.free)
+    handle = NativeHandle(native, native.free)
     del handle
     assert len(native.freed) == 1
 
 
 def test_a_parent_outlives_its_child():
     parent_native, child_native = _Native(), _Native()
-    parent = Handle(parent_native, parent_native.free)
-    child = Handle(child_native, child_native.free, parent=parent)
+    parent = NativeHandle(parent_native, parent_native.free)
+    child = NativeHandle(child_native, child_native.free, parent=parent)
     parent.close()
     assert not parent_native.freed
     child.close()
     assert child_native.freed and parent_native.freed
     with pytest.raises(ModelClosedError):
-        Handle(child_native, child_native.free, parent=parent)
+        NativeHandle(child_native, child_native.free, parent=parent)
 
 
 def test_the_garbage_collector_frees_children_first():
@@ -149,8 +149,8 @@ def test_the_garbage_collector_frees_children_first():
     for children_first in (False, True):
         freed = []
         cycle: dict = {}
-        parent = Handle("parent", freed.append)
-        child = Handle("child", freed.append, parent=parent)
+        parent = NativeHandle("parent", freed.append)
+        child = NativeHandle("child", freed.append, parent=parent)
         handles = [child, parent] if children_first else [parent, child]
         for handle in handles:
             handle.cycle = cycle
@@ -163,7 +163,7 @@ def test_the_garbage_collector_frees_children_first():
 def test_two_threads_close_once():
     for _ in range(300):
         native = _Native()
-        handle = Handle(native, native.free)
+        handle = NativeHandle(native, native.free)
         barrier = threading.Barrier(4)
 
         def use(act, barrier=barrier):
@@ -188,7 +188,7 @@ def test_two_threads_close_once():
 
 def test_a_forked_child_may_not_use_it_and_frees_nothing():
     native = _Native()
-    handle = Handle(native, native.free)
+    handle = NativeHandle(native, native.free)
     pid = os.fork()
     if pid == 0:
         status = 1

@@ -284,16 +284,16 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     }
     EXPECT(OK, llama_common_sampler_accept(sampler, prompt, 3, &error));
     EXPECT(BAD, llama_common_sampler_accept(NULL, prompt, 3, &error));
-    EXPECT(OK, llama_common_pick(decoder, 1, &row, &sampler, NULL, false, &token, &result, NULL, &error));
+    EXPECT(OK, llama_common_sample(decoder, 1, &row, &sampler, NULL, false, &token, &result, NULL, &error));
     if (result != OK) {
         exit(1);
     }
     int32_t beyond = 1;
-    EXPECT(OK, llama_common_pick(decoder, 1, &beyond, &sampler, NULL, false, &token, &result, NULL, &error));
+    EXPECT(OK, llama_common_sample(decoder, 1, &beyond, &sampler, NULL, false, &token, &result, NULL, &error));
     if (result != BAD) {
         exit(1);
     }
-    EXPECT(BAD, llama_common_pick(NULL, 1, &row, &sampler, NULL, false, &token, &result, NULL, &error));
+    EXPECT(BAD, llama_common_sample(NULL, 1, &row, &sampler, NULL, false, &token, &result, NULL, &error));
 
     const int32_t n_vocab = llama_vocab_n_tokens(vocab);
     float * logits = malloc(n_vocab * sizeof(float));
@@ -302,14 +302,14 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     EXPECT(OK, llama_common_get_logits(decoder, 0, logits, &error));
     EXPECT(BAD, llama_common_get_logits(decoder, 1, logits, &error));
     float * copies[] = {malloc(n_vocab * sizeof(float))};
-    EXPECT(OK, llama_common_pick(decoder, 1, &row, &sampler, copies, false, &token, &result, NULL, &error));
+    EXPECT(OK, llama_common_sample(decoder, 1, &row, &sampler, copies, false, &token, &result, NULL, &error));
     if (result != OK || memcmp(copies[0], logits, n_vocab * sizeof(float)) != 0) {
         exit(1);
     }
     free(copies[0]);
     EXPECT(BAD, llama_common_get_logits(decoder, 0, NULL, &error));
-    EXPECT(OK, llama_common_pick_from(logits, n_vocab, sampler, &token, &error));
-    EXPECT(BAD, llama_common_pick_from(NULL, n_vocab, sampler, &token, &error));
+    EXPECT(OK, llama_common_sample_from(logits, n_vocab, sampler, &token, &error));
+    EXPECT(BAD, llama_common_sample_from(NULL, n_vocab, sampler, &token, &error));
     EXPECT(OK, llama_common_top_logits(logits, n_vocab, 3, top, top_logits, &error));
     EXPECT(BAD, llama_common_top_logits(logits, n_vocab, n_vocab + 1, top, top_logits, &error));
     EXPECT(BAD, llama_common_top_logits(NULL, n_vocab, 3, top, top_logits, &error));
@@ -325,7 +325,7 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     EXPECT(OK, llama_common_sampler_init(NULL, grammar, greedy(), 1, 0, &sampler, &error));
     int status = OK;
     for (int i = 0; i < 20 && status == OK; i++) {
-        status = llama_common_pick_from(logits, n_vocab, sampler, &token, &error);
+        status = llama_common_sample_from(logits, n_vocab, sampler, &token, &error);
     }
     EXPECT(status, status);
     llama_common_sampler_free(sampler);
@@ -336,7 +336,7 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     llama_memory_clear(llama_get_memory(context), true);
 }
 
-static void guesses(struct llama_context * context) {
+static void drafts(struct llama_context * context) {
     struct llama_common_speculator * speculator = NULL;
     EXPECT(OK, llama_common_speculator_init("{\"types\":[\"ngram-simple\"],\"n_max\":4,\"ngram_size\":2}", context, NULL, 2,
         &speculator, &error));
@@ -448,7 +448,7 @@ int main(int argc, char ** argv) {
         parsers();
         schemas();
         sampling(model, context);
-        guesses(context);
+        drafts(context);
         vectors_of(model, settings);
         measuring(argv[1]);
     }

@@ -55,10 +55,10 @@ int main(int, char ** argv) {
     settings.n_ctx = 512, settings.n_seq_max = 4, settings.n_threads = settings.n_threads_batch = 1;
     auto *                    context = llama_init_from_model(model, settings);
     llama_common_decoder *    decoder = nullptr;
-    llama_common_speculator * guesser = nullptr;
+    llama_common_speculator * speculator = nullptr;
     check(llama_common_decoder_init(context, nullptr, 4, &decoder, nullptr), "decoder");
     check(llama_common_speculator_init("{\"types\":[\"ngram-simple\"],\"n_max\":4,\"ngram_size\":2}", context, nullptr, 4,
-        &guesser, nullptr), "speculator");
+        &speculator, nullptr), "speculator");
 
     // what the engine's thread hands to helpers: copies of logits
     std::vector<std::vector<float>> copies(4, std::vector<float>(n_vocab, 0.5f));
@@ -73,7 +73,7 @@ int main(int, char ** argv) {
                 if (argv[3][0] == 's') {
                     llama_common_get_logits(decoder, 0, copies[id].data(), nullptr);
                 }
-                int status = llama_common_pick_from(copies[id].data(), n_vocab, own, &token, nullptr);
+                int status = llama_common_sample_from(copies[id].data(), n_vocab, own, &token, nullptr);
                 if (status == LLAMA_COMMON_OK) {
                     check(llama_common_top_logits(copies[id].data(), n_vocab, 3, top, values, nullptr), "top logits");
                 }
@@ -112,21 +112,21 @@ int main(int, char ** argv) {
         }
     });
     // a reader for each sequence, who is handed what the decoder goes on from
-    llama_common_outbox * outboxes[4];
+    llama_common_token_queue * token_queues[4];
     std::atomic<int>      n_read = 0, n_put = 0;
-    for (auto & outbox : outboxes) {
-        check(llama_common_outbox_init(&outbox, nullptr), "outbox");
+    for (auto & token_queue : token_queues) {
+        check(llama_common_token_queue_init(&token_queue, nullptr), "token_queue");
         others.emplace_back([&] {
             llama_token tokens[8];
             while (!done || n_read < n_put) {
-                n_read += llama_common_outbox_take(outbox, tokens, 8, 1);
+                n_read += llama_common_token_queue_take(token_queue, tokens, 8, 1);
             }
         });
     }
     llama_token           gone_on_from[3 * 4];
-    llama_common_going_on on = {(const int32_t *) &may_go_on, 3, false, outboxes, gone_on_from, 0, 0, false};
+    llama_common_multi_step on = {(const int32_t *) &may_go_on, 3, false, token_queues, gone_on_from, 0, 0, false};
     for (int step = 0; step < std::atoi(argv[4]); step++) {
-        llama_token  tokens[] = {10, 11, 12, 13}, picked[4];
+        llama_token  tokens[] = {10, 11, 12, 13}, sampled[4];
         llama_pos    positions[] = {step, step, step, step};
         llama_seq_id sequences[] = {0, 1, 2, 3};
         int8_t       outputs[] = {1, 1, 1, 1};
@@ -134,19 +134,19 @@ int main(int, char ** argv) {
         llama_token  drafted[16];
         check(llama_common_decode(decoder, 4, tokens, positions, sequences, outputs, &result, nullptr), "decode");
         on.begin = step % 2;
-        check(llama_common_pick(decoder, 4, rows, samplers.data(), nullptr, false, picked, results, &on, nullptr), "pick");
+        check(llama_common_sample(decoder, 4, rows, samplers.data(), nullptr, false, sampled, results, &on, nullptr), "sample");
         n_put += 4 * std::min(on.n, on.n_most);
-        const llama_token * last = on.begun || on.n == 0 ? picked : gone_on_from + 4 * (on.n - 1);
+        const llama_token * last = on.begun || on.n == 0 ? sampled : gone_on_from + 4 * (on.n - 1);
         if (on.n > 0 && (std::memcmp(tokens, last, sizeof(tokens)) != 0 || positions[3] != step + on.n)) {
             std::puts("another batch");
         }
         if (on.begun) {
-            check(llama_common_pick(decoder, 4, rows, samplers.data(), nullptr, false, picked, results, nullptr, nullptr),
-                "pick");
+            check(llama_common_sample(decoder, 4, rows, samplers.data(), nullptr, false, sampled, results, nullptr, nullptr),
+                "sample");
         }
         llama_memory_seq_rm(llama_get_memory(context), -1, step + 1, -1);
-        check(llama_common_speculator_begin(guesser, step % 4, tokens, 4, nullptr), "begin");
-        check(llama_common_speculator_draft(guesser, 4, sequences, 4, drafted, counts, nullptr), "draft");
+        check(llama_common_speculator_begin(speculator, step % 4, tokens, 4, nullptr), "begin");
+        check(llama_common_speculator_draft(speculator, 4, sequences, 4, drafted, counts, nullptr), "draft");
     }
     done = true;
     for (auto & thread : others) {
@@ -156,12 +156,12 @@ int main(int, char ** argv) {
         llama_common_sampler_free(sampler);
     }
     llama_common_chat_free(chat);
-    llama_common_speculator_free(guesser);
+    llama_common_speculator_free(speculator);
     llama_common_decoder_free(decoder);
     llama_free(context);
     llama_model_free(model);
-    for (auto * outbox : outboxes) {
-        llama_common_outbox_free(outbox);
+    for (auto * token_queue : token_queues) {
+        llama_common_token_queue_free(token_queue);
     }
     std::puts(n_put > 0 && n_read == n_put ? "done" : "it never went on, or not all was read");
 }

@@ -20,38 +20,26 @@ ALLOWED = {
     "values": {"errors"},
     "capi": {"errors"},
     "limits": {"capi", "errors", "values"},
-    "models": {"capi", "errors", "values"},
-    "fit": {"capi", "errors", "models"},
-    "json_schema": {"errors", "limits"},
-    "chat": {"capi", "errors", "json_schema", "limits", "models", "values"},
-    "engine": {"capi", "errors", "limits", "models", "fit", "values"},
+    "gguf": {"capi", "errors"},
+    "models": {"gguf", "capi", "errors", "values"},
+    "fit": {"models", "capi", "errors"},
+    "json_schema": {"capi", "errors", "limits"},
+    "chat": {"json_schema", "models", "capi", "errors", "limits", "values"},
+    "engine": {"models", "gguf", "fit", "capi", "errors", "limits", "values"},
     "arguments": {"capi", "errors", "limits", "values"},
-    "responses": {"engine", "errors"},
-    "answers": {"responses", "engine", "chat", "errors", "models"},
-    "asynchronous": {"llama", "answers", "capi", "delivery", "embeddings", "engine", "errors"},
-    "delivery": {"answers", "capi", "engine", "errors"},
+    "completions": {"engine", "chat", "models", "capi", "errors"},
     "embeddings": {"models", "capi", "errors", "values"},
-    "opening": {"arguments", "engine", "fit", "models", "capi", "errors"},
+    "model_loading": {"arguments", "engine", "fit", "models", "capi", "errors"},
     "llama": {
-        "opening",
-        "answers",
-        "arguments",
-        "delivery",
-        "embeddings",
-        "responses",
-        "engine",
-        "chat",
-        "models",
-        "capi",
-        "errors",
-        "limits",
+        "model_loading", "completions", "arguments", "embeddings", "engine", "chat", "models", "capi", "errors", "limits",
         "values",
     },
+    "async_llama": {"llama", "completions", "capi", "embeddings", "engine", "errors"},
     "llama_cpp": {"capi"},
     "mtmd_cpp": {"capi"},
-    "server": {"llama", "engine", "chat", "fit", "models", "capi", "errors", "responses", "arguments", "server"},
-    "cli": {"llama", "server", "engine", "chat", "fit", "models", "capi", "errors", "responses", "arguments"},
-}
+    "server": {"llama", "completions", "engine", "chat", "fit", "models", "capi", "errors", "arguments", "server"},
+    "cli": {"llama", "server", "completions", "engine", "chat", "fit", "models", "gguf", "capi", "errors", "arguments"},
+}  # fmt: skip
 # the loader looks up llama_cpp.__path__ to find the libraries that lie beside the package
 EXCEPTIONS = {("capi", "")}
 
@@ -135,7 +123,7 @@ def test_imports_are_resolved_as_python_does(tmp_path):
     """What the tests above rely on: relative imports of each kind lead to the right part."""
     templates = _imports(PACKAGE / "chat" / "templates.py")
     assert {"llama_cpp.capi.llama_common_c", "llama_cpp.errors.InvalidArgumentError", "llama_cpp.models.model.Model"} <= templates
-    assert "llama_cpp.chat.templates.ChatPrompt" in _imports(PACKAGE / "chat" / "session.py")
+    assert "llama_cpp.chat.templates.ChatPrompt" in _imports(PACKAGE / "chat" / "request.py")
     assert "llama_cpp.llama.Llama" in _imports(PACKAGE / "cli" / "chat.py")
     assert "capi" in _parts_of(PACKAGE / "llama.py") and "" in _parts_of(PACKAGE / "capi" / "loader.py")
 

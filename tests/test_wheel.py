@@ -77,7 +77,7 @@ def test_meets_what_others_require_by_name(installed: Path) -> None:
 
 #: What takes minutes, and is the same wherever the package and its libraries lie.
 WHEREVER_IT_LIES = {
-    "engine", "test_answers.py", "test_arguments.py", "test_attention.py", "test_conversations.py", "test_grammar_text.py",
+    "engine", "test_assembler.py", "test_arguments.py", "test_attention.py", "test_conversations.py", "test_grammar_text.py",
     "test_json_schema.py", "test_json_schema_chats.py", "test_json_schema_generated.py", "test_limits.py",
     "test_pretokenizers.py",
 }  # fmt: skip

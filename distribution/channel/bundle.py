@@ -35,14 +35,14 @@ from .. import package_files
 from ..console import megabytes, say
 from ..errors import BundleError, ChannelUnreachableError, DistributionError, DownloadError, EnvironmentUnsolvableError
 from ..files import open_regular, refuse_to_replace_special, sha256_of, staging_folder
-from ..waiting import SOLVING, client, wait
-from . import environments, keys, manifest, publishing, siblings
-from .generations import Channel, explained, sync
-from .inspection import inspect
+from ..rattler_async import SOLVING, client, wait
+from . import dependencies, environment_files, keys, manifest, publishing
 from .keys import Trust, load_trust
-from .manifest import CHANNEL_KEY, MANIFEST, Entry, Manifest
+from .manifest import CHANNEL_KEY, MANIFEST, Manifest, ManifestEntry
+from .package_file import inspect
 from .publishing import Publication, State
-from .signing import require_own_before_signing, require_signatures
+from .store import Channel, explained, sync
+from .trust import require_own_before_signing, require_signatures
 
 _PLATFORMS = (Subdir("linux-64"), Subdir("noarch"))
 # a package's driver is on the machine it is for, not on the one that exports
@@ -112,13 +112,13 @@ def export(channel: Channel, target: Path, environment: Path | None = None) -> E
     """
     target = Path(os.path.abspath(target))
     refuse_to_replace_special(target)
-    named = environments.wanted_by(environment) if environment else None
+    named = environment_files.wanted_by(environment) if environment else None
     # all of it from one generation, which may be pruned while a large one is written
     with channel.holding() as folder, explained(target), staging_folder(target.parent, f".{target.name}-") as staging:
         state = State.at(folder)
         require_own_before_signing(state.manifest, keys.load_publishers(), folder)
-        wanted = named or state.manifest.environment or environments.wanted_by()
-        records = _closure(folder, state, environments.dependencies(wanted, list(state.packages.values())))
+        wanted = named or state.manifest.environment or environment_files.wanted_by()
+        records = _closure(folder, state, environment_files.dependencies_of(wanted, list(state.packages.values())))
         files = {path: _collect(path, record, folder, staging) for path, record in sorted(records.items())}
         content = Manifest(
             state.manifest.generation, _entries(files, records, state), keys=state.manifest.keys, environment=wanted
@@ -157,20 +157,24 @@ def import_(file: Path, channel: Channel, key: Path | None = None) -> Publicatio
 def _closure(folder: Path, state: State, wanted: Sequence[str]) -> dict[str, RepoDataRecord]:
     """The packages of an environment for each of our CUDA variants, and of one without, by path."""
     ours = [package for package in state.packages.values() if package.is_ours]
-    plain = [one for one in wanted if siblings.name_of(one) != environments.PLUGIN]
-    plain += sorted({package.name for package in ours} - {environments.PLUGIN} - {siblings.name_of(one) for one in plain})
-    variants = sorted({built[0] for package in ours if (built := environments.variant_of(package))})
+    plain = [one for one in wanted if dependencies.name_of(one) != environment_files.PLUGIN]
+    plain += sorted(
+        {package.name for package in ours} - {environment_files.PLUGIN} - {dependencies.name_of(one) for one in plain}
+    )
+    variants = sorted({built[0] for package in ours if (built := environment_files.variant_of(package))})
     gateway = Gateway(per_channel_config={folder.as_uri(): SourceConfig(cache_action="no-cache")})
     channels = [folder.as_uri(), *state.manifest.also]
     records = _solve(channels, plain, gateway)
     for variant in variants:
-        plugin = f"{environments.PLUGIN}=*={variant}_*"
+        plugin = f"{environment_files.PLUGIN}=*={variant}_*"
         try:
             records += _solve(channels, [*plain, plugin], gateway)
         except EnvironmentUnsolvableError:
             # an old plugin is tied to an old engine, and so to another build of llama-cpp-python than the newest
-            any_build = [environments.PYTHON if siblings.name_of(one) == environments.PYTHON else one for one in plain]
-            records += _solve(channels, environments.pinned([*any_build, plugin], ours), gateway)
+            any_build = [
+                environment_files.PYTHON if dependencies.name_of(one) == environment_files.PYTHON else one for one in plain
+            ]
+            records += _solve(channels, environment_files.pinned([*any_build, plugin], ours), gateway)
     return {f"{record.subdir}/{record.file_name}": record for record in records}
 
 
@@ -208,7 +212,7 @@ def _collect(path: str, record: RepoDataRecord, folder: Path, staging: Path) -> 
     return copy
 
 
-def _entries(files: dict[str, Path], records: dict[str, RepoDataRecord], state: State) -> dict[str, Entry]:
+def _entries(files: dict[str, Path], records: dict[str, RepoDataRecord], state: State) -> dict[str, ManifestEntry]:
     key = keys.signing_key()
     entries = {}
     for path, file in files.items():
@@ -217,7 +221,7 @@ def _entries(files: dict[str, Path], records: dict[str, RepoDataRecord], state: 
         digest = record.sha256.hex() if record.sha256 else ""
         if known and (known.sha256 != digest or sha256_of(file, known.size) != digest):
             raise BundleError(f"{path} was changed since it was published", "python -m distribution channel verify")
-        entry = known or Entry(digest, file.stat().st_size, state.manifest.generation)
+        entry = known or ManifestEntry(digest, file.stat().st_size, state.manifest.generation)
         # what others built is signed here, too: whoever imports this file checks all of it with one key
         entries[path] = manifest.sign_entry(path, entry, key)
     return entries
@@ -285,13 +289,13 @@ def _check_texts(texts: dict[str, bytes], file: Path, trust: Trust) -> Manifest:
         raise _damaged(file, "its manifest does not say what an environment asks for")
     if content.files or any(entry.size > _LARGEST_PACKAGE for entry in content.packages.values()):
         raise _damaged(file, "its manifest lists what no exported file holds")
-    environments.check_wanted(content.environment, str(file))
+    environment_files.check_wanted(content.environment, str(file))
     if note := require_signatures(content, trust, file.name):
         say(note)
     return content
 
 
-def _unpack_package(member: tarfile.TarInfo, data: IO[bytes], entry: Entry, staging: Path, file: Path) -> Path:
+def _unpack_package(member: tarfile.TarInfo, data: IO[bytes], entry: ManifestEntry, staging: Path, file: Path) -> Path:
     # parse() saw to it that the name is a folder and a file
     target = staging / member.name
     target.parent.mkdir(exist_ok=True)

@@ -119,7 +119,7 @@ def _positive(text: str) -> int:
 
 def _publish(options: argparse.Namespace) -> None:
     from . import publishing
-    from .generations import Channel
+    from .store import Channel
 
     files = [one for file in options.files for one in (sorted(file.rglob("*.conda")) if file.is_dir() else [file])]
     if not files:
@@ -143,8 +143,8 @@ def _report(done: Publication, channel: Path) -> None:
 def _list(options: argparse.Namespace) -> None:
     import json
 
-    from .generations import Channel
     from .publishing import State
+    from .store import Channel
 
     channel = Channel.at(options.channel)
     channel.current()
@@ -167,7 +167,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from .generations import Channel
+    from .store import Channel
     from .verification import NOT_DISASSEMBLED, verify
 
     wrong = checked = 0
@@ -190,9 +190,9 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     from .connections import Limits
-    from .environments import ENVIRONMENT
-    from .generations import Channel
+    from .environment_files import ENVIRONMENT
     from .server import ChannelServer
+    from .store import Channel
 
     limits = Limits.chosen(options.connections, options.connections_per_address, options.request_time, options.minimum_rate)
     # Ctrl-C is how it is meant to end
@@ -209,7 +209,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from . import bundle
-    from .generations import Channel
+    from .store import Channel
 
     done = bundle.export(Channel.at(options.channel), options.file, options.environment)
     say(f"{len(done.packages)} packages, {megabytes(done.size)}; there: python -m distribution channel import {done.path.name}")
@@ -218,14 +218,14 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     from . import bundle
-    from .generations import Channel
+    from .store import Channel
 
     _report(bundle.import_(options.file, Channel.at(options.channel), options.key), options.channel)
 
 
 def _prune(options: argparse.Namespace) -> None:
-    from .generations import Channel
     from .pruning import prune
+    from .store import Channel
 
     done = prune(Channel.at(options.channel), options.keep, options.environment, options.dry_run)
     for path in done.removed:

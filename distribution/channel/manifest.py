@@ -39,7 +39,7 @@ _SECONDS = 120
 
 
 @dataclass(frozen=True)
-class Entry:
+class ManifestEntry:
     """A package in a channel.
 
     Attributes:
@@ -82,7 +82,7 @@ class Manifest:
     """
 
     generation: int
-    packages: Mapping[str, Entry]
+    packages: Mapping[str, ManifestEntry]
     files: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Manifest:
         return next((path for path in self.packages if path.rpartition("/")[2] == file_name), None)
 
 
-def statement(path: str, entry: Entry) -> bytes:
+def statement(path: str, entry: ManifestEntry) -> bytes:
     """What the signature of a package is made over."""
     subdir, _, file_name = path.rpartition("/")
     # `type` keeps the signature of one kind of statement from passing for another's
@@ -115,7 +115,7 @@ def statement(path: str, entry: Entry) -> bytes:
     )
 
 
-def sign_entry(path: str, entry: Entry, key: Ed25519PrivateKey) -> Entry:
+def sign_entry(path: str, entry: ManifestEntry, key: Ed25519PrivateKey) -> ManifestEntry:
     """The entry with a signature by ``key`` beside those it has."""
     name = fingerprint(key.public_key())
     return replace(entry, signatures={**entry.signatures, name: sign(key, statement(path, entry))})
@@ -252,9 +252,9 @@ def _manifest(content: Mapping[str, Any], signer: str) -> Manifest:
     )
 
 
-def _entry(data: Mapping[str, Any]) -> Entry:
+def _entry(data: Mapping[str, Any]) -> ManifestEntry:
     commit = data["llama_cpp_commit"]
-    return Entry(
+    return ManifestEntry(
         _hash(data["sha256"]),
         _number(data["size"]),
         _number(data["generation"]),

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from . import publishing, siblings
-from .environments import variant_of, wanted_by
-from .generations import Channel
-from .inspection import Package
+from . import dependencies, publishing
+from .environment_files import variant_of, wanted_by
+from .package_file import ChannelPackage
 from .publishing import Publication, State
+from .store import Channel
 
 
 def prune(channel: Channel, keep: int = 1, environment: Path | None = None, dry_run: bool = False) -> Publication:
@@ -40,7 +40,7 @@ def prune(channel: Channel, keep: int = 1, environment: Path | None = None, dry_
 
 def _outdated(state: State, keep: int) -> set[str]:
     ours = [package for package in state.packages.values() if package.is_ours]
-    builds: dict[tuple[str, str], list[Package]] = defaultdict(list)
+    builds: dict[tuple[str, str], list[ChannelPackage]] = defaultdict(list)
     for package in ours:
         variant = variant_of(package)
         builds[package.name, variant[0] if variant else ""].append(package)
@@ -49,13 +49,13 @@ def _outdated(state: State, keep: int) -> set[str]:
     return {package.path for package in ours} - {package.path for package in _with_partners(newest, ours)}
 
 
-def _with_partners(packages: Iterable[Package], ours: list[Package]) -> list[Package]:
+def _with_partners(packages: Iterable[ChannelPackage], ours: list[ChannelPackage]) -> list[ChannelPackage]:
     """The packages and, at any remove, those of ours they are pinned to."""
-    found: dict[str, Package] = {}
+    found: dict[str, ChannelPackage] = {}
     waiting = list(packages)
     while waiting:
         package = waiting.pop()
         if package.path not in found:
             found[package.path] = package
-            waiting += [partner for _, partners in siblings.pinned(package, ours) for partner in partners]
+            waiting += [partner for _, partners in dependencies.pinned(package, ours) for partner in partners]
     return list(found.values())

@@ -18,12 +18,12 @@ from ..conda_archive import LARGEST_PACKED
 from ..console import megabytes, say
 from ..errors import ChannelDamagedError, DamagedPackageError, PackageExistsError
 from ..files import load_json, need_space, read_regular, sha256_of
-from ..waiting import index_channel
-from . import environments, keys, manifest, siblings
-from .generations import Channel, link_or_copy, link_young_shards
-from .inspection import SUBDIRS, Package, inspect
-from .manifest import CHANNEL_KEY, MANIFEST, Entry, Manifest, Wanted
-from .signing import require_own_before_signing
+from ..rattler_async import index_channel
+from . import dependencies, environment_files, keys, manifest
+from .manifest import CHANNEL_KEY, MANIFEST, Manifest, ManifestEntry, Wanted
+from .package_file import SUBDIRS, ChannelPackage, inspect
+from .store import Channel, link_or_copy, link_young_shards
+from .trust import require_own_before_signing
 
 INDEX = "repodata.json"
 LARGEST_INDEX = 32 << 20
@@ -64,7 +64,7 @@ class State:
 
     folder: Path | None
     manifest: Manifest
-    packages: Mapping[str, Package] = field(default_factory=dict)
+    packages: Mapping[str, ChannelPackage] = field(default_factory=dict)
 
     @classmethod
     def of(cls, channel: Channel) -> State:
@@ -95,13 +95,13 @@ class State:
         return cls(folder, content, {package.path: package for package in in_order(packages, content.packages)})
 
 
-def in_order(packages: Iterable[Package], entries: Mapping[str, Entry]) -> list[Package]:
+def in_order(packages: Iterable[ChannelPackage], entries: Mapping[str, ManifestEntry]) -> list[ChannelPackage]:
     """The packages, those of the newest publication last; within one publication by version and build number.
 
     A build string says nothing about age: where builds of one version and number differ in it alone, this order does.
     """
 
-    def age(package: Package) -> tuple[int, VersionWithSource, int, str]:
+    def age(package: ChannelPackage) -> tuple[int, VersionWithSource, int, str]:
         return entries[package.path].generation, VersionWithSource(package.version), package.build_number, package.build
 
     return sorted(packages, key=age)
@@ -136,19 +136,19 @@ def parse_index(text: bytes) -> dict[str, dict[str, Any]]:
             if not isinstance(record.get(key), kind) or isinstance(record.get(key), bool):
                 raise ValueError(f"{key} of {name!r:.80} is {record.get(key)!r:.40}")
         for one in record["depends"]:
-            if not isinstance(one, str) or not siblings.is_spec(one):
+            if not isinstance(one, str) or not dependencies.is_spec(one):
                 raise ValueError(f"depends of {name!r:.80} holds {one!r:.80}")
         _check_taken(name, record)
     return entries
 
 
-def described(path: str, record: Mapping[str, Any], commit: str | None = None) -> Package:
+def described(path: str, record: Mapping[str, Any], commit: str | None = None) -> ChannelPackage:
     """The package at a path of the channel, as its entry in the index describes it.
 
     Raises:
         ChannelDamagedError: the entry is about another package. Elsewhere a package is known by its path.
     """
-    package = Package.from_record(record, commit)
+    package = ChannelPackage.from_record(record, commit)
     if package.path != path:
         raise ChannelDamagedError(f"the index was changed: it describes {path} as {package.path!r:.200}", manifest.REMEDY)
     return package
@@ -180,7 +180,7 @@ def publish(
         EnvironmentFileError: the environment file asks for what a channel's own cannot.
         ChannelNotWritableError, DiskSpaceError, ChannelDamagedError, SigningKeyError: as they say.
     """
-    wanted = environments.wanted_by(environment)
+    wanted = environment_files.wanted_by(environment)
     with channel.writing():
         return add(files, channel, wanted)
 
@@ -189,7 +189,7 @@ def add(
     files: Iterable[Path],
     channel: Channel,
     wanted: Wanted,
-    signed: Mapping[str, Entry] | None = None,
+    signed: Mapping[str, ManifestEntry] | None = None,
     public_keys: Mapping[str, str] | None = None,
 ) -> Publication:
     """What ``publish`` does, for who holds ``Channel.writing`` already.
@@ -201,12 +201,12 @@ def add(
     with channel.staging() as staging:
         arrived = _take_in(files, staging / "incoming", channel)
         added, present = _sort_out(arrived, state)
-        siblings.check(added, list(state.packages.values()))
+        dependencies.check(added, list(state.packages.values()))
         entries = dict(state.manifest.packages)
         key = keys.signing_key()
         for package in added:
             brought = (signed or {}).get(package.path)
-            entry = Entry(
+            entry = ManifestEntry(
                 package.sha256, package.size, state.manifest.generation + 1, package.llama_cpp_commit,
                 dict(brought.signatures) if brought else {},
             )  # fmt: skip
@@ -247,7 +247,7 @@ def _state_to_sign(channel: Channel) -> State:
     return state
 
 
-def _take_in(files: Iterable[Path], folder: Path, channel: Channel) -> list[Package]:
+def _take_in(files: Iterable[Path], folder: Path, channel: Channel) -> list[ChannelPackage]:
     """Copy files into the channel's file system and read them there, where nobody changes them any more."""
     folder.mkdir()
     files = [Path(file) for file in files]
@@ -286,7 +286,7 @@ def _size(file: Path) -> int:
         raise DamagedPackageError(f"{file} cannot be read: {error.strerror}", "check the path") from None
 
 
-def _sort_out(arrived: Sequence[Package], state: State) -> tuple[list[Package], list[Package]]:
+def _sort_out(arrived: Sequence[ChannelPackage], state: State) -> tuple[list[ChannelPackage], list[ChannelPackage]]:
     added, present = [], []
     for package in arrived:
         known = state.manifest.find(package.file_name)
@@ -307,7 +307,7 @@ def _complete(
     channel: Channel,
     staging: Path,
     state: State,
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, ManifestEntry],
     public_keys: Mapping[str, str],
     wanted: Wanted,
     result: Publication,
@@ -323,11 +323,12 @@ def _complete(
             _carry(f"{subdir}/{INDEX}", state, staging)
     _index(staging)
     packages = _check_index(staging, entries)
-    lacking = siblings.missing(
-        [*(one for package in packages for one in package.depends), *environments.dependencies(wanted, packages)], packages
+    lacking = dependencies.missing(
+        [*(one for package in packages for one in package.depends), *environment_files.dependencies_of(wanted, packages)],
+        packages,
     )
     also = (COMPLEMENT,) if lacking else ()
-    notes, addressed = environments.write(staging, channel, wanted, packages, also)
+    notes, addressed = environment_files.write(staging, channel, wanted, packages, also)
     key = keys.signing_key()
     (staging / CHANNEL_KEY).write_text(keys.public_pem(key.public_key()))
     if state.folder:
@@ -354,7 +355,7 @@ def _index(folder: Path) -> None:
     shutil.rmtree(folder / ".tmp", ignore_errors=True)
 
 
-def _check_index(folder: Path, entries: Mapping[str, Entry]) -> list[Package]:
+def _check_index(folder: Path, entries: Mapping[str, ManifestEntry]) -> list[ChannelPackage]:
     """The packages as the index has them, in order of publication; each must be the file that is signed."""
     packages = []
     for subdir in SUBDIRS:

@@ -17,11 +17,11 @@ from http import HTTPStatus
 from pathlib import Path
 
 from ..errors import ChannelNotFoundError, DistributionError, ServerError
-from . import environments
+from . import environment_files
 from .connections import Connection, Connections, Limits
-from .generations import Channel
 from .http_files import file_response, open_inside, text_response
 from .http_messages import Refused, Request, Response, take_request
+from .store import Channel
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO, errno.ENODEV,
            errno.EINVAL, errno.EILSEQ)  # fmt: skip
@@ -163,13 +163,13 @@ class ChannelServer:
         address = f"http://{request.host}" if request.host else self.address
         if not parts:
             return text_response(request, _page(address, folder), "text/html; charset=utf-8")
-        if len(parts) == 1 and parts[0] in environments.ADDRESSED:
-            for name in (parts[0], environments.ENVIRONMENT):
+        if len(parts) == 1 and parts[0] in environment_files.ADDRESSED:
+            for name in (parts[0], environment_files.ENVIRONMENT):
                 # what is read there by name must be there
                 with open_inside(folder, [name]) as file:
                     if os.fstat(file.fileno()).st_size > _LARGEST_TEXT:
                         raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR)
-            return text_response(request, environments.readdress(folder, parts[0], address), _type(parts[0]))
+            return text_response(request, environment_files.readdress(folder, parts[0], address), _type(parts[0]))
         return file_response(request, open_inside(folder, parts), _type(parts[-1]))
 
 
@@ -196,11 +196,11 @@ async def _send_body(connection: Connection, response: Response) -> bool:
 
 def _page(address: str, folder: Path) -> str:
     """The page that says how to use the channel."""
-    lines = [f"conda env create -f {address}/{environments.ENVIRONMENT}"]
-    if (folder / environments.ENVIRONMENT_CPU).exists():
-        lines.append(f"conda env create -f {address}/{environments.ENVIRONMENT_CPU}     # without an NVIDIA GPU")
+    lines = [f"conda env create -f {address}/{environment_files.ENVIRONMENT}"]
+    if (folder / environment_files.ENVIRONMENT_CPU).exists():
+        lines.append(f"conda env create -f {address}/{environment_files.ENVIRONMENT_CPU}     # without an NVIDIA GPU")
     commands = html.escape("\n".join(lines))
-    exists = [name for name in (*environments.ADDRESSED, "channel-key.pub", "manifest.json") if (folder / name).exists()]
+    exists = [name for name in (*environment_files.ADDRESSED, "channel-key.pub", "manifest.json") if (folder / name).exists()]
     links = " · ".join(f'<a href="{name}">{name}</a>' for name in exists)
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"

@@ -27,8 +27,8 @@ from ..console import megabytes
 from ..errors import DiskSpaceError
 from ..files import remove_for_good, remove_tree
 from ..interruption import deferred
+from ..rattler_async import wait
 from ..seed import conda_package
-from ..waiting import wait
 
 PYTHON = (3, 12)
 """The version of the stand-in for Python that packages for every Python are installed with."""
@@ -127,7 +127,9 @@ def _install(packages: list[tuple[Path, Path]], prefix: Path, cache: Path) -> No
 def _stand_in_for_python(scratch: Path) -> tuple[Path, Path]:
     program = f"bin/python{PYTHON[0]}.{PYTHON[1]}"
     version = f"{PYTHON[0]}.{PYTHON[1]}.0"
-    made = conda_package.write(conda_package.Package("python", version, files={program: conda_package.Entry(b"")}), scratch)
+    made = conda_package.write(
+        conda_package.SeedPackage("python", version, files={program: conda_package.PackedFile(b"")}), scratch
+    )
     build = made.stem.rsplit("-", 1)[1]
     described = scratch / "python.json"
     index = {"name": "python", "version": version, "build": build, "build_number": 0, "subdir": "linux-64"}

@@ -14,13 +14,13 @@ from .. import toolkit
 from ..errors import DamagedPackageError, DistributionError, ToolkitError
 from ..files import LARGEST_DOCUMENT, load_json, scratch_folder, sha256_of
 from ..interruption import run_program
-from . import environments, manifest, siblings
-from .generations import Channel
-from .inspection import SUBDIRS, Package, inspect
+from . import dependencies, environment_files, manifest
 from .keys import Trust, load_trust
-from .manifest import MANIFEST, Entry, Manifest
+from .manifest import MANIFEST, Manifest, ManifestEntry
+from .package_file import SUBDIRS, ChannelPackage, inspect
 from .publishing import INDEX, described, read_index
-from .signing import require_signatures, signature_problem, signer_problem
+from .store import Channel
+from .trust import require_signatures, signature_problem, signer_problem
 
 PROVENANCE_KEYS = ("llama_cpp_commit", "patches", "toolkit", "flags", "sbom")
 _CUDA_LIBRARY = re.compile(r"lib/libggml-cuda\.so[.\d]*$")
@@ -65,7 +65,7 @@ def verify(channel: Channel, key: Path | None = None) -> Iterator[Finding]:
         yield from _check_other_files(folder, content)
         listed, problems = _read_indexes(folder)
         yield from problems
-        packages = {path: Package.from_record(record) for path, record in listed.items()}
+        packages = {path: ChannelPackage.from_record(record) for path, record in listed.items()}
         for path, entry in content.packages.items():
             yield _check_package(folder, path, entry, listed.get(path), content, trust, packages)
         for path in sorted(listed.keys() - content.packages.keys()):
@@ -113,11 +113,11 @@ def _read_indexes(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Finding
 def _check_package(
     folder: Path,
     path: str,
-    entry: Entry,
+    entry: ManifestEntry,
     record: Mapping[str, Any] | None,
     content: Manifest,
     trust: Trust,
-    packages: Mapping[str, Package],
+    packages: Mapping[str, ChannelPackage],
 ) -> Finding:
     problems: list[str] = []
     facts: list[str] = []
@@ -179,7 +179,7 @@ def _read_small(blocks: Iterable[bytes]) -> bytes:
     return content[:_LARGEST_RECORD]
 
 
-def _check_ours(package: Package, interesting: _Interesting, problems: list[str], facts: list[str]) -> None:
+def _check_ours(package: ChannelPackage, interesting: _Interesting, problems: list[str], facts: list[str]) -> None:
     if not package.llama_cpp_commit:
         problems.append("info/about.json does not say the llama.cpp commit")
     try:
@@ -196,12 +196,14 @@ def _check_ours(package: Package, interesting: _Interesting, problems: list[str]
         problems.append("its provenance.json does not list patches")
     else:
         facts.append(f"llama.cpp {str(package.llama_cpp_commit)[:12]}, {len(provenance['patches'])} patches")
-    if package.name == environments.PLUGIN:
+    if package.name == environment_files.PLUGIN:
         _check_architectures(package, interesting, provenance, problems, facts)
 
 
-def _check_partners(package: Package, content: Manifest, packages: Mapping[str, Package], problems: list[str]) -> None:
-    for dependency, partners in siblings.pinned(package, packages.values()):
+def _check_partners(
+    package: ChannelPackage, content: Manifest, packages: Mapping[str, ChannelPackage], problems: list[str]
+) -> None:
+    for dependency, partners in dependencies.pinned(package, packages.values()):
         commits = {content.packages[one.path].llama_cpp_commit for one in partners if one.path in content.packages}
         if not partners:
             problems.append(f"nothing in the channel satisfies `{dependency}`")
@@ -210,9 +212,9 @@ def _check_partners(package: Package, content: Manifest, packages: Mapping[str, 
 
 
 def _check_architectures(
-    package: Package, interesting: _Interesting, provenance: Any, problems: list[str], facts: list[str]
+    package: ChannelPackage, interesting: _Interesting, provenance: Any, problems: list[str], facts: list[str]
 ) -> None:
-    variant = environments.variant_of(package)
+    variant = environment_files.variant_of(package)
     recorded = _recorded_architectures(interesting.cuda_record)
     if variant is None:
         problems.append(f"its build string {package.build} does not name the architectures")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..console import say
 from ..errors import EnvironmentFileError, ToolNotFoundError
 from ..files import write_atomically
-from . import activation, places
+from . import activate_script, prefixes
 
 if TYPE_CHECKING:
     from .solving import Solution
@@ -55,7 +55,7 @@ def _create(options: argparse.Namespace) -> None:
     started = time.monotonic()
     _check_installed()
     from ..channel.keys import load_trust
-    from . import creation, lock, signatures, specification
+    from . import install, lock, signatures, specification
 
     trust = load_trust(options.key)
     text = signatures.read_environment_file(options.file, trust, options.allow_older)
@@ -64,9 +64,9 @@ def _create(options: argparse.Namespace) -> None:
         wanted = specification.parse(text, options.file, options.channel, _only(options))
     elif options.channel or options.cpu:
         raise EnvironmentFileError(f"{options.file} is a lock: it names every package itself", "leave --channel and --cpu out")
-    prefix = options.prefix or places.find_prefix(options.name or (wanted.name if wanted else ""))
+    prefix = options.prefix or prefixes.find_prefix(options.name or (wanted.name if wanted else ""))
     # a person should not wait for the solver to hear this
-    creation.check_free(Path(os.path.abspath(prefix)), options.force)
+    install.check_free(Path(os.path.abspath(prefix)), options.force)
 
     if wanted:
         solution = _solve(wanted, options)
@@ -76,7 +76,7 @@ def _create(options: argparse.Namespace) -> None:
         with signatures.open_sources(sorted({one.channel for one in records}), trust, options.allow_older) as sources:
             records = [sources.described(one) for one in records]
             sources.check(records)
-    made = creation.create(records, prefix, requested, force=options.force)
+    made = install.create(records, prefix, requested, force=options.force)
     say(f"{len(records)} packages in {time.monotonic() - started:.1f} s")
     _say_how_to_activate(made, by_name=options.prefix is None)
 
@@ -124,7 +124,7 @@ def _say_how_to_activate(prefix: Path, by_name: bool) -> None:
     if shutil.which("conda") or os.environ.get("CONDA_EXE"):
         how = f"conda activate {prefix.name if by_name else shlex.quote(str(prefix))}"
     else:
-        how = f". {shlex.quote(str(prefix / activation.FILENAME))}"
+        how = f". {shlex.quote(str(prefix / activate_script.FILENAME))}"
     say(f"{prefix} is ready; activate it with")
     print(how)
 

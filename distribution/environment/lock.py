@@ -15,7 +15,7 @@ from rattler.package.build_string import BuildString
 from .. import hardware
 from ..errors import ChannelUnreachableError, EnvironmentFileError, HashMismatchError
 from ..files import naming
-from ..waiting import all_of, client, wait, within
+from ..rattler_async import all_of, client, wait, within
 from . import solving, specification
 from .package_index import read_index
 

@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 from rattler import Client, RepoDataRecord
 
 from .. import conda_archive, package_files
-from ..channel.inspection import LARGEST_INFO
 from ..channel.metadata import READ
+from ..channel.package_file import LARGEST_INFO
 from ..conda_archive import Member, shown
 from ..errors import FetchError
 from ..fetching import fetch_range

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO
 
 from .. import conda_archive
-from ..channel.inspection import LARGEST_PAYLOAD, MOST_FOLDERS, largest_payload
+from ..channel.package_file import LARGEST_PAYLOAD, MOST_FOLDERS, largest_payload
 from ..conda_archive import Member, shown
 from ..console import megabytes
 from ..errors import DamagedPackageError
 from ..files import open_regular
-from ..waiting import all_of
+from ..rattler_async import all_of
 
 _AT_ONCE = 4
 """Packages; each may need 128 MiB of memory meanwhile."""

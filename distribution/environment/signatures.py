@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 from rattler import Channel, RepoDataRecord, SparseRepoData
 
-from ..channel import environments, rollback
-from ..channel.inspection import OURS, SUBDIRS
+from ..channel import environment_files, rollback
 from ..channel.keys import Trust
 from ..channel.manifest import MANIFEST, REMEDY, Manifest, fetch_file, folder_of
+from ..channel.package_file import OURS, SUBDIRS
 from ..channel.publishing import INDEX, LARGEST_INDEX
-from ..channel.signing import open_signed
+from ..channel.trust import open_signed
 from ..errors import ChannelDamagedError, HashMismatchError, NoSignaturesError, UnsignedPackageError
 from ..files import read_regular, scratch_folder
 from . import specification
@@ -154,7 +154,7 @@ def _is_signed(source: str, text: str, trust: Trust, allow_older: bool) -> bool:
             f"nothing vouches for {source}: it lies in a signed channel, and its publisher did not sign it",
             "fetch it by a way that you trust, put it elsewhere, and name the file",
         )
-    digests = {environments.neutral_digest(text, one) for one in _spellings(location)}
+    digests = {environment_files.neutral_digest(text, one) for one in _spellings(location)}
     if content.addressed[name] in digests:
         rollback.check(address, content.generation, allow_older)
         return True
@@ -163,7 +163,9 @@ def _is_signed(source: str, text: str, trust: Trust, allow_older: bool) -> bool:
 
 def _is_of_a_channel(folder: str, name: str) -> bool:
     """Whether a file here is a channel's. One whose signatures are gone is still one: whoever can write to it can remove them."""
-    return name in environments.ADDRESSED and (os.path.lexists(Path(folder, MANIFEST)) or rollback.is_known(_address(folder)))
+    return name in environment_files.ADDRESSED and (
+        os.path.lexists(Path(folder, MANIFEST)) or rollback.is_known(_address(folder))
+    )
 
 
 def _folder_and_name(source: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from rattler.exceptions import DetectVirtualPackageError, GatewayError, SolverEr
 
 from .. import hardware
 from ..errors import ChannelUnreachableError, EnvironmentFileError, EnvironmentUnsolvableError
-from ..waiting import SOLVING, limited_files, wait
+from ..rattler_async import SOLVING, limited_files, wait
 from .specification import Specification
 
 CUDA_PLUGIN = "libggml-cuda"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ..console import say
 from ..errors import BuildError
-from . import packages, verify
+from . import build, rebuild
 
 
 def add_build(parser: argparse.ArgumentParser) -> None:
     """Set up ``build``."""
     _add_choice(parser)
-    parser.add_argument("--output", type=Path, default=packages.OUTPUT, help="folder for the packages (default: dist/packages)")
+    parser.add_argument("--output", type=Path, default=build.OUTPUT, help="folder for the packages (default: dist/packages)")
     parser.add_argument("--no-test", action="store_true", help="leave out the tests inside the packages")
     parser.add_argument("--rebuild", action="store_true", help="build also what is there from the same sources")
     parser.set_defaults(run=_build)
@@ -52,14 +52,14 @@ def variants_of(architecture: str) -> list[str]:
     Raises:
         BuildError: there is none for it.
     """
-    if architecture == packages.CPU_ONLY:
-        return [packages.CPU_ONLY]
+    if architecture == build.CPU_ONLY:
+        return [build.CPU_ONLY]
     number = architecture.removesuffix("-real").removesuffix("a")
     try:
         # code for one architecture alone can do more, where there is such
-        return packages.variant_files("13.4", [f"{number}a-real"])
+        return build.variant_files("13.4", [f"{number}a-real"])
     except BuildError:
-        return packages.variant_files("13.4", [f"{number}-real"])
+        return build.variant_files("13.4", [f"{number}-real"])
 
 
 def _variants(options: argparse.Namespace) -> list[str]:
@@ -68,9 +68,9 @@ def _variants(options: argparse.Namespace) -> list[str]:
 
 def _build(options: argparse.Namespace) -> None:
     variants = _variants(options)
-    built = packages.build(
+    built = build.build(
         variants,
-        options.channel or packages.dependencies(cuda=packages.CPU_ONLY not in variants),
+        options.channel or build.dependencies(cuda=build.CPU_ONLY not in variants),
         output=options.output.absolute(),
         test=not options.no_test,
         rebuild=options.rebuild,
@@ -82,7 +82,7 @@ def _build(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     variants = _variants(options)
-    channels = options.channel or packages.dependencies(cuda=packages.CPU_ONLY not in variants)
-    for name, digest in verify.rebuild(variants, channels, options.only, options.with_cache).items():
+    channels = options.channel or build.dependencies(cuda=build.CPU_ONLY not in variants)
+    for name, digest in rebuild.rebuild(variants, channels, options.only, options.with_cache).items():
         print(f"{digest}  {name}")
     say("both builds gave the same bytes")

@@ -31,9 +31,9 @@ from ..files import (
     write_atomically,
 )
 from ..progress import Bar
-from ..waiting import index_channel
+from ..rattler_async import index_channel
 from . import compilers, conda_package, cuda, interpreter, libraries, pins, wheels
-from .conda_package import Package
+from .conda_package import SeedPackage
 
 RECORD = "seed.json"
 NEEDED = 500_000_000
@@ -263,7 +263,7 @@ def _write_all(made: Path, fetched: list[Path], tools: Path | None, inputs: Inpu
     with Bar("seed") as bar:
         total, done = len(by_name) + 4, 0
 
-        def write(packages: list[Package]) -> None:
+        def write(packages: list[SeedPackage]) -> None:
             nonlocal done
             for package in packages:
                 conda_package.write(package, made)

@@ -18,8 +18,8 @@ from pathlib import Path
 from ..errors import SeedError, ToolNotFoundError
 from ..interruption import run_program
 from . import libraries
-from .activation import scripts
-from .conda_package import Entry, Package
+from .activation_scripts import scripts
+from .conda_package import PackedFile, SeedPackage
 
 REMEDY = "install gcc and g++ (Debian: apt-get install g++), or set CC and CXX to them"
 
@@ -102,7 +102,7 @@ class Compiler:
         return content.hexdigest()
 
 
-def packages(compiler: Compiler) -> list[Package]:
+def packages(compiler: Compiler) -> list[SeedPackage]:
     """Compilers, runtime libraries and the C library.
 
     Raises:
@@ -123,12 +123,14 @@ def packages(compiler: Compiler) -> list[Package]:
     ]
 
 
-def _activation(compiler: Compiler, name: str, programs: dict[str, Path], run_exports: list[str], depends: list[str]) -> Package:
+def _activation(
+    compiler: Compiler, name: str, programs: dict[str, Path], run_exports: list[str], depends: list[str]
+) -> SeedPackage:
     settings = {variable: shlex.quote(str(program)) for variable, program in programs.items()}
     if name.startswith("gcc"):
         settings |= {"CPPFLAGS": '"-isystem $_seed_prefix/include"', "LDFLAGS": f'"{LINK_FLAGS}"'}
         settings["CMAKE_ARGS"] = f'"{CMAKE_ARGS}"'
-    return Package(
+    return SeedPackage(
         name,
         compiler.version,
         depends=[*depends, f"sysroot_linux-64 {compiler.glibc}.*"],
@@ -140,12 +142,12 @@ def _activation(compiler: Compiler, name: str, programs: dict[str, Path], run_ex
     )
 
 
-def _runtime(compiler: Compiler, soname: str, file: Path) -> Package:
-    files = {f"lib/{file.name}": Entry(source=file)}
+def _runtime(compiler: Compiler, soname: str, file: Path) -> SeedPackage:
+    files = {f"lib/{file.name}": PackedFile(source=file)}
     if file.name != soname:
-        files[f"lib/{soname}"] = Entry(link=file.name)
+        files[f"lib/{soname}"] = PackedFile(link=file.name)
     name = libraries.COMPILER[soname]
-    return Package(
+    return SeedPackage(
         name,
         compiler.version,
         depends=[f"__glibc >={compiler.glibc},<3.0.a0", *(["libgcc"] if name == "libstdcxx" else [])],
@@ -157,22 +159,22 @@ def _runtime(compiler: Compiler, soname: str, file: Path) -> Package:
     )
 
 
-def _sysroot(compiler: Compiler) -> Package:
+def _sysroot(compiler: Compiler) -> SeedPackage:
     text = (
         f"What is compiled in this environment is linked to the build machine's own glibc {compiler.glibc}.\n"
         "It does not run where glibc is older. conda-forge's sysroot packages reach further back.\n"
     )
     # rattler-build lets a library need what it finds here, and nothing else that is outside the environment
     found = {name: _say(compiler.cc, f"-print-file-name={name}") for name in GLIBC}
-    links = {f"{SYSROOT}/{name}": Entry(link=path) for name, path in found.items() if os.path.isabs(path)}
-    return Package(
+    links = {f"{SYSROOT}/{name}": PackedFile(link=path) for name, path in found.items() if os.path.isabs(path)}
+    return SeedPackage(
         "sysroot_linux-64",
         compiler.glibc,
         subdir="noarch",
         noarch="generic",
         license="MIT",
         summary="Says which glibc the system's compiler links to",
-        files={"share/sysroot_linux-64/README": Entry(text.encode()), **links},
+        files={"share/sysroot_linux-64/README": PackedFile(text.encode()), **links},
         run_exports={"strong": [f"__glibc >={compiler.glibc},<3.0.a0"]},
     )
 

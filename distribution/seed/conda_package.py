@@ -38,7 +38,7 @@ EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Entry:
+class PackedFile:
     """One file of a package; exactly one of ``data``, ``source`` and ``link`` is given.
 
     Attributes:
@@ -68,7 +68,7 @@ class Entry:
 
 
 @dataclass
-class Package:
+class SeedPackage:
     """A conda package to be written.
 
     Attributes:
@@ -94,7 +94,7 @@ class Package:
     license: str = ""
     summary: str = ""
     home: str = ""
-    files: dict[str, Entry] = field(default_factory=dict)
+    files: dict[str, PackedFile] = field(default_factory=dict)
     licences: dict[str, bytes] = field(default_factory=dict)
     entry_points: list[str] = field(default_factory=list)
     run_exports: dict[str, list[str]] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class Package:
     level: int = 6
 
 
-def write(package: Package, channel: Path) -> Path:
+def write(package: SeedPackage, channel: Path) -> Path:
     """Write a package into its subdir of ``channel``; return the file.
 
     The build string holds a hash of everything inside, so other content never has the same file name.
@@ -131,20 +131,20 @@ def write(package: Package, channel: Path) -> Path:
                 _add(tar, path, entry)
         with _tar(archive, f"info-{stem}.tar.zst", package.level) as tar:
             for path, data in sorted(info.items()):
-                _add(tar, path, Entry(data))
+                _add(tar, path, PackedFile(data))
     return target
 
 
-def files_in(folder: Path) -> dict[str, Entry]:
+def files_in(folder: Path) -> dict[str, PackedFile]:
     """Every file and link under ``folder``, the text files that hold ``PLACEHOLDER`` marked as such."""
     found = {}
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder).as_posix()
         if file.is_symlink():
-            found[path] = Entry(link=os.readlink(file))
+            found[path] = PackedFile(link=os.readlink(file))
         elif file.is_file():
             executable = bool(file.stat().st_mode & 0o100)
-            found[path] = Entry(source=file, executable=executable, relocate=_holds_placeholder(file))
+            found[path] = PackedFile(source=file, executable=executable, relocate=_holds_placeholder(file))
     return found
 
 
@@ -152,7 +152,7 @@ def _holds_placeholder(file: Path) -> bool:
     return file.suffix in (".py", ".json", "") and PLACEHOLDER.encode() in file.read_bytes()
 
 
-def _info(package: Package, files: dict[str, Entry]) -> dict[str, bytes]:
+def _info(package: SeedPackage, files: dict[str, PackedFile]) -> dict[str, bytes]:
     """The members of ``info/``, without a build string in ``index.json`` as yet."""
     paths = {"paths": [_path(path, entry, files) for path, entry in files.items()], "paths_version": 1}
     about = {"home": package.home, "license": package.license, "summary": package.summary, "extra": package.extra}
@@ -171,7 +171,7 @@ def _info(package: Package, files: dict[str, Entry]) -> dict[str, bytes]:
     return info
 
 
-def _index(package: Package, build: str) -> dict[str, Any]:
+def _index(package: SeedPackage, build: str) -> dict[str, Any]:
     index = {
         "name": package.name,
         "version": package.version,
@@ -191,7 +191,7 @@ def _index(package: Package, build: str) -> dict[str, Any]:
     return index
 
 
-def _path(path: str, entry: Entry, files: dict[str, Entry]) -> dict[str, Any]:
+def _path(path: str, entry: PackedFile, files: dict[str, PackedFile]) -> dict[str, Any]:
     described: dict[str, Any] = {"_path": path, "path_type": "softlink" if entry.link else "hardlink"}
     if entry.relocate:
         described |= {"file_mode": "text", "prefix_placeholder": PLACEHOLDER}
@@ -199,11 +199,11 @@ def _path(path: str, entry: Entry, files: dict[str, Entry]) -> dict[str, Any]:
     return described | {"sha256": content.sha256, "size_in_bytes": content.size}
 
 
-def _follow(path: str, entry: Entry, files: dict[str, Entry]) -> Entry:
+def _follow(path: str, entry: PackedFile, files: dict[str, PackedFile]) -> PackedFile:
     # a link is described by what it leads to, and by nothing where that is in another package
     while entry.link is not None:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(path), entry.link))
-        entry = files.get(path, Entry(b""))
+        entry = files.get(path, PackedFile(b""))
     return entry
 
 
@@ -218,7 +218,7 @@ def _tar(archive: zipfile.ZipFile, name: str, level: int) -> Iterator[tarfile.Ta
         yield tar
 
 
-def _add(tar: tarfile.TarFile, path: str, entry: Entry) -> None:
+def _add(tar: tarfile.TarFile, path: str, entry: PackedFile) -> None:
     member = tarfile.TarInfo(path)
     member.mtime = TIMESTAMP
     member.mode = 0o755 if entry.executable else 0o644

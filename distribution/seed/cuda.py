@@ -10,9 +10,9 @@ from pathlib import Path
 
 from .. import toolkit
 from ..errors import SeedError
-from .activation import scripts
+from .activation_scripts import scripts
 from .compilers import Compiler
-from .conda_package import Entry, Package, files_in
+from .conda_package import PackedFile, SeedPackage, files_in
 from .wheels import needs_glibc
 
 TARGET = "targets/x86_64-linux"
@@ -76,7 +76,7 @@ SETTINGS = {
 }
 
 
-def packages(tree: Path, pins: toolkit.Pins, compiler: Compiler) -> list[Package]:
+def packages(tree: Path, pins: toolkit.Pins, compiler: Compiler) -> list[SeedPackage]:
     """The packages of the toolkit assembled in ``tree``.
 
     Raises:
@@ -91,7 +91,7 @@ def packages(tree: Path, pins: toolkit.Pins, compiler: Compiler) -> list[Package
     # Apache, Boost and BSD, for the headers whose code ends up in what is compiled
     licences["nvidia_cuda_cccl-LICENSE.txt"] = (tree / "cccl" / "LICENSE").read_bytes()
     made = {
-        name: Package(
+        name: SeedPackage(
             name, wheel_of[wheel].version, depends=[same, *needs_glibc(wheel_of[wheel].filename)],
             license=LICENCE, home=HOME, level=LEVEL,
             summary=f"{name} of CUDA {pins.cuda}, from NVIDIA's wheels", extra={"cuda": pins.cuda, "wheel": wheel},
@@ -117,22 +117,22 @@ def _owners(path: str) -> list[str]:
     return owners
 
 
-def _place(path: str, entry: Entry) -> dict[str, Entry]:
+def _place(path: str, entry: PackedFile) -> dict[str, PackedFile]:
     """Where a file of the toolkit goes: libraries get a second name in ``lib/``."""
     if path.startswith(("bin/", "nvvm/")):
         return {path: entry}
     target = f"{TARGET}/{path.removeprefix('cccl/')}"
     placed = {target: entry}
     if re.fullmatch(r"lib/[^/]+\.so(\.\d+)?", path):
-        placed[path] = Entry(link=f"../{target}")
+        placed[path] = PackedFile(link=f"../{target}")
     elif path.startswith("lib/stubs/"):
-        placed[path] = Entry(link=f"../../{target}")
+        placed[path] = PackedFile(link=f"../../{target}")
     return placed
 
 
-def _connect(made: dict[str, Package], major: str, release: str, compiler: Compiler) -> None:
+def _connect(made: dict[str, SeedPackage], major: str, release: str, compiler: Compiler) -> None:
     nvcc, cudart, cublas = made["cuda-nvcc_linux-64"], made["cuda-cudart"], made["libcublas"]
-    nvcc.files["bin/nvcc.profile"] = Entry(PROFILE.encode())
+    nvcc.files["bin/nvcc.profile"] = PackedFile(PROFILE.encode())
     # its name starts like this so that it runs after the C++ compiler's, whose variables it extends
     nvcc.files.update(scripts("~cuda-nvcc_linux-64", SETTINGS, BEFORE))
     nvcc.depends += ["cuda-cccl", "cuda-cudart-dev", "cuda-driver-dev", f"sysroot_linux-64 {compiler.glibc}.*"]
@@ -147,8 +147,8 @@ def _connect(made: dict[str, Package], major: str, release: str, compiler: Compi
     made["cuda-cuobjdump"].depends.append("cuda-nvdisasm")
 
 
-def _cuda_version(release: str, major: str) -> Package:
-    return Package(
+def _cuda_version(release: str, major: str) -> SeedPackage:
+    return SeedPackage(
         "cuda-version",
         release,
         build=("h", "_0"),

@@ -21,7 +21,7 @@ from pathlib import Path
 from ..errors import InterpreterError
 from ..interruption import run_program
 from . import libraries
-from .conda_package import PLACEHOLDER, Package, files_in
+from .conda_package import PLACEHOLDER, SeedPackage, files_in
 
 OMITTED = shutil.ignore_patterns(
     "__pycache__", "*.pyc", "site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "tkinter", "turtle.py",
@@ -127,7 +127,7 @@ class Interpreter:
 REMEDY = "run this with another Python, for example one from pyenv, or Debian's python3 (apt-get install python3-venv)"
 
 
-def packages(interpreter: Interpreter, patchelf: Path, staging: Path) -> list[Package]:
+def packages(interpreter: Interpreter, patchelf: Path, staging: Path) -> list[SeedPackage]:
     """``python`` and ``python_abi``; the files of the former are put together in ``staging``.
 
     Raises:
@@ -143,7 +143,7 @@ def packages(interpreter: Interpreter, patchelf: Path, staging: Path) -> list[Pa
     low = f"{interpreter.version[0]}.{interpreter.version[1]}"
     abi = f"python_abi {low}.* *_{interpreter.abi}"
     notes = {soname: str(file.resolve().name) for soname, file in bundled.items()}
-    python = Package(
+    python = SeedPackage(
         "python",
         interpreter.release,
         build=("h", "_0_cpython"),
@@ -158,7 +158,7 @@ def packages(interpreter: Interpreter, patchelf: Path, staging: Path) -> list[Pa
         index={"python_site_packages_path": f"lib/{interpreter.name}/site-packages"},
         extra={"bundled_libraries": notes, "build": interpreter.build},
     )
-    names = Package(
+    names = SeedPackage(
         "python_abi",
         low,
         build=("", f"_{interpreter.abi}"),

@@ -11,7 +11,7 @@ from email.parser import Parser
 from pathlib import Path
 
 from ..errors import SeedError
-from .conda_package import PLACEHOLDER, Entry, Package
+from .conda_package import PLACEHOLDER, PackedFile, SeedPackage
 
 CONDA_NAMES = {"typing-extensions": "typing_extensions", "boolean-py": "boolean.py"}
 """Distributions whose package on conda-forge has another name than the normalised one."""
@@ -30,7 +30,7 @@ if __name__ == "__main__":
 """
 
 
-def package(wheel: Path, python: tuple[int, int] = sys.version_info[:2]) -> Package:
+def package(wheel: Path, python: tuple[int, int] = sys.version_info[:2]) -> SeedPackage:
     """The conda package of a wheel.
 
     Raises:
@@ -39,10 +39,11 @@ def package(wheel: Path, python: tuple[int, int] = sys.version_info[:2]) -> Pack
     with zipfile.ZipFile(wheel) as archive:
         members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
         contents = {
-            name: Entry(archive.read(info), executable=bool(info.external_attr >> 16 & 0o100)) for name, info in members.items()
+            name: PackedFile(archive.read(info), executable=bool(info.external_attr >> 16 & 0o100))
+            for name, info in members.items()
         }
     info, metadata = read_metadata(wheel)
-    made = Package(
+    made = SeedPackage(
         name=conda_name(metadata["Name"]),
         version=metadata["Version"],
         license=metadata["License-Expression"] or _classified_license(metadata),
@@ -118,20 +119,25 @@ def _platform(filename: str) -> str | None:
     return None if tag == "any" else tag
 
 
-def _fill_program(made: Package, contents: dict[str, Entry], platform: str) -> None:
+def _fill_program(made: SeedPackage, contents: dict[str, PackedFile], platform: str) -> None:
     made.depends = needs_glibc(platform)
     prefix, *target = PROGRAMS[made.name]
     prefix = prefix.format(version=made.version)
     for name, entry in contents.items():
         if name.startswith(prefix):
             path = "".join(target) + name.removeprefix(prefix)
-            made.files[path] = Entry(entry.data, executable=path.startswith("bin/"))
+            made.files[path] = PackedFile(entry.data, executable=path.startswith("bin/"))
     if not made.files:
         raise SeedError(f"the wheel of {made.name} {made.version} has nothing in {prefix}", "pin another version")
 
 
 def _fill_python(
-    made: Package, contents: dict[str, Entry], info: str, metadata: Message, platform: str | None, python: tuple[int, int]
+    made: SeedPackage,
+    contents: dict[str, PackedFile],
+    info: str,
+    metadata: Message,
+    platform: str | None,
+    python: tuple[int, int],
 ) -> None:
     folder = f"lib/python{python[0]}.{python[1]}/site-packages" if platform else "site-packages"
     scripts = "bin" if platform else "python-scripts"
@@ -146,7 +152,7 @@ def _fill_python(
             made.files[target] = _script(entry) if kind == "scripts" else entry
         else:
             made.files[f"{folder}/{name}"] = entry
-    made.files[f"{folder}/{info}/INSTALLER"] = Entry(b"conda\n")
+    made.files[f"{folder}/{info}/INSTALLER"] = PackedFile(b"conda\n")
 
     commands = _entry_points(contents, info)
     made.depends = requirements(metadata, python)
@@ -157,7 +163,7 @@ def _fill_python(
         made.depends += [f"python >={low},<{high}.0a0", f"python_abi {low}.* *_{abi}", *needs_glibc(platform)]
         for command in commands:
             program, launcher = _launcher(command)
-            made.files[f"bin/{program}"] = Entry(launcher, executable=True, relocate=True)
+            made.files[f"bin/{program}"] = PackedFile(launcher, executable=True, relocate=True)
     else:
         made.build = ("pyh", "_0")
         made.subdir, made.noarch, made.entry_points = "noarch", "python", commands
@@ -175,12 +181,12 @@ def needs_glibc(filename: str) -> list[str]:
     return [f"__glibc >={'.'.join(map(str, min(found)))},<3.0.a0"] if found else []
 
 
-def _script(entry: Entry) -> Entry:
+def _script(entry: PackedFile) -> PackedFile:
     data = entry.data or b""
     first, newline, rest = data.partition(b"\n")
     if first.startswith(b"#!python"):
-        return Entry(f"#!{PLACEHOLDER}/bin/python".encode() + newline + rest, executable=True, relocate=True)
-    return Entry(data, executable=True)
+        return PackedFile(f"#!{PLACEHOLDER}/bin/python".encode() + newline + rest, executable=True, relocate=True)
+    return PackedFile(data, executable=True)
 
 
 def _launcher(command: str) -> tuple[str, bytes]:
@@ -197,7 +203,7 @@ class _CommandParser(configparser.ConfigParser):
         return optionstr
 
 
-def _entry_points(contents: dict[str, Entry], info: str) -> list[str]:
+def _entry_points(contents: dict[str, PackedFile], info: str) -> list[str]:
     entry = contents.get(f"{info}/entry_points.txt")
     if entry is None:
         return []
@@ -208,7 +214,7 @@ def _entry_points(contents: dict[str, Entry], info: str) -> list[str]:
     return sorted(f"{name} = {target.split('[')[0].strip()}" for name, target in commands)
 
 
-def _licences(contents: dict[str, Entry], info: str) -> dict[str, bytes]:
+def _licences(contents: dict[str, PackedFile], info: str) -> dict[str, bytes]:
     found = {}
     for name, entry in contents.items():
         folder, _, rest = name.partition("/")
@@ -225,5 +231,5 @@ def _classified_license(metadata: Message) -> str:
     return first if len(first) < 80 else ""
 
 
-def _text(entry: Entry) -> str:
+def _text(entry: PackedFile) -> str:
     return (entry.data or b"").decode("utf-8")

@@ -30,7 +30,7 @@ class Uncopyable:
         )
 
 
-class Handle(Uncopyable):
+class NativeHandle(Uncopyable):
     """Owns a native object and counts its users; after :meth:`close`, the last of them frees it.
 
     Any thread may enter it, and enter it again, to use the object.
@@ -48,7 +48,7 @@ class Handle(Uncopyable):
         ...     native_call(pointer)
     """
 
-    def __init__(self, pointer: Any, free: Callable[[Any], None], *, parent: Handle | None = None) -> None:
+    def __init__(self, pointer: Any, free: Callable[[Any], None], *, parent: NativeHandle | None = None) -> None:
         self._pointer: Any = pointer
         self._owned: list[Any] = []
         self._free = free

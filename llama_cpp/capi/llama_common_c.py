@@ -98,21 +98,21 @@ llama_common_sampler_p_ctypes = c_void_p
 llama_common_speculator_p = NewType("llama_common_speculator_p", int)
 llama_common_speculator_p_ctypes = c_void_p
 
-llama_common_outbox_p = NewType("llama_common_outbox_p", int)
-llama_common_outbox_p_ctypes = c_void_p
+llama_common_token_queue_p = NewType("llama_common_token_queue_p", int)
+llama_common_token_queue_p_ctypes = c_void_p
 
 llama_common_decoder_p = NewType("llama_common_decoder_p", int)
 llama_common_decoder_p_ctypes = c_void_p
 
 
-class llama_common_going_on(Structure):
-    """struct llama_common_going_on"""
+class llama_common_multi_step(Structure):
+    """struct llama_common_multi_step"""
 
     if TYPE_CHECKING:
         allowed: Pointer[c_int32]
         n_most: int
         begin: bool
-        outboxes: Pointer[llama_common_outbox_p_ctypes]
+        token_queues: Pointer[llama_common_token_queue_p_ctypes]
         tokens: Pointer[llama_token]
         n: int
         status: int
@@ -122,7 +122,7 @@ class llama_common_going_on(Structure):
         ("allowed", POINTER(c_int32)),
         ("n_most", c_int32),
         ("begin", c_bool),
-        ("outboxes", POINTER(llama_common_outbox_p_ctypes)),
+        ("token_queues", POINTER(llama_common_token_queue_p_ctypes)),
         ("tokens", POINTER(llama_token)),
         ("n", c_int32),
         ("status", c_int32),
@@ -130,7 +130,7 @@ class llama_common_going_on(Structure):
     ]
 
 
-llama_common_going_on_p = POINTER(llama_common_going_on)
+llama_common_multi_step_p = POINTER(llama_common_multi_step)
 
 
 @bind("llama-common-c", c_char_p)
@@ -492,38 +492,42 @@ def llama_common_sampler_accept(
     ...
 
 
-@bind("llama-common-c", llama_common_status, POINTER(llama_common_outbox_p_ctypes), POINTER(c_char_p))
-def llama_common_outbox_init(outbox: PointerLike[llama_common_outbox_p_ctypes], error: PointerLike[c_char_p], /) -> int:
-    """enum llama_common_status llama_common_outbox_init(struct llama_common_outbox ** outbox, char ** error)"""
-    ...
-
-
-@bind("llama-common-c", None, llama_common_outbox_p_ctypes)
-def llama_common_outbox_free(outbox: llama_common_outbox_p | c_void_p | None, /) -> None:
-    """void llama_common_outbox_free(struct llama_common_outbox * outbox)"""
-    ...
-
-
-@bind("llama-common-c", llama_common_status, llama_common_outbox_p_ctypes, llama_token, POINTER(c_char_p))
-def llama_common_outbox_put(
-    outbox: llama_common_outbox_p | c_void_p | None, token: int, error: PointerLike[c_char_p], /
+@bind("llama-common-c", llama_common_status, POINTER(llama_common_token_queue_p_ctypes), POINTER(c_char_p))
+def llama_common_token_queue_init(
+    token_queue: PointerLike[llama_common_token_queue_p_ctypes], error: PointerLike[c_char_p], /
 ) -> int:
-    """enum llama_common_status llama_common_outbox_put(
-        struct llama_common_outbox * outbox, llama_token token, char ** error
+    """enum llama_common_status llama_common_token_queue_init(
+        struct llama_common_token_queue ** token_queue, char ** error
     )"""
     ...
 
 
-@bind("llama-common-c", c_int32, llama_common_outbox_p_ctypes, POINTER(llama_token), c_int32, c_int32)
-def llama_common_outbox_take(
-    outbox: llama_common_outbox_p | c_void_p | None,
+@bind("llama-common-c", None, llama_common_token_queue_p_ctypes)
+def llama_common_token_queue_free(token_queue: llama_common_token_queue_p | c_void_p | None, /) -> None:
+    """void llama_common_token_queue_free(struct llama_common_token_queue * token_queue)"""
+    ...
+
+
+@bind("llama-common-c", llama_common_status, llama_common_token_queue_p_ctypes, llama_token, POINTER(c_char_p))
+def llama_common_token_queue_put(
+    token_queue: llama_common_token_queue_p | c_void_p | None, token: int, error: PointerLike[c_char_p], /
+) -> int:
+    """enum llama_common_status llama_common_token_queue_put(
+        struct llama_common_token_queue * token_queue, llama_token token, char ** error
+    )"""
+    ...
+
+
+@bind("llama-common-c", c_int32, llama_common_token_queue_p_ctypes, POINTER(llama_token), c_int32, c_int32)
+def llama_common_token_queue_take(
+    token_queue: llama_common_token_queue_p | c_void_p | None,
     tokens: PointerLike[llama_token],
     capacity: int,
     milliseconds: int,
     /,
 ) -> int:
-    """int32_t llama_common_outbox_take(
-        struct llama_common_outbox * outbox, llama_token * tokens, int32_t capacity, int32_t milliseconds
+    """int32_t llama_common_token_queue_take(
+        struct llama_common_token_queue * token_queue, llama_token * tokens, int32_t capacity, int32_t milliseconds
     )"""
     ...
 
@@ -641,10 +645,10 @@ def llama_common_decode(
     c_bool,
     POINTER(llama_token),
     POINTER(c_int32),
-    POINTER(llama_common_going_on),
+    POINTER(llama_common_multi_step),
     POINTER(c_char_p),
 )
-def llama_common_pick(
+def llama_common_sample(
     decoder: llama_common_decoder_p | c_void_p | None,
     n_rows: int,
     rows: PointerLike[c_int32],
@@ -653,14 +657,14 @@ def llama_common_pick(
     only_best: bool,
     tokens: PointerLike[llama_token],
     results: PointerLike[c_int32],
-    going_on: PointerLike[llama_common_going_on],
+    multi_step: PointerLike[llama_common_multi_step],
     error: PointerLike[c_char_p],
     /,
 ) -> int:
-    """enum llama_common_status llama_common_pick(
+    """enum llama_common_status llama_common_sample(
         struct llama_common_decoder * decoder, int32_t n_rows, const int32_t * rows,
         struct llama_common_sampler ** samplers, float * const * logits, bool only_best, llama_token * tokens,
-        int32_t * results, struct llama_common_going_on * going_on, char ** error
+        int32_t * results, struct llama_common_multi_step * multi_step, char ** error
     )"""
     ...
 
@@ -674,7 +678,7 @@ def llama_common_pick(
     POINTER(llama_token),
     POINTER(c_char_p),
 )
-def llama_common_pick_from(
+def llama_common_sample_from(
     logits: PointerLike[c_float],
     n_vocab: int,
     sampler: llama_common_sampler_p | c_void_p | None,
@@ -682,7 +686,7 @@ def llama_common_pick_from(
     error: PointerLike[c_char_p],
     /,
 ) -> int:
-    """enum llama_common_status llama_common_pick_from(
+    """enum llama_common_status llama_common_sample_from(
         const float * logits, int32_t n_vocab, struct llama_common_sampler * sampler, llama_token * token, char ** error
     )"""
     ...
@@ -897,16 +901,17 @@ __all__ = [
     "llama_common_chat_parser_parse", "llama_common_chat_parser_update", "llama_common_commit", "llama_common_decode",
     "llama_common_decoder_free", "llama_common_decoder_init", "llama_common_decoder_on_device",
     "llama_common_decoder_p", "llama_common_decoder_p_ctypes", "llama_common_dry_init", "llama_common_embed",
-    "llama_common_get_logits", "llama_common_going_on", "llama_common_going_on_p", "llama_common_grammar_init",
-    "llama_common_headers_sha256", "llama_common_is_set", "llama_common_limits", "llama_common_limits_p",
-    "llama_common_limits_stopped", "llama_common_log_discard", "llama_common_log_set", "llama_common_measure",
-    "llama_common_outbox_free", "llama_common_outbox_init", "llama_common_outbox_p", "llama_common_outbox_p_ctypes",
-    "llama_common_outbox_put", "llama_common_outbox_take", "llama_common_pick", "llama_common_pick_from",
-    "llama_common_sampler_accept", "llama_common_sampler_free", "llama_common_sampler_init", "llama_common_sampler_p",
-    "llama_common_sampler_p_ctypes", "llama_common_speculator_accept", "llama_common_speculator_begin",
-    "llama_common_speculator_draft", "llama_common_speculator_free", "llama_common_speculator_init",
-    "llama_common_speculator_p", "llama_common_speculator_p_ctypes", "llama_common_speculator_process",
-    "llama_common_status", "llama_common_string_free", "llama_common_token_to_piece", "llama_common_tokenize",
+    "llama_common_get_logits", "llama_common_grammar_init", "llama_common_headers_sha256", "llama_common_is_set",
+    "llama_common_limits", "llama_common_limits_p", "llama_common_limits_stopped", "llama_common_log_discard",
+    "llama_common_log_set", "llama_common_measure", "llama_common_multi_step", "llama_common_multi_step_p",
+    "llama_common_sample", "llama_common_sample_from", "llama_common_sampler_accept", "llama_common_sampler_free",
+    "llama_common_sampler_init", "llama_common_sampler_p", "llama_common_sampler_p_ctypes",
+    "llama_common_speculator_accept", "llama_common_speculator_begin", "llama_common_speculator_draft",
+    "llama_common_speculator_free", "llama_common_speculator_init", "llama_common_speculator_p",
+    "llama_common_speculator_p_ctypes", "llama_common_speculator_process", "llama_common_status",
+    "llama_common_string_free", "llama_common_token_queue_free", "llama_common_token_queue_init",
+    "llama_common_token_queue_p", "llama_common_token_queue_p_ctypes", "llama_common_token_queue_put",
+    "llama_common_token_queue_take", "llama_common_token_to_piece", "llama_common_tokenize",
     "llama_common_top_k_configs", "llama_common_top_k_free", "llama_common_top_k_init", "llama_common_top_k_p",
     "llama_common_top_k_p_ctypes", "llama_common_top_logits",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import json_schema
 from ..capi import llama_common_c as native
-from ..capi.handle import Handle, Uncopyable
+from ..capi.handle import NativeHandle, Uncopyable
 from ..capi.interrupts import DeferredInterrupts
 from ..capi.status import call, take_string
 from ..errors import ChatParseError, InvalidArgumentError
@@ -71,7 +71,7 @@ class ChatTemplates(Uncopyable):
             allowed = limits.native(interrupts)
             call(native.llama_common_chat_init, model_pointer, source, *tokens, ctypes.byref(allowed), ctypes.byref(result))
             parent = model.in_use() if model else None
-            self._handle = Handle(result, native.llama_common_chat_free, parent=parent)
+            self._handle = NativeHandle(result, native.llama_common_chat_free, parent=parent)
 
     def close(self) -> None:
         """Frees the templates, as soon as no other thread is in the middle of using them."""

@@ -59,7 +59,7 @@ def chat(
 @app.command()
 def models() -> None:
     """Fetch the sample model if it is not there, and print its path."""
-    from ..models.sample import sample_model
+    from ..models.download import sample_model
 
     print(sample_model())
 

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from ..errors import ContextLengthError, InvalidArgumentError, LlamaCppError
 from ..fit.devices import summary
+from ..gguf import read_gguf
 from ..llama import Llama
-from ..models.gguf import read_gguf
-from ..models.sample import NAME as SAMPLE
-from ..models.sample import sample_model
+from ..models.download import NAME as SAMPLE
+from ..models.download import sample_model
 from . import for_command_line
 
 _HELP = """\

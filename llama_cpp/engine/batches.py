@@ -18,18 +18,18 @@ CHUNK = 128
 
 
 @dataclass(eq=False, slots=True)
-class Running:
+class Slot:
     """A request in a sequence, which holds the first ``n_held`` of its tokens, ``n_shared`` of them in others' cells.
 
     While its prompt is read, batches end at each of the ``stops``. While it generates, its next token can be followed by
-    a ``guess``; what was computed of that (``n_ahead`` tokens) is held once it turned out to be right.
+    a ``draft``; what was computed of that (``n_ahead`` tokens) is held once it turned out to be right.
 
     The first ``n_whole`` tokens were read in whole batches that had nothing else in them, as they always are. ``alone`` is
     False once another request has run beside it.
 
     Between two turns the sequence's cells hold ``n_held + n_ahead`` tokens. Ahead of a request may also be the token that was
-    picked for it last, where a batch of it was begun; it is held as soon as that batch is waited for. Whoever ends, or has to
-    sit out, first has what is ahead removed. ``n_pending`` is 1 for who generates, 0 for who sits out, more while reading.
+    sampled for it last, where a batch of it was begun; it is held as soon as that batch is waited for. Whoever ends, or is
+    deferred, first has what is ahead removed. ``n_pending`` is 1 for who generates, 0 for who is deferred, more while reading.
     """
 
     request: Request
@@ -37,26 +37,26 @@ class Running:
     n_held: int
     stops: list[int]
     n_shared: int = 0
-    guess: list[int] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list)
     n_ahead: int = 0
     n_whole: int = 0
     alone: bool = True
 
     @property
     def n_pending(self) -> int:
-        """Tokens that are not computed yet; none while the next one is being picked."""
+        """Tokens that are not computed yet; none while the next one is being sampled."""
         return len(self.request.tokens) - self.n_held
 
-    def count_whole(self, part: Part, n_batch: int) -> None:
+    def count_whole(self, part: BatchPart, n_batch: int) -> None:
         """Notes a part that was a batch by itself: if it filled it, and so did all before, it was computed as it always is."""
         if len(part.tokens) == n_batch and part.start == self.n_whole:
             self.n_whole += n_batch
 
-    def is_as_guessed(self) -> bool:
-        """Whether the token picked last was guessed, so that what follows it is computed already; goes on there then."""
-        if not (self.n_ahead and self.guess and self.n_pending == 1 and self.request.tokens[-1] == self.guess[0]):
+    def accept_draft(self) -> bool:
+        """Whether the token sampled last was drafted, so that what follows it is computed already; goes on there then."""
+        if not (self.n_ahead and self.draft and self.n_pending == 1 and self.request.tokens[-1] == self.draft[0]):
             return False
-        del self.guess[0]
+        del self.draft[0]
         self.n_held += 1
         self.n_ahead -= 1
         return True
@@ -76,11 +76,11 @@ class Running:
 
 
 @dataclass(slots=True)
-class Part:
+class BatchPart:
     """Tokens of one sequence in a batch, from a position on.
 
     Attributes:
-        running: whose tokens they are; None for what only fills a gap, and is forgotten again.
+        slot: whose tokens they are; None for what only fills a gap, and is forgotten again.
         n_outputs: how many of the last ones have an output.
         row: which of the batch's outputs is the first of theirs; -1 for none.
         n_scored: how many of the first ones have an output to score the next token of the prompt by.
@@ -90,33 +90,33 @@ class Part:
     sequence: int
     start: int
     tokens: list[int]
-    running: Running | None = None
+    slot: Slot | None = None
     n_outputs: int = 0
     row: int = -1
     n_scored: int = 0
     scored_row: int = -1
 
     @classmethod
-    def of(cls, running: Running, n: int) -> Part:
+    def of(cls, slot: Slot, n: int) -> BatchPart:
         """The next n tokens of a request."""
-        start = running.n_held
-        tokens = running.request.tokens[start : start + n]
-        return cls(running.sequence, start, tokens, running, int(running.n_pending == n), n_scored=running.n_scored(n))
+        start = slot.n_held
+        tokens = slot.request.tokens[start : start + n]
+        return cls(slot.sequence, start, tokens, slot, int(slot.n_pending == n), n_scored=slot.n_scored(n))
 
     @classmethod
-    def next_of(cls, running: Running, n: int = 0) -> Part:
-        """The next token of a request that generates, and its guess, made ``n`` tokens long.
+    def next_of(cls, slot: Slot, n: int = 0) -> BatchPart:
+        """The next token of a request that generates, and its draft, made ``n`` tokens long.
 
-        While the next token is still being picked, any other keeps its place: a batch of the same shape as the last one
+        While the next token is still being sampled, any other keeps its place: a batch of the same shape as the last one
         needs no new graph, which on a GPU costs more than the token.
         """
-        known, n_held = running.request.tokens, running.n_held
+        known, n_held = slot.request.tokens, slot.n_held
         if len(known) == n_held:
-            return cls(running.sequence, n_held, [0] * (1 + n), n_outputs=1 + n)
+            return cls(slot.sequence, n_held, [0] * (1 + n), n_outputs=1 + n)
         if not n:
-            return cls(running.sequence, n_held, known[-1:], running, 1)
-        tokens = [known[-1], *running.guess[:n]]
-        return cls(running.sequence, n_held, tokens + [0] * (1 + n - len(tokens)), running, n_outputs=1 + n)
+            return cls(slot.sequence, n_held, known[-1:], slot, 1)
+        tokens = [known[-1], *slot.draft[:n]]
+        return cls(slot.sequence, n_held, tokens + [0] * (1 + n - len(tokens)), slot, n_outputs=1 + n)
 
 
 class Burst:
@@ -136,21 +136,21 @@ class Burst:
         # of late, and since the last batch that was waited for
         self._tokens = self._seconds = self._tokens_since = self._seconds_since = 0.0
 
-    def goes_first(self, reading: Sequence[Running], n_generating: int) -> bool:
+    def goes_first(self, reading: Sequence[Slot], n_generating: int) -> bool:
         """Whether those who generate wait for those whose prompts are read."""
         now = time.perf_counter()
         if self._until is None:
             if not len(reading) > n_generating > 0 or now < self._not_before:
                 return False
             self._began, self._until = now, now + self.SECONDS
-        n_tokens = sum(one.n_pending for one in reading)
+        n_tokens = sum(slot.n_pending for slot in reading)
         return 0 < n_tokens * self._seconds <= (self._until - now) * self._tokens
 
-    def note(self, parts: Sequence[Part], seconds: float, waited: bool) -> None:
+    def note(self, parts: Sequence[BatchPart], seconds: float, waited: bool) -> None:
         """A batch took so long; a GPU goes on with one that was not ``waited`` for."""
         if self._until is None and not self._tokens_since and all(len(part.tokens) == part.n_outputs for part in parts):
             return
-        self._tokens_since += sum(len(part.tokens) - part.n_outputs for part in parts if part.running is not None)
+        self._tokens_since += sum(len(part.tokens) - part.n_outputs for part in parts if part.slot is not None)
         self._seconds_since += seconds
         if waited:
             if self._tokens_since:
@@ -170,19 +170,19 @@ class MixedBatches:
         self._decoder = decoder
         self.burst = Burst()
 
-    def choose(self, running: Sequence[Running], n_places: int = 0) -> list[Part]:
-        """What to compute next, with places for so many guesses in each sequence that generates."""
+    def choose(self, slots: Sequence[Slot], n_places: int = 0) -> list[BatchPart]:
+        """What to compute next, with places for so many drafts in each sequence that generates."""
         on_device = self._decoder.on_device
         parts, chosen, reading, n_generating = [], [], [], 0
-        for one in running:  # for every token of everybody: this is where the engine's time goes
-            n_pending = len(one.request.tokens) - one.n_held
+        for slot in slots:  # for every token of everybody: this is where the engine's time goes
+            n_pending = len(slot.request.tokens) - slot.n_held
             if n_pending > 1:
-                reading.append(one)
+                reading.append(slot)
             elif n_pending or on_device:
-                chosen.append(one)
+                chosen.append(slot)
                 n_generating += n_pending
         if n_generating and not self.burst.goes_first(reading, n_generating):
-            parts = [Part.next_of(one, n_places if on_device else len(one.guess)) for one in chosen]
+            parts = [BatchPart.next_of(slot, n_places if on_device else len(slot.draft)) for slot in chosen]
         if not reading:
             return parts
         room = self._decoder.n_batch - sum(len(part.tokens) for part in parts)
@@ -190,10 +190,10 @@ class MixedBatches:
         n_outputs = self._decoder.n_outputs - sum(part.n_outputs for part in parts) - len(reading) + 1
         if parts:
             room = min(room, CHUNK)
-        for one in reading:
-            n = one.n_next(room, min(n_outputs, self._decoder.n_outputs_for_one))
+        for slot in reading:
+            n = slot.n_next(room, min(n_outputs, self._decoder.n_outputs_for_one))
             if n > 0:
-                parts.append(Part.of(one, n))
+                parts.append(BatchPart.of(slot, n))
                 room -= n
                 n_outputs -= max(parts[-1].n_scored - 1, 0)
         return parts
@@ -213,18 +213,18 @@ class Turns:
         self._adapters: Adapters = ()
         self._n_batches = 0
 
-    def choose(self, running: Sequence[Running]) -> Sequence[Running]:
+    def choose(self, slots: Sequence[Slot]) -> Sequence[Slot]:
         """Those whose turn it is."""
-        if not any(one.request.adapters != self._adapters for one in running):
-            return running
-        wanted = list(dict.fromkeys(one.request.adapters for one in running if one.n_pending))
+        if not any(slot.request.adapters != self._adapters for slot in slots):
+            return slots
+        wanted = list(dict.fromkeys(slot.request.adapters for slot in slots if slot.n_pending))
         if wanted and (self._adapters not in wanted or self._n_batches >= self.N_BATCHES):
             # the next one in the order in which requests came
             at = wanted.index(self._adapters) + 1 if self._adapters in wanted else 0
             self._adapters, self._n_batches = wanted[at % len(wanted)], 0
             self._decoder.set_adapters(self._adapters)
         self._n_batches += 1
-        return [one for one in running if one.request.adapters == self._adapters]
+        return [slot for slot in slots if slot.request.adapters == self._adapters]
 
 
 class EqualBatches:
@@ -234,7 +234,7 @@ class EqualBatches:
     keeps the neighbours together: of a prompt that is being read, or any, which is then forgotten again.
 
     Args:
-        fill: False for recurrent states with guesses: those of all others would have to be taken back, too, so only one run
+        fill: False for recurrent states with drafts: those of all others would have to be taken back, too, so only one run
             of neighbours is computed at a time. (More than one at once, and the engine takes back the wrong states.)
         whole: read prompts in batches of n_batch tokens, even while others generate, so that they are computed as always.
     """
@@ -248,18 +248,18 @@ class EqualBatches:
         self._last = -1
         self.burst = Burst()
 
-    def choose(self, running: Sequence[Running], n_places: int = 0) -> list[Part]:
-        """What to compute next, with places for so many guesses in each sequence that generates."""
+    def choose(self, slots: Sequence[Slot], n_places: int = 0) -> list[BatchPart]:
+        """What to compute next, with places for so many drafts in each sequence that generates."""
         generating, reading, places, by_sequence = [], [], [], {}
-        for one in running:  # for every token of everybody: this is where the engine's time goes
-            n_pending = len(one.request.tokens) - one.n_held
-            by_sequence[one.sequence] = one
+        for slot in slots:  # for every token of everybody: this is where the engine's time goes
+            n_pending = len(slot.request.tokens) - slot.n_held
+            by_sequence[slot.sequence] = slot
             if n_pending > 1:
-                reading.append(one)
+                reading.append(slot)
                 continue
-            places.append(one.sequence)
+            places.append(slot.sequence)
             if n_pending:
-                generating.append(one.sequence)
+                generating.append(slot.sequence)
         alone = not generating or self.burst.goes_first(reading, len(generating))
         self._read_last = bool(reading) and (alone or not self._read_last)
         if self._read_last:
@@ -270,12 +270,12 @@ class EqualBatches:
             span: Sequence[int] = self._next_run(sorted(generating))
         else:
             span = range(min(places), max(places) + 1)
-        n_guesses = 0 if reading else n_places
-        if n_guesses:
+        n_draft = 0 if reading else n_places
+        if n_draft:
             # nobody may run over the end for the sake of others
             n_longest = max(self._decoder.newest(sequence) for sequence in span) + 1
-            n_guesses = max(0, min(n_guesses, self._decoder.n_ctx - 1 - n_longest))
-        return [self._part(sequence, by_sequence.get(sequence), n_guesses) for sequence in span]
+            n_draft = max(0, min(n_draft, self._decoder.n_ctx - 1 - n_longest))
+        return [self._part(sequence, by_sequence.get(sequence), n_draft) for sequence in span]
 
     def _next_run(self, sequences: Sequence[int]) -> Sequence[int]:
         """The neighbours that follow those that were computed last."""
@@ -286,35 +286,35 @@ class EqualBatches:
         self._last = end - 1
         return range(start, end)
 
-    def _read(self, reading: Sequence[Running], n_most: int) -> list[Part]:
+    def _read(self, reading: Sequence[Slot], n_most: int) -> list[BatchPart]:
         first, room = reading[0], self._decoder.n_batch
         n = first.n_next(n_most, self._decoder.n_outputs_for_one)
         # none of those that score, and none whose whole batches would begin elsewhere
         by_sequence = {
-            one.sequence: one
-            for one in reading
-            if one.n_next(n, 0) == n and not (self._whole and one.n_next(self._decoder.n_batch, 0) > n)
+            slot.sequence: slot
+            for slot in reading
+            if slot.n_next(n, 0) == n and not (self._whole and slot.n_next(self._decoder.n_batch, 0) > n)
         }
-        parts = [Part.of(first, n)]
+        parts = [BatchPart.of(first, n)]
         if parts[0].n_scored:
             return parts
         while (len(parts) + 1) * n <= room and (follower := by_sequence.get(parts[-1].sequence + 1)):
-            parts.append(Part.of(follower, n))
+            parts.append(BatchPart.of(follower, n))
         return parts
 
-    def _part(self, sequence: int, running: Running | None, n_guesses: int) -> Part:
-        if running is not None and running.n_pending <= 1:
-            return Part.next_of(running, n_guesses)
-        if running is not None and not self._whole:
-            return Part.of(running, 1)
+    def _part(self, sequence: int, slot: Slot | None, n_draft: int) -> BatchPart:
+        if slot is not None and slot.n_pending <= 1:
+            return BatchPart.next_of(slot, n_draft)
+        if slot is not None and not self._whole:
+            return BatchPart.of(slot, 1)
         start = self._decoder.newest(sequence) + 1
         if start >= self._decoder.n_ctx:
             start = self._decoder.n_ctx - 1
             self._decoder.cut(sequence, start)
-        return Part(sequence, start, [0] * (1 + n_guesses))
+        return BatchPart(sequence, start, [0] * (1 + n_draft))
 
 
-def write(decoder: Decoder, parts: Sequence[Part]) -> int:
+def write(decoder: Decoder, parts: Sequence[BatchPart]) -> int:
     """Fills the decoder's batch and gives outputs their rows; returns how many tokens it has."""
     n_rows = 0
     for part in parts:

@@ -13,7 +13,7 @@ import numpy as np
 from ..capi import ggml, ggml_backend, ggml_cpu, llama
 from ..capi import llama_common_c as native
 from ..capi.backends import has_gpu
-from ..capi.handle import Handle, Uncopyable
+from ..capi.handle import NativeHandle, Uncopyable
 from ..capi.interrupts import DeferredInterrupts
 from ..capi.loader import bind_plugin, libraries
 from ..capi.status import call
@@ -104,15 +104,15 @@ class Decoder(Uncopyable):
     Args:
         params: fields of ``llama_context_params`` by name; the others keep the engine's defaults.
         n_active: sequences 0 to n_active - 1 may have outputs; the others only keep what they hold.
-        n_guesses: how many outputs more than one a sequence may have in a batch.
+        n_draft: how many outputs more than one a sequence may have in a batch.
 
     Attributes:
         n_ctx: tokens that one sequence can hold.
         n_batch: tokens of a batch at most; it is computed at once. n_outputs: outputs of a batch at most.
         n_outputs_for_one: outputs of one sequence in a batch at most, without those of a draft.
         tokens, positions, sequences, outputs: a batch, to be written before :meth:`decode`. ctypes arrays of n_batch.
-        samplers: ``llama_common_sampler *``, one for each output to be picked from; a ctypes array of n_active.
-        rows: which output each of them looks at. picked, results: what :meth:`pick` found.
+        samplers: ``llama_common_sampler *``, one for each output to be sampled from; a ctypes array of n_active.
+        rows: which output each of them looks at. sampled, results: what :meth:`sample` found.
         keeps_all: a sliding window's layers have room for all tokens, too.
         on_device: the best tokens are found on a GPU; then a batch must be one the engine computes at once.
         copies_wait: a sequence was copied to another stream, which the engine does when it next computes: until then what
@@ -122,7 +122,7 @@ class Decoder(Uncopyable):
         ContextCreationError: most often for lack of memory.
     """
 
-    def __init__(self, model: Model, params: Mapping[str, Any], n_active: int, n_guesses: int = 0) -> None:
+    def __init__(self, model: Model, params: Mapping[str, Any], n_active: int, n_draft: int = 0) -> None:
         self.model = model
         self._native = native.llama_common_decoder_p_ctypes()
         self._top_k = native.llama_common_top_k_p_ctypes()
@@ -132,9 +132,9 @@ class Decoder(Uncopyable):
         set_fields(wanted, params)
         wanted.abort_callback = ctypes.cast(libraries()["llama-common-c"].llama_common_is_set, ggml.ggml_abort_callback)
         wanted.abort_callback_data = ctypes.addressof(self._stop)
-        # the engine asserts that it is no less; a few can have all their guesses, many are quicker without
-        self.n_outputs = wanted.n_outputs_max = max(n_active, wanted.n_seq_max) + min(n_active, 4) * n_guesses
-        wanted.n_outputs_max_per_seq = 1 + n_guesses
+        # the engine asserts that it is no less; a few can have all their drafts, many are quicker without
+        self.n_outputs = wanted.n_outputs_max = max(n_active, wanted.n_seq_max) + min(n_active, 4) * n_draft
+        wanted.n_outputs_max_per_seq = 1 + n_draft
         self._repeated: Any = None
         self._has_streams = not wanted.kv_unified
         self.keeps_all = wanted.swa_full
@@ -152,7 +152,7 @@ class Decoder(Uncopyable):
                 pointer = llama.llama_init_from_model(model_pointer, wanted)
                 if pointer:
                     # what belongs to the context is freed with it
-                    self._handle = Handle(pointer, self._free, parent=model.in_use())
+                    self._handle = NativeHandle(pointer, self._free, parent=model.in_use())
                     self._read_properties(pointer, model_pointer)
                     if not has_gpu():
                         self._thread_pools = attach_threads(pointer)
@@ -195,7 +195,7 @@ class Decoder(Uncopyable):
         self.positions: ctypes.Array[Any] = in_batch()
         self.sequences: ctypes.Array[Any] = in_batch()
         self.outputs: ctypes.Array[Any] = (ctypes.c_int8 * self.n_batch)()
-        self.rows, self.picked, self.results = active(), active(), active()
+        self.rows, self.sampled, self.results = active(), active(), active()
         self.samplers = (native.llama_common_sampler_p_ctypes * n_active)()
         self._where: ctypes.Array[Any] = (_FLOAT * n_active)()
         self._status = ctypes.c_int32()
@@ -237,7 +237,7 @@ class Decoder(Uncopyable):
         pointer: llama.llama_context_p = self._handle.pointer
         return pointer
 
-    def in_use(self) -> Handle:
+    def in_use(self) -> NativeHandle:
         """What to enter while the context is used: until it is left, :meth:`close` frees nothing."""
         return self._handle
 
@@ -263,29 +263,29 @@ class Decoder(Uncopyable):
         self.copies_wait = False
         return self._status.value
 
-    def pick(
+    def sample(
         self,
         n: int,
         only_best: bool = False,
-        going_on: native.llama_common_going_on | None = None,
+        multi_step: native.llama_common_multi_step | None = None,
         logits: Sequence[np.ndarray | None] | None = None,
     ) -> None:
-        """Waits for the batch and fills the first ``n`` of ``picked`` and ``results`` with the help of ``samplers``.
+        """Waits for the batch and fills the first ``n`` of ``sampled`` and ``results`` with the help of ``samplers``.
 
         Args:
             only_best: leave out those that take a look at the whole vocabulary (``LLAMA_COMMON_NEEDS_ALL``).
-            going_on: how far to decode what was picked as the next batch, and so on, if all tokens of this one have an output.
-            logits: where to put those of each output, float32, n_vocab; of the last batch that was picked from.
+            multi_step: how far to decode what was sampled as the next batch, and so on, if all tokens of this one have an output.
+            logits: where to put those of each output, float32, n_vocab; of the last batch that was sampled from.
         """
         where = None
         if logits is not None:
             where = self._where
             where[:n] = [None if array is None else array.ctypes.data_as(_FLOAT) for array in logits]
         call(
-            native.llama_common_pick, self._native, n, self.rows, self.samplers, where, only_best, self.picked,
-            self.results, going_on,
+            native.llama_common_sample, self._native, n, self.rows, self.samplers, where, only_best, self.sampled,
+            self.results, multi_step,
         )  # fmt: skip
-        if going_on is not None and going_on.n:
+        if multi_step is not None and multi_step.n:
             self.copies_wait = False
 
     def logits(self, row: int, into: np.ndarray | None = None) -> np.ndarray:
@@ -395,15 +395,15 @@ class Decoder(Uncopyable):
             llama.llama_memory_clear(memory, True)
 
 
-def pick_from(logits: np.ndarray, sampler: Any) -> int:
-    """Picks a token from logits (float32, n_vocab) instead of an output's. In any thread.
+def sample_from(logits: np.ndarray, sampler: Any) -> int:
+    """Samples a token from logits (float32, n_vocab) instead of an output's. In any thread.
 
     Raises:
         GrammarError: none is possible. NativeError: the logits are not numbers.
     """
     token = ctypes.c_int32()
     logits = np.ascontiguousarray(logits, np.float32)
-    call(native.llama_common_pick_from, logits.ctypes.data_as(_FLOAT), len(logits), sampler, ctypes.byref(token))
+    call(native.llama_common_sample_from, logits.ctypes.data_as(_FLOAT), len(logits), sampler, ctypes.byref(token))
     return token.value
 
 

@@ -15,8 +15,8 @@ from ..capi.handle import Uncopyable, refuse_fork
 from ..capi.loader import libraries
 from ..capi.status import call
 from ..values import integer, refused
-from .functions import LogitsProcessor, StoppingCriteria
-from .sampler import Sampler
+from .logits_processors import LogitsProcessor, StoppingCriteria
+from .sampler_chain import Sampler
 
 if TYPE_CHECKING:
     import asyncio
@@ -76,11 +76,11 @@ class Request:
         tokens: the prompt and what was generated; a shift of the context removes some.
         calls_python: whether functions of its caller are asked about every token.
         adapters: LoRA adapters it is computed with, each with its scale.
-        speculate: whether what follows may be guessed.
+        speculate: whether what follows may be drafted.
         key: only requests with an equal one can share what they have computed.
         scores_prompt: whether the prompt's tokens get log-probabilities, too; each is computed then, none taken from the cache.
         n_left: how many may still be generated; negative for as many as come.
-        outbox: where tokens go.
+        token_queue: where tokens go.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Request:
         self.criteria = criteria
         self.calls_python = bool(processors or criteria)
         # others do not wait for that, nor for so many log-probabilities
-        self.sits_out = self.calls_python or (n_logprobs or 0) > 100
+        self.is_deferred = self.calls_python or (n_logprobs or 0) > 100
         self.adapters = adapters
         self.scores_prompt = scores_prompt and n_logprobs is not None
         self.key: Hashable = object() if self.scores_prompt else adapters
@@ -118,7 +118,7 @@ class Request:
         self.generation = Generation(n_prompt=len(prompt))
         self.cancelled = False
         self.error: BaseException | None = None
-        self.outbox: Outbox = Outbox()
+        self.token_queue: TokenQueue = TokenQueue()
         self.begun = 0.0
         self.wake: Callable[[], None] | None = None  # tells the engine to look at it
 
@@ -147,20 +147,20 @@ class Request:
 
 @functools.cache
 def _put_function() -> Any:
-    """``llama_common_outbox_put()``, called with Python's lock held: who wakes up must not take it from the engine's thread."""
+    """``llama_common_token_queue_put()``, called with Python's lock held: who wakes up must not take it from the engine."""
     library = libraries()["llama-common-c"]
-    function = ctypes.PyDLL(library._name, handle=library._handle).llama_common_outbox_put
-    bound: Any = native.llama_common_outbox_put
+    function = ctypes.PyDLL(library._name, handle=library._handle).llama_common_token_queue_put
+    bound: Any = native.llama_common_token_queue_put
     function.argtypes = bound.argtypes
     return function
 
 
-class Outbox(Uncopyable):
+class TokenQueue(Uncopyable):
     """Carries tokens from the engine's thread to the one that waits for them; None is the end.
 
     Attributes:
         streaming: whether single tokens are wanted; otherwise only the end is told.
-        native: the ``llama_common_outbox *`` that tokens can be put into without Python; None where there is no such.
+        native: the ``llama_common_token_queue *`` that tokens can be put into without Python; None where there is no such.
     """
 
     streaming = True
@@ -171,14 +171,14 @@ class Outbox(Uncopyable):
     _END = -1
 
     def __init__(self) -> None:
-        self.native = native.llama_common_outbox_p_ctypes()
-        call(native.llama_common_outbox_init, ctypes.byref(self.native))
+        self.native = native.llama_common_token_queue_p_ctypes()
+        call(native.llama_common_token_queue_init, ctypes.byref(self.native))
         self._buffer = (ctypes.c_int32 * self._N)()
         self._taken: list[int] = []  # the last one comes first
 
     def __del__(self) -> None:
         if self.native:
-            native.llama_common_outbox_free(self.native)
+            native.llama_common_token_queue_free(self.native)
 
     def put(self, token: int | None) -> None:
         """To be called in the engine's thread."""
@@ -188,7 +188,7 @@ class Outbox(Uncopyable):
     def get(self, meanwhile: Callable[[], None] | None = None) -> int | None:
         """The next token, waited for; ``meanwhile`` is called ten times a second."""
         while not self._taken:
-            n = native.llama_common_outbox_take(self.native, self._buffer, self._N, self._MILLISECONDS)
+            n = native.llama_common_token_queue_take(self.native, self._buffer, self._N, self._MILLISECONDS)
             self._taken = self._buffer[:n][::-1]
             if meanwhile is not None:
                 meanwhile()
@@ -203,7 +203,7 @@ class Outbox(Uncopyable):
         """Tells it, in the loop's own thread."""
 
 
-class Handle(Uncopyable):
+class RequestStream(Uncopyable):
     """A running request: iterate over it, once, for its tokens as they come.
 
     Leaving it before the end cancels the request: its sequence is free from the next batch on.
@@ -232,7 +232,7 @@ class Handle(Uncopyable):
         try:
             while True:
                 self.refuse_fork()
-                token = self._request.outbox.get(self._ask if self._abort else None)
+                token = self._request.token_queue.get(self._ask if self._abort else None)
                 if token is None:
                     break
                 yield token
@@ -247,7 +247,7 @@ class Handle(Uncopyable):
         Raises:
             As iterating does.
         """
-        self._request.outbox.streaming = False
+        self._request.token_queue.streaming = False
         for _ in self:
             pass
         return self.generation
@@ -287,19 +287,19 @@ class Handle(Uncopyable):
 
 def put_all(items: Sequence[tuple[Request, int | None]]) -> None:
     """Hands out tokens and ends, waking each event loop once."""
-    loops: dict[Any, list[Outbox]] = {}
+    loops: dict[Any, list[TokenQueue]] = {}
     for request, token in items:
-        outbox = request.outbox
-        if token is not None and not outbox.streaming:
+        token_queue = request.token_queue
+        if token is not None and not token_queue.streaming:
             continue
-        outbox.put(token)
-        loop = outbox.loop()
+        token_queue.put(token)
+        loop = token_queue.loop()
         if loop is not None:
-            loops.setdefault(loop, []).append(outbox)
-    for loop, outboxes in loops.items():
+            loops.setdefault(loop, []).append(token_queue)
+    for loop, token_queues in loops.items():
         try:
-            loop.call_soon_threadsafe(lambda told: [outbox.wake() for outbox in told], outboxes)
+            loop.call_soon_threadsafe(lambda told: [token_queue.wake() for token_queue in told], token_queues)
         except RuntimeError:
             # the loop is closed, and with it everybody who waited in it
             for request, _ in items:
-                request.cancelled = request.cancelled or request.outbox.loop() is loop
+                request.cancelled = request.cancelled or request.token_queue.loop() is loop

@@ -1,7 +1,7 @@
 """The batching engine: one thread owns the context, and everybody's requests share its batches.
 
-A turn of its loop takes in what was asked meanwhile, gives free sequences to waiting requests, computes a batch, picks a
-token for each output and hands the tokens out. As long as nobody comes or goes, the call that picks goes on from batch to
+A turn of its loop takes in what was asked meanwhile, gives free sequences to waiting requests, computes a batch, samples a
+token for each output and hands the tokens out. As long as nobody comes or goes, the call that samples goes on from batch to
 batch by itself, without Python. On a GPU the tokens of one batch are handed out while the next is computed.
 """
 
@@ -29,18 +29,18 @@ from ..errors import (
     NativeError,
 )
 from ..models.model import Model
-from .batches import EqualBatches, MixedBatches, Part, Running, Turns, write
-from .caches import BaseLlamaCache
+from .batches import BatchPart, EqualBatches, MixedBatches, Slot, Turns, write
+from .cache_kinds import pays_per_sequence
 from .decoder import Decoder, can_be_cut, ggml_cpu_set_batch_invariant
-from .going_on import GoingOn
-from .guessing import Guesses
-from .memory import pays_per_sequence
-from .picking import Picker, Statistics, in_helper, score_prompt
+from .multi_step import MultiStep
+from .prefix_cache.saved_states import SavedStates, fingerprint_of
+from .prefix_cache.stores import BaseLlamaCache
 from .requests import Request, put_all
-from .saved import SavedStates, fingerprint_of
-from .sequences import InPlace, Shelved
-from .speculation import Speculator
-from .threads import stop_at_exit
+from .sampling import BatchSampler, Statistics, in_sampling_thread, score_prompt
+from .sequence_pool import PerSequencePool, SharedPool
+from .speculative.drafter import Drafter
+from .speculative.verifier import Verifier
+from .worker_threads import stop_at_exit
 
 logger = logging.getLogger("llama_cpp")
 
@@ -57,8 +57,8 @@ class BatchingEngine(Uncopyable):
         n_ctx: tokens of one request at most; 0 is what a sequence can hold.
         n_kept: how many earlier requests' tokens are kept for those that begin alike; None is n_parallel, at least 8.
         max_waiting: how many requests may wait.
-        guess_from: where guesses of following tokens come from, as :class:`~.speculation.Speculator` takes it.
-        n_guesses: how many tokens are guessed at most.
+        draft_source: where drafts of following tokens come from, as :class:`~.speculative.drafter.Drafter` takes it.
+        n_draft: how many tokens are drafted at most.
         batch_invariant: a CPU computes a token in one way, whatever else is in its batch or in the cache.
         repeatable: what a lone request's tokens are computed with does not depend on what was asked before: prompts are read
             from multiples of n_batch tokens on, and what was computed in other ways is not kept.
@@ -79,8 +79,8 @@ class BatchingEngine(Uncopyable):
         n_ctx: int = 0,
         n_kept: int | None = None,
         max_waiting: int = 4096,
-        guess_from: str | os.PathLike[str] | None = None,
-        n_guesses: int = 0,
+        draft_source: str | os.PathLike[str] | None = None,
+        n_draft: int = 0,
         n_gpu_layers: int = -1,
         batch_invariant: bool = True,
         repeatable: bool = False,
@@ -96,28 +96,28 @@ class BatchingEngine(Uncopyable):
         at_least = {name: max(params[name], n_parallel) for name in ("n_batch", "n_ubatch") if name in params}
         n_sequences = n_parallel + (0 if in_place else n_kept)
         params = {**params, **at_least, "n_seq_max": n_sequences}
-        n_guesses = n_guesses if guess_from else 0
-        if n_guesses and not can_be_cut(model):
-            params["n_rs_seq"] = n_guesses  # states to go back to
+        n_draft = n_draft if draft_source else 0
+        if n_draft and not can_be_cut(model):
+            params["n_rs_seq"] = n_draft  # states to go back to
             # what may be taken back is never split, and the engine asserts that a batch is larger
-            params.update({name: max(params[name], n_guesses + 2) for name in at_least})
-        self._decoder = Decoder(model, params, n_parallel, n_guesses)
+            params.update({name: max(params[name], n_draft + 2) for name in at_least})
+        self._decoder = Decoder(model, params, n_parallel, n_draft)
         unit = self._decoder.n_batch if repeatable else 1
         if in_place:
-            self._sequences = InPlace(self._decoder, n_parallel, unit)
+            self._sequences = PerSequencePool(self._decoder, n_parallel, unit)
         else:
-            self._sequences = Shelved(self._decoder, n_parallel, n_kept, unit)
+            self._sequences = SharedPool(self._decoder, n_parallel, n_kept, unit)
         self._batches: MixedBatches | EqualBatches = MixedBatches(self._decoder)
         if not unified and self._decoder.unlimited_cut:
             self._batches = EqualBatches(self._decoder, whole=repeatable)
-        elif n_guesses and not self._decoder.unlimited_cut:
+        elif n_draft and not self._decoder.unlimited_cut:
             self._batches = EqualBatches(self._decoder, fill=False, whole=repeatable)
         self._params = params
         self._turns = Turns(self._decoder)
-        speculator: Speculator | None = None
-        if guess_from and n_guesses:
+        drafter: Drafter | None = None
+        if draft_source and n_draft:
             try:
-                speculator = Speculator(self._decoder, params, guess_from, n_guesses, n_gpu_layers, always=repeatable)
+                drafter = Drafter(self._decoder, params, draft_source, n_draft, n_gpu_layers, always=repeatable)
             except BaseException:
                 self._decoder.close()
                 raise
@@ -126,25 +126,27 @@ class BatchingEngine(Uncopyable):
         self.statistics = Statistics()
         self._is_end = functools.cache(model.is_end)  # the engine is asked once for each token
         self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
-        self._going_on = GoingOn(self._decoder, n_parallel)
-        self._guesses = Guesses(speculator, self.statistics, self._pick, self._forget_ahead)
-        self._suspects: list[Running] = []
+        self._multi_step = MultiStep(self._decoder, n_parallel)
+        self._verifier = Verifier(drafter, self.statistics, self._sample, self._rollback)
+        self._suspects: list[Slot] = []
         self._cancelled_meanwhile = False
         self._computing: list[Request] = []  # whose tokens are in the batch that the engine's thread waits for
         self._stopping = threading.RLock()  # of who waits for that; the garbage collector may cancel in any thread
         self._blocked = False  # who waits does so for room, until somebody ends
         self._waiting: collections.deque[Request] = collections.deque()
-        self._running: list[Running] = []
+        self._slots: list[Slot] = []
         self._outgoing: list[tuple[Request, int | None]] = []
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._picker = Picker(self._decoder, n_parallel, self.statistics, self._give, self._end, self._lose, self._later)
+        self._batch_sampler = BatchSampler(
+            self._decoder, n_parallel, self.statistics, self._give, self._end, self._lose, self._later
+        )
         self._closing = self._exiting = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="llama-cpp-engine", daemon=True)
         try:
             self._thread.start()
         except BaseException:
-            self._guesses.close()
+            self._verifier.close()
             self._decoder.close()
             raise
         stop_at_exit(self)
@@ -165,14 +167,14 @@ class BatchingEngine(Uncopyable):
             raise ContextLengthError(len(prompt), self.n_ctx)
 
     def submit(self, request: Request) -> None:
-        """Queues a request whose prompt was checked; its outbox gets the tokens.
+        """Queues a request whose prompt was checked; its token_queue gets the tokens.
 
         Raises:
             ModelBusyError: too many requests wait, or this one would wait for who waits for it.
             ModelClosedError, ForkedProcessError.
         """
         self._decoder.in_use().require_open()
-        if in_helper() and not self._sequences.n_free and all(one.request.calls_python for one in list(self._running)):
+        if in_sampling_thread() and not self._sequences.n_free and all(slot.request.calls_python for slot in list(self._slots)):
             raise ModelBusyError(
                 "Every request that is computed waits for Python code, "
                 "and this one, which is asked by such code, for one of them.",
@@ -224,23 +226,23 @@ class BatchingEngine(Uncopyable):
         if os.getpid() != self._pid:
             return
         self._inbox.put(lambda: None)
-        self._going_on.hold_back()
+        self._multi_step.hold_back()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
-        self._picker.close(self._exiting)
+        self._batch_sampler.close(self._exiting)
 
     def _cancelled(self) -> None:
         if os.getpid() != self._pid:
             return  # a forked child, which may have inherited the lock held
         self._inbox.put(self._note_cancelled)
-        self._going_on.hold_back()
+        self._multi_step.hold_back()
         with self._stopping:
             if self._computing and all(request.cancelled for request in self._computing):
                 self._decoder.stop(True)  # nobody wants what is computed
 
     def _post(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
-        self._going_on.hold_back()
+        self._multi_step.hold_back()
         if self._closing:
             if self._exiting and threading.current_thread() is not threading.main_thread():
                 threading.Event().wait()  # a daemon thread, which the interpreter is about to end
@@ -253,7 +255,7 @@ class BatchingEngine(Uncopyable):
         # the garbage collector may end a model in any thread, this one included
         with self._decoder.in_use():
             self._work()
-            self._guesses.close()
+            self._verifier.close()
 
     def _work(self) -> None:
         try:
@@ -283,8 +285,8 @@ class BatchingEngine(Uncopyable):
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
-        for one in [one for one in self._running if one.request.cancelled]:
-            self._end(one)
+        for slot in [slot for slot in self._slots if slot.request.cancelled]:
+            self._end(slot)
         if self._cancelled_meanwhile:
             self._cancelled_meanwhile = False
             self._blocked = False  # whoever it was for may be among them
@@ -303,7 +305,7 @@ class BatchingEngine(Uncopyable):
                 self._outgoing.append((request, None))
                 continue
             if self._decoder.copies_wait:
-                if self._running:
+                if self._slots:
                     return  # what they compute next settles it
                 try:
                     self._sequences.settle()
@@ -314,32 +316,32 @@ class BatchingEngine(Uncopyable):
             if not self._fits(request):
                 self._blocked = True
                 return
-            first = self._repeatable and self._n_cells is not None and not self._running
+            first = self._repeatable and self._n_cells is not None and not self._slots
             taken = self._sequences.take(request.tokens, request.key, first)
             if taken is None:
                 return
-            one = Running(request, *taken, n_whole=taken.n_held)
+            slot = Slot(request, *taken, n_whole=taken.n_held)
             self._waiting.popleft()
-            self._running.append(one)
-            if len(self._running) > 1:
-                for beside in self._running:
+            self._slots.append(slot)
+            if len(self._slots) > 1:
+                for beside in self._slots:
                     beside.alone = False
             if not request.begun:
                 request.begun = time.perf_counter()
-                request.generation.n_cached = one.n_held
+                request.generation.n_cached = slot.n_held
 
     def _fits(self, request: Request) -> bool:
         """Whether there is room for another request beside those that run, if all that is kept is given up."""
-        if self._n_cells is None or not self._running:
+        if self._n_cells is None or not self._slots:
             return True
         n_own = len(request.tokens) - self._sequences.n_shareable(request.tokens, request.key)
-        return bool(n_own + sum(len(one.request.tokens) - one.n_shared for one in self._running) < self._n_cells)
+        return bool(n_own + sum(len(slot.request.tokens) - slot.n_shared for slot in self._slots) < self._n_cells)
 
     def _step(self) -> bool:
-        """Computes a batch and picks what follows; False when there was nothing to compute."""
+        """Computes a batch and samples what follows; False when there was nothing to compute."""
         started = time.perf_counter()
         status: int | Exception
-        parts, status = self._going_on.take_begun(self._running)
+        parts, status = self._multi_step.take_begun(self._slots)
         if not parts:
             parts, status = self._begin()
         if not parts:
@@ -353,43 +355,43 @@ class BatchingEngine(Uncopyable):
             self._end_stopped(parts)
             return True
         if status == _NO_ROOM:
-            if not self._guesses.make_room(parts):
+            if not self._verifier.drop_drafts(parts):
                 self._make_room()
             return True
         if status == _INVALID and len(parts) > 1:
             # one of them, and each alone will tell which
-            self._suspects = [part.running for part in parts if part.running]
+            self._suspects = [part.slot for part in parts if part.slot]
             return True
         if status != 0:
             self._fail(parts, status)
             return True
-        self._guesses.show(n_tokens, self._running)
+        self._verifier.process(n_tokens, self._slots)
         for part in parts:
-            if part.running is None:
+            if part.slot is None:
                 self._decoder.cut(part.sequence, part.start)
             else:
-                part.running.n_ahead = max(part.n_outputs - 1, 0)
-                self._count(part.running, len(part.tokens) - part.running.n_ahead)
+                part.slot.n_ahead = max(part.n_outputs - 1, 0)
+                self._count(part.slot, len(part.tokens) - part.slot.n_ahead)
                 # cells that are shared have others between them, or behind, when somebody else runs
-                if self._repeatable and len(parts) == 1 and (part.running.alone or self._n_cells is None):
-                    part.running.count_whole(part, self._decoder.n_batch)
+                if self._repeatable and len(parts) == 1 and (part.slot.alone or self._n_cells is None):
+                    part.slot.count_whole(part, self._decoder.n_batch)
         lost = [part for part in parts if part.n_scored and not self._score(part)]
-        outputs = [(part.running, part.row) for part in parts if part.running and part.row >= 0 and part not in lost]
+        outputs = [(part.slot, part.row) for part in parts if part.slot and part.row >= 0 and part not in lost]
         n_before = self.statistics.n_outputs
         if max(part.n_outputs for part in parts) > 1:
-            self._guesses.check(outputs)
+            self._verifier.verify(outputs)
         else:
-            self._pick(outputs, parts if n_tokens == len(outputs) and self._may_go_on(outputs) else None)
+            self._sample(outputs, parts if n_tokens == len(outputs) and self._may_multi_step(outputs) else None)
         seconds = (time.perf_counter() - started) / (self.statistics.n_steps - n_steps)
         self._batches.burst.note(parts, seconds, waited=bool(outputs) or not self._decoder.on_device)
         generated = n_tokens == sum(part.n_outputs for part in parts)
-        self._guesses.took(len(outputs) * generated, self.statistics.n_outputs - n_before, seconds)
+        self._verifier.note_time(len(outputs) * generated, self.statistics.n_outputs - n_before, seconds)
         return True
 
-    def _begin(self) -> tuple[list[Part], int | Exception]:
+    def _begin(self) -> tuple[list[BatchPart], int | Exception]:
         """Begins a batch; returns what is in it, nothing when there is nothing to do, and how that went."""
-        running = self._turns.choose(self._suspect() or self._running)
-        parts = self._batches.choose(running, self._guesses.guess(running, self.n_ctx))
+        slots = self._turns.choose(self._suspect() or self._slots)
+        parts = self._batches.choose(slots, self._verifier.draft(slots, self.n_ctx))
         if not parts:
             return [], 0
         n_tokens = write(self._decoder, parts)
@@ -397,7 +399,7 @@ class BatchingEngine(Uncopyable):
             self._hand_out()  # as late as that: who wakes up before this thread is in the library has to wait for it
         decoding = time.perf_counter()
         with self._stopping:
-            self._computing = [part.running.request for part in parts if part.running]
+            self._computing = [part.slot.request for part in parts if part.slot]
         try:
             status = self._decoder.decode(n_tokens)
         except (NativeError, MemoryError) as error:  # for what a batch of another shape needs
@@ -409,67 +411,67 @@ class BatchingEngine(Uncopyable):
         self.statistics.native_seconds += time.perf_counter() - decoding
         return parts, status
 
-    def _may_go_on(self, outputs: Sequence[tuple[Running, int]]) -> bool:
+    def _may_multi_step(self, outputs: Sequence[tuple[Slot, int]]) -> bool:
         """Whether the next batches, too, will be of those that generate in this one, until one of their tokens is the last."""
-        if self._guesses.wanted or len(outputs) != len(self._running):
+        if self._verifier.wanted or len(outputs) != len(self._slots):
             return False
         if self._waiting and not self._blocked and self._sequences.n_free:
             return False
-        self._going_on.allow()
-        return self._inbox.empty() and self._going_on.prepare([one.request for one, _ in outputs], self.n_ctx)
+        self._multi_step.allow()
+        return self._inbox.empty() and self._multi_step.prepare([slot.request for slot, _ in outputs], self.n_ctx)
 
-    def _suspect(self) -> list[Running]:
+    def _suspect(self) -> list[Slot]:
         """The next one of a batch that was refused, to be computed alone; empty when there is none."""
         while self._suspects:
-            one = self._suspects.pop()
-            if one in self._running and one.n_pending:
-                return [one]
+            slot = self._suspects.pop()
+            if slot in self._slots and slot.n_pending:
+                return [slot]
         return []
 
-    def _forget_ahead(self, one: Running) -> None:
-        """Removes from a sequence what was computed of a guess and is not its own."""
-        if one.n_ahead and not self._sequences.take_back(one.sequence, one.n_held):
-            one.n_held = 0  # to be computed once more
-        one.guess, one.n_ahead = [], 0
+    def _rollback(self, slot: Slot) -> None:
+        """Removes from a sequence what was computed of a draft and is not its own."""
+        if slot.n_ahead and not self._sequences.take_back(slot.sequence, slot.n_held):
+            slot.n_held = 0  # to be computed once more
+        slot.draft, slot.n_ahead = [], 0
 
-    def _score(self, part: Part) -> bool:
+    def _score(self, part: BatchPart) -> bool:
         """Notes the log-probabilities of the prompt's tokens that follow those of a batch; False if that ended the request."""
-        assert part.running is not None
-        error = score_prompt(self._decoder, part, part.running.request)
+        assert part.slot is not None
+        error = score_prompt(self._decoder, part, part.slot.request)
         if error is not None:
-            self._end(part.running, error)
+            self._end(part.slot, error)
         return error is None
 
-    def _count(self, one: Running, n: int) -> None:
+    def _count(self, slot: Slot, n: int) -> None:
         """Notes that a request's sequence holds ``n`` tokens more."""
-        one.n_held += n
-        if one.stops and one.n_held == one.stops[0]:
-            del one.stops[0]
-            self._sequences.checkpoint(one.sequence, one.n_held)
+        slot.n_held += n
+        if slot.stops and slot.n_held == slot.stops[0]:
+            del slot.stops[0]
+            self._sequences.checkpoint(slot.sequence, slot.n_held)
 
-    def _kept(self, one: Running) -> Sequence[int]:
+    def _kept(self, slot: Slot) -> Sequence[int]:
         """The tokens of a request that others can begin with."""
-        return one.request.tokens[: min(one.n_held, one.n_whole) if self._repeatable else one.n_held]
+        return slot.request.tokens[: min(slot.n_held, slot.n_whole) if self._repeatable else slot.n_held]
 
-    def _pick(self, outputs: Sequence[tuple[Running, int]], going_on: list[Part] | None = None) -> None:
-        """Picks a token for each output and gives it to its request, or to be picked in another thread.
+    def _sample(self, outputs: Sequence[tuple[Slot, int]], multi_step: list[BatchPart] | None = None) -> None:
+        """Samples a token for each output and gives it to its request, or to be sampled in another thread.
 
-        Batches that follow may be computed at once, when they are to be of the same parts, ``going_on``.
+        Batches that follow may be computed at once, when they are to be of the same parts, ``multi_step``.
         """
-        for one in self._picker.pick(outputs, self._going_on if going_on else None, going_on or []):
-            self._forget_ahead(one)
+        for slot in self._batch_sampler.sample(outputs, self._multi_step if multi_step else None, multi_step or []):
+            self._rollback(slot)
 
-    def _later(self, one: Running, action: Callable[[], None]) -> None:
+    def _later(self, slot: Slot, action: Callable[[], None]) -> None:
         """Lets the engine's thread do something for a request, if it still runs then."""
-        self._inbox.put(lambda: action() if one in self._running else None)
-        self._going_on.hold_back()
+        self._inbox.put(lambda: action() if slot in self._slots else None)
+        self._multi_step.hold_back()
 
-    def _give(self, one: Running, token: int) -> None:
+    def _give(self, slot: Slot, token: int) -> None:
         """Adds a token to a request, or ends it."""
-        request = one.request
+        request = slot.request
         if self._is_end(token):
             request.generation.finish_reason = "stop"
-            self._end(one)
+            self._end(slot)
             return
         first = not request.generation.tokens
         request.count(token)
@@ -477,79 +479,79 @@ class BatchingEngine(Uncopyable):
         request.n_left -= 1
         if request.n_left == 0:
             request.generation.finish_reason = "length"
-            self._end(one)
+            self._end(slot)
         elif len(request.tokens) >= self.n_ctx:
-            self._fill_up(one)
+            self._fill_up(slot)
         elif first:
             # from now on others can begin with this prompt
-            self._sequences.note(one.sequence, self._kept(one), request.key)
+            self._sequences.note(slot.sequence, self._kept(slot), request.key)
 
-    def _fill_up(self, one: Running) -> None:
+    def _fill_up(self, slot: Slot) -> None:
         """Does what a request wants when its context is full."""
-        self._forget_ahead(one)
-        request = one.request
+        self._rollback(slot)
+        request = slot.request
         if request.context_full == "error":
-            self._end(one, ContextFullError(self.n_ctx))
+            self._end(slot, ContextFullError(self.n_ctx))
         elif request.context_full == "shift" and not self._decoder.can_shift:
-            self._end(one, ContextFullError(self.n_ctx, can_shift=False))
+            self._end(slot, ContextFullError(self.n_ctx, can_shift=False))
         elif request.context_full == "shift":
             n_kept = 1  # the first token takes up much of the attention (Xiao et al. 2023, "attention sinks")
-            n = max(one.n_held - n_kept, 0) // 2
+            n = max(slot.n_held - n_kept, 0) // 2
             if not n:  # a context of two or three tokens
                 request.generation.finish_reason = "length"
-                self._end(one)
+                self._end(slot)
                 return
             del request.tokens[n_kept : n_kept + n]
-            if self._n_cells is None or not self._sequences.is_copied(one.sequence):
-                self._decoder.shift(one.sequence, n_kept, n)
-                one.n_held -= n
+            if self._n_cells is None or not self._sequences.is_copied(slot.sequence):
+                self._decoder.shift(slot.sequence, n_kept, n)
+                slot.n_held -= n
             else:
                 # others hold these cells, too: what remains is read again, into cells of its own
-                one.n_held = n_kept if self._sequences.take_back(one.sequence, n_kept) else 0
-                one.n_shared = one.n_held
+                slot.n_held = n_kept if self._sequences.take_back(slot.sequence, n_kept) else 0
+                slot.n_shared = slot.n_held
             # what remains was computed with what is gone in sight: no other request may begin with it
             request.key, request.shares = object(), False
-            self._sequences.note(one.sequence, request.tokens[: one.n_held], request.key)
+            self._sequences.note(slot.sequence, request.tokens[: slot.n_held], request.key)
         else:
             request.generation.finish_reason = "length"
-            self._end(one)
+            self._end(slot)
 
-    def _end(self, one: Running, error: BaseException | None = None) -> None:
+    def _end(self, slot: Slot, error: BaseException | None = None) -> None:
         """Ends a request and frees its sequence; what it holds is kept for others."""
         self._blocked = False
-        one.request.error = error
-        self._forget_ahead(one)
-        self._running.remove(one)
-        self._sequences.give_back(one.sequence, self._kept(one) if one.request.shares else [], one.request.key)
-        self._outgoing.append((one.request, None))
+        slot.request.error = error
+        self._rollback(slot)
+        self._slots.remove(slot)
+        self._sequences.give_back(slot.sequence, self._kept(slot) if slot.request.shares else [], slot.request.key)
+        self._outgoing.append((slot.request, None))
 
     def _make_room(self) -> None:
-        """The cache has no room for the batch: gives up what is kept, or lets the last request wait again."""
+        """The cache has no room for the batch: gives up what is kept, or preempts the last request."""
         if self._sequences.evict():
             return
-        last = [one for one in self._running if one.n_pending][-1]
-        if len(self._running) == 1:
+        last = [slot for slot in self._slots if slot.n_pending][-1]
+        if len(self._slots) == 1:
             self._end(last, DecodeError("The KV cache has no room for this request.", remedy="Raise n_kv or n_ctx."))
             return
-        self._running.remove(last)
+        self._slots.remove(last)
         self._sequences.give_back(last.sequence, [], None)
         self._waiting.appendleft(last.request)
         self._blocked = True
 
-    def _end_stopped(self, parts: Sequence[Part]) -> None:
+    def _end_stopped(self, parts: Sequence[BatchPart]) -> None:
         """Ends the requests of a batch that was stopped in its middle, because none of them is wanted any more."""
-        for one in [part.running for part in parts if part.running]:
-            one.n_held = one.n_ahead = 0  # nobody knows how far it came
-            self._end(one)
+        for slot in [part.slot for part in parts if part.slot]:
+            slot.n_held = slot.n_ahead = 0  # nobody knows how far it came
+            self._end(slot)
 
-    def _fail(self, parts: Sequence[Part], why: int | Exception) -> None:
+    def _fail(self, parts: Sequence[BatchPart], why: int | Exception) -> None:
         """The engine failed: the requests in the batch end, the others go on."""
         what = f"llama_decode() returned {why}" if isinstance(why, int) else f"llama_decode() failed ({why})"
         error = DecodeError(
             f"{what} for a batch of {sum(len(part.tokens) for part in parts)} tokens.",
             remedy="The model can be used again; the log (llama_cpp.native) has more.",
         )
-        self._lose([part.running for part in parts if part.running], error)
+        self._lose([part.slot for part in parts if part.slot], error)
 
     def _recover(self, error: Exception) -> None:
         """What nobody has foreseen: whoever runs ends with it, or else who would be next, and the others go on."""
@@ -557,34 +559,34 @@ class BatchingEngine(Uncopyable):
         failed = DecodeError(
             f"The engine failed ({error!r}).", remedy="The model can be used again; the log (llama_cpp) has more."
         )
-        if not self._running and self._waiting:
+        if not self._slots and self._waiting:
             self._waiting[0].error = failed
             self._outgoing.append((self._waiting.popleft(), None))
-        self._lose(self._running, failed)
+        self._lose(self._slots, failed)
 
-    def _lose(self, running: Sequence[Running], error: BaseException) -> None:
+    def _lose(self, slots: Sequence[Slot], error: BaseException) -> None:
         """Ends requests of whose sequences nobody knows what they hold."""
-        for one in running:
-            one.n_held = one.n_ahead = 0
-        self._end_each(running, error)
+        for slot in slots:
+            slot.n_held = slot.n_ahead = 0
+        self._end_each(slots, error)
 
     def _hand_out(self) -> None:
-        """Gives tokens to those who wait for them, and logits to those who pick from them."""
-        self._picker.start_aside(self._running)
+        """Gives tokens to those who wait for them, and logits to those who sample from them."""
+        self._batch_sampler.start_deferred(self._slots)
         outgoing, self._outgoing = self._outgoing, []
         put_all(outgoing)
 
-    def _end_each(self, running: Sequence[Running], error: BaseException) -> None:
-        for one in list(running):
+    def _end_each(self, slots: Sequence[Slot], error: BaseException) -> None:
+        for slot in list(slots):
             try:
-                self._end(one, error)
+                self._end(slot, error)
             except Exception:  # whatever happened to its sequence: nobody shall wait for ever
                 logger.exception("a request could not be ended as it should")
-                self._outgoing.append((one.request, None))
-                self._running = [other for other in self._running if other is not one]
+                self._outgoing.append((slot.request, None))
+                self._slots = [other for other in self._slots if other is not slot]
 
     def _end_all(self, error: BaseException) -> None:
-        self._end_each(self._running, error)
+        self._end_each(self._slots, error)
         while not self._inbox.empty():
             self._inbox.get()()
         for request in self._waiting:

@@ -11,11 +11,11 @@ from ..capi import llama
 from ..capi.handle import Uncopyable
 from ..capi.interrupts import DeferredInterrupts
 from ..errors import AdapterLoadError, InvalidArgumentError, InvalidGGUFError
+from ..gguf import read_gguf
+from ..gguf.tensor_types import MATRIX_TYPES
+from ..gguf.types import GGUFFile, TensorInfo, ValueType
 from ..values import number, refused
-from .gguf import read_gguf
-from .gguf_types import GGUFFile, TensorInfo, ValueType
 from .model import Model
-from .tensor_types import MATRIX_TYPES
 
 _KEY_TYPES = {
     "general.type": ValueType.STRING,

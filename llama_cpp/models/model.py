@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import gguf
 from ..capi import llama
 from ..capi import llama_common_c as native
-from ..capi.handle import Handle, Uncopyable
+from ..capi.handle import NativeHandle, Uncopyable
 from ..capi.interrupts import DeferredInterrupts
 from ..capi.loader import libraries
 from ..capi.status import call
 from ..errors import InvalidArgumentError, ModelLoadError, TokenizationError
-from . import gguf
-from .overrides import Override, check_overrides, native_overrides
+from ..gguf.overrides import Override, check_overrides, native_overrides
 
 # A text of fewer bytes is tokenized before anybody can press Ctrl-C in the middle.
 _QUICK = 1 << 10
@@ -78,7 +78,7 @@ class Model(Uncopyable):
             with DeferredInterrupts() as interrupts:
                 pointer = _load(self.path, wanted, interrupts)
                 if pointer:
-                    self._handle = Handle(pointer, llama.llama_model_free)
+                    self._handle = NativeHandle(pointer, llama.llama_model_free)
                     self._read_properties()
         except BaseException:
             # who keeps the traceback of Ctrl-C must not keep the memory
@@ -103,7 +103,7 @@ class Model(Uncopyable):
         self._n_ctx_train: int = llama.llama_model_n_ctx_train(self.pointer)
         self._can_tokenize = llama.llama_vocab_type(self.vocab_pointer) != llama.LLAMA_VOCAB_TYPE_NONE
 
-    def in_use(self) -> Handle:
+    def in_use(self) -> NativeHandle:
         """What to enter while the model's pointers are used: until it is left, :meth:`close` frees nothing.
 
         Example:

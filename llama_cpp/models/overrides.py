@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from ..capi import llama
 from ..errors import InvalidArgumentError, MetadataOverrideError
-from .gguf_types import GGUFFile, ValueType
+from ..gguf.types import GGUFFile, ValueType
 
 Override: TypeAlias = bool | int | float | str
 

@@ -90,7 +90,7 @@ LOOKS_UP = [
     "llama_common_is_set",
     "llama_common_log_set",
     "llama_common_log_discard",
-    "llama_common_outbox_take",
+    "llama_common_token_queue_take",
     "llama_common_top_k_configs",
 ]
 
@@ -107,7 +107,7 @@ FREES = [
     "llama_common_chat_free",
     "llama_common_chat_parser_free",
     "llama_common_decoder_free",
-    "llama_common_outbox_free",
+    "llama_common_token_queue_free",
     "llama_common_sampler_free",
     "llama_common_speculator_free",
     "llama_common_string_free",
@@ -143,11 +143,11 @@ ALLOCATES_LITTLE = [
 #: As the last ones, after a check of what comes from a caller; where that is, and what it is.
 CHECKED = {
     "llama_memory_seq_add": ("engine/decoder.py", "can_shift"),
-    "llama_sampler_init_logit_bias": ("engine/params.py", "logit_bias names token"),
-    "llama_sampler_init_penalties": ("engine/sampler.py", "min(last_n, self._n_ctx)"),
+    "llama_sampler_init_logit_bias": ("engine/sampling_params.py", "logit_bias names token"),
+    "llama_sampler_init_penalties": ("engine/sampler_chain.py", "min(last_n, self._n_ctx)"),
     "ggml_backend_load": ("capi/backends.py", "ctypes.CDLL(str(plugin))"),
-    "ggml_backend_buft_alloc_buffer": ("engine/decoder.py", "if not buffer:"),
-    "ggml_backend_rpc_add_server": ("models/devices.py", "create_connection"),
+    "ggml_backend_buft_alloc_buffer": ("engine/decoder.py", "if not address:"),
+    "ggml_backend_rpc_add_server": ("models/rpc.py", "create_connection"),
 }
 
 #: The engine catches what it throws itself: the function in which it does, and the file.
@@ -223,7 +223,7 @@ def _ours() -> dict[str, str]:
     """The bodies of our own C functions, by name."""
     bodies = {}
     for path in sorted((ROOT / "native").glob("*.cpp")):
-        pattern = r"^(?:[\w ]+[ *])(llama_common_\w+)\s*\([^;{]*\)\s*\{(.*?)(?:^\}|\}$)"
+        pattern = r"^(?:[\w ]+[ *])\s*(llama_common_\w+)\s*\([^;{]*\)\s*\{(.*?)(?:^\}|\}$)"
         for found in re.finditer(pattern, path.read_text(encoding="utf-8"), re.M | re.S):
             bodies[found[1]] = found[2].strip()
     return bodies
@@ -247,7 +247,7 @@ def test_a_new_call_would_be_seen():
 def test_ours_catch_everything():
     """What can fail has a status and catches; the others are in the tables, one by one."""
     header = (ROOT / "native" / "llama-common-c.h").read_text(encoding="utf-8")
-    statuses = set(re.findall(r"LLAMA_COMMON_C_API enum llama_common_status (llama_common_\w+)\(", header))
+    statuses = set(re.findall(r"LLAMA_COMMON_C_API enum llama_common_status\s+(llama_common_\w+)\(", header))
     names = set(re.findall(r"LLAMA_COMMON_C_API [^;(]*?(llama_common_\w+)\(", header))
     bodies = _ours()
     assert len(statuses) > 20 and statuses <= set(bodies), sorted(statuses - set(bodies))

@@ -18,8 +18,8 @@ import rattler
 ROOT = Path(__file__).resolve().parents[2]
 
 from distribution.channel import publishing
-from distribution.channel.generations import Channel
 from distribution.channel.publishing import Publication, State
+from distribution.channel.store import Channel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TIMESTAMP = 1_767_225_600_000

@@ -307,7 +307,7 @@ class World:
         ):  # fmt: skip
             module = importlib.import_module(f"distribution.{name}")
             changes.append((module, attribute, value))
-        building = importlib.import_module("distribution.packaging.packages")
+        building = importlib.import_module("distribution.packaging.build")
         # its default is what REPOSITORY was when it was loaded
         changes.append((building, "build", functools.partial(building.build, repository=self.root / "repo")))
         changes += [(module, "REPOSITORY", self.root / "repo") for module in _modules() if hasattr(module, "REPOSITORY")]

@@ -57,7 +57,7 @@ def check(package: Path, scratch: Path, index: bool = True) -> tuple[str, str]:
 
     ``index``: whether the indexer is tried, too, which takes ten times as long as everything else.
     """
-    from distribution.channel.inspection import inspect
+    from distribution.channel.package_file import inspect
     from distribution.errors import DamagedPackageError
 
     seen: dict[str, bytes] = {}
@@ -163,7 +163,7 @@ def _tree(folder: Path) -> dict[str, bytes | str]:
 
 def as_conda_inspects(package: Path, visit: Callable[[str, Iterator[bytes]], None]) -> Any:
     """A reader that believes what Python's own modules find; ``check`` must find something about it."""
-    from distribution.channel.inspection import Package
+    from distribution.channel.package_file import ChannelPackage
     from distribution.errors import DamagedPackageError
 
     try:
@@ -172,7 +172,7 @@ def as_conda_inspects(package: Path, visit: Callable[[str, Iterator[bytes]], Non
         for path, content in found.items():
             if isinstance(content, bytes) and not path.startswith("info/"):
                 visit(path, iter([content]))
-        return Package(
+        return ChannelPackage(
             index["name"],
             index["version"],
             index["build"],
@@ -189,9 +189,9 @@ def as_conda_inspects(package: Path, visit: Callable[[str, Iterator[bytes]], Non
 
 def main(first: int, count: int, folder: Path, lenient: bool = False) -> None:
     if lenient:
-        from distribution.channel import inspection
+        from distribution.channel import package_file
 
-        inspection.inspect = as_conda_inspects
+        package_file.inspect = as_conda_inspects
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     kinds, reasons, wrong = Counter(), Counter(), []
     for seed in range(first, first + count):

@@ -264,7 +264,7 @@ def add(made: Model, path: str, data: bytes = b"x", kind: bytes = b"0", target: 
 
 def read(path: Path) -> dict[str, bytes]:
     """The files of a package that ``inspect`` shows."""
-    from distribution.channel.inspection import inspect
+    from distribution.channel.package_file import inspect
 
     found: dict[str, bytes] = {}
     inspect(path, lambda name, blocks: found.update({name: b"".join(blocks)}))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distribution.environment import activation, places
+from distribution.environment import activate_script, prefixes
 from distribution.errors import EnvironmentFileError
 
 SHELLS = [shell for shell in ("bash", "dash", "zsh", "busybox") if shutil.which(shell)]
@@ -37,7 +37,7 @@ def environment(folder: Path, name: str) -> Path:
             (prefix / "etc" / "conda" / scripts / f"{script}.sh").write_text(
                 text.replace("$BASE", f"'{script}'").replace("basename", "echo") + "\n"
             )
-    activation.write_script(prefix, prefix)
+    activate_script.write_script(prefix, prefix)
     return prefix
 
 
@@ -81,7 +81,7 @@ def test_where_people_have_other_commands_of_these_names(tmp_path, shell):
 @pytest.mark.parametrize("shell", [shell for shell in SHELLS if shell != "busybox"])
 def test_the_script_is_one_of_the_shell(tmp_path, shell):
     for number, name in enumerate(NAMES):
-        activation.write_script(tmp_path, tmp_path / name)
+        activate_script.write_script(tmp_path, tmp_path / name)
         assert subprocess.run([shell, "-n", tmp_path / "activate.sh"], capture_output=True).returncode == 0, (number, name)
 
 
@@ -90,7 +90,7 @@ def test_the_script_is_one_of_the_shell(tmp_path, shell):
 )
 def test_names_that_an_environment_cannot_have(name):
     with pytest.raises(EnvironmentFileError) as caught:
-        places.find_prefix(name)
+        prefixes.find_prefix(name)
     assert "-n" in caught.value.remedy and len(caught.value.message) < 300
 
 
@@ -98,10 +98,10 @@ def test_the_list_of_environments_is_only_a_convenience(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     listed = tmp_path / ".conda" / "environments.txt"
     for prefix in ("/a", "/b", "/a", "/new\nline", "/caf\udce9"):
-        places.register(Path(prefix))
+        prefixes.register(Path(prefix))
     assert listed.read_bytes() == b"/a\n/b\n/caf\xe9\n"
     listed.write_bytes(b"/without its end \xff")
-    places.register(Path("/c"))
+    prefixes.register(Path("/c"))
     assert listed.read_bytes() == b"/without its end \xff\n/c\n"
     for kind in ("fifo", "folder", "loop", "huge"):
         listed.unlink()
@@ -114,9 +114,9 @@ def test_the_list_of_environments_is_only_a_convenience(tmp_path, monkeypatch):
             os.truncate(listed, 1 << 40)
         else:
             listed.mkdir()
-        places.register(Path("/d"))
+        prefixes.register(Path("/d"))
         if kind == "folder":
             listed.rmdir()
             listed.touch()
     monkeypatch.setenv("HOME", "")
-    places.register(Path("/e"))
+    prefixes.register(Path("/e"))

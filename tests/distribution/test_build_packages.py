@@ -22,7 +22,7 @@ engine = pytest.importorskip("rattler_build", reason="pip install llama_cpp_pyth
 
 from distribution.errors import BuildError, DamagedPackageError, NotReproducibleError
 from distribution.files import REPOSITORY
-from distribution.packaging import inputs, packages, verify
+from distribution.packaging import build, inputs, rebuild
 from distribution.packaging.normalise import members, normalise
 
 STAMP = 1_790_812_800  # 1 October 2026
@@ -41,7 +41,7 @@ about: {license: MIT}
 """
 
 
-def build(
+def build_small(
     folder: Path, content: str = "one", channels: Sequence[Path] = (), run: Sequence[str] = (), name: str = "small"
 ) -> Path:
     """A package by the real engine, built where ``folder`` is."""
@@ -57,9 +57,9 @@ def build(
 
 def test_what_the_engine_notes_about_time_and_machine_is_taken_out(tmp_path: Path) -> None:
     place = tmp_path / "place"
-    first = shutil.move(build(place), tmp_path / "first.conda")
+    first = shutil.move(build_small(place), tmp_path / "first.conda")
     shutil.rmtree(place)
-    second = shutil.move(build(place), tmp_path / "second.conda")
+    second = shutil.move(build_small(place), tmp_path / "second.conda")
     assert first.read_bytes() != second.read_bytes(), "two builds at different times are equal without help"
     for package in (first, second):
         normalise(package, STAMP)
@@ -79,7 +79,7 @@ def test_folders_of_this_machine_are_taken_out(tmp_path: Path) -> None:
     for user in ("ann", "bob"):
         channel = index(tmp_path / user / "cache" / "seed-0123")
         place = tmp_path / "place"
-        package = Path(shutil.move(build(place, channels=[channel]), tmp_path / f"{user}.conda"))
+        package = Path(shutil.move(build_small(place, channels=[channel]), tmp_path / f"{user}.conda"))
         # the folders above may be written in another way
         assert f"/{user}/cache/seed-0123" in members(package)["info/recipe/rendered_recipe.yaml"][0].decode()
         normalise(package, STAMP, {str(channel): "seed"})
@@ -90,7 +90,7 @@ def test_folders_of_this_machine_are_taken_out(tmp_path: Path) -> None:
 
 def test_the_order_of_dependencies_is_settled(tmp_path: Path) -> None:
     needs = ["zlib >=1", "__glibc >=2.17", "aaa"]
-    package = build(tmp_path / "place", run=needs)
+    package = build_small(tmp_path / "place", run=needs)
     notes = members(package)["info/recipe/rendered_recipe.yaml"][0].decode()
     assert json.loads(members(package)["info/index.json"][0])["depends"] == needs
     normalise(package, STAMP)
@@ -135,7 +135,7 @@ def test_files_of_the_recipe_that_a_package_is_not_made_from_are_taken_out(tmp_p
         for file in (*inputs.CUDA, "recipe/variants.yaml", f"recipe/variants/{text}.yaml", "recipe/build-engine.sh"):
             (place / file).parent.mkdir(parents=True, exist_ok=True)
             (place / file).write_text("# same\n" if "engine" in file else f"# {text}\n")
-        made.append(Path(shutil.move(build(place, name=name), tmp_path / f"{text}.conda")))
+        made.append(Path(shutil.move(build_small(place, name=name), tmp_path / f"{text}.conda")))
         normalise(made[-1], STAMP)
         shutil.rmtree(place)
     one, two = (members(package) for package in made)
@@ -155,7 +155,7 @@ def test_caches_of_this_machine_are_taken_out(tmp_path: Path, monkeypatch: pytes
     lines = "".join(f"      {name}: /of/somebody\n" for name in sorted(passed))
     script = f"env:\n{lines}      KEPT: value\n    content:"
     monkeypatch.setitem(globals(), "RECIPE", RECIPE.replace("  script:", f"  script:\n    {script}"))
-    package = build(tmp_path / "place")
+    package = build_small(tmp_path / "place")
     assert members(package)["info/recipe/rendered_recipe.yaml"][0].count(b"/of/somebody") == len(passed)
     normalise(package, STAMP)
     notes = members(package)["info/recipe/rendered_recipe.yaml"][0]
@@ -169,7 +169,7 @@ def test_the_password_of_an_index_stands_in_no_package(tmp_path: Path, monkeypat
         monkeypatch.setenv(name, f"https://user:pass-word@127.0.0.1/{name}")
     script = f"secrets: {json.dumps(secrets)}\n    content:\n    - env | grep -c @127 > $PREFIX/found.txt || true; env"
     monkeypatch.setitem(globals(), "RECIPE", RECIPE.replace("  script:", f"  script:\n    {script}"))
-    found = members(build(tmp_path / "place"))
+    found = members(build_small(tmp_path / "place"))
     assert found["found.txt"][0] == f"{len(secrets)}\n".encode(), "the script has them"
     assert not [name for name, (content, _) in found.items() if b"pass-word" in content]
     said = capfd.readouterr()
@@ -184,10 +184,10 @@ def test_of_a_checkout_that_is_named_the_pinned_engine_is_taken(
     (setting.repository / "CMakeLists.txt").write_text("edited\n")
     monkeypatch.setenv("LLAMA_CPP_SOURCE_DIR", str(setting.repository))
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
-    packages.fetch_engine(repository)
+    build.fetch_engine(repository)
     assert (setting.folder / "source" / "CMakeLists.txt").read_text() == "project(engine)\n"
     assert os.environ["LLAMA_CPP_SOURCE_DIR"] == str(setting.repository)
-    with packages._build_environment(None):
+    with build._build_environment(None):
         assert "LLAMA_CPP_SOURCE_DIR" not in os.environ
     assert os.environ["LLAMA_CPP_SOURCE_DIR"] == str(setting.repository)
 
@@ -196,7 +196,7 @@ def test_a_build_sees_no_empty_setting_of_pip(monkeypatch: pytest.MonkeyPatch) -
     """The build engine would hide an empty secret everywhere in what it prints."""
     monkeypatch.setenv("PIP_INDEX_URL", "")
     monkeypatch.setenv("PIP_PROXY", "http://127.0.0.1")
-    with packages._build_environment(None):
+    with build._build_environment(None):
         assert "PIP_INDEX_URL" not in os.environ and os.environ["PIP_PROXY"] == "http://127.0.0.1"
     assert os.environ["PIP_INDEX_URL"] == ""
 
@@ -204,7 +204,7 @@ def test_a_build_sees_no_empty_setting_of_pip(monkeypatch: pytest.MonkeyPatch) -
 def test_a_normalised_package_still_installs(tmp_path: Path) -> None:
     from rattler.package_streaming import extract
 
-    package = build(tmp_path / "place")
+    package = build_small(tmp_path / "place")
     before = members(package)
     normalise(package, STAMP)
     after = members(package)
@@ -218,24 +218,24 @@ def test_a_normalised_package_still_installs(tmp_path: Path) -> None:
 
 
 def test_the_first_file_that_differs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "REPOSITORY", tmp_path)
-    one, other = build(tmp_path / "one"), build(tmp_path / "other", content="two")
+    monkeypatch.setattr(rebuild, "REPOSITORY", tmp_path)
+    one, other = build_small(tmp_path / "one"), build_small(tmp_path / "other", content="two")
     with pytest.raises(NotReproducibleError) as caught:
-        verify.compare(one, other)
+        rebuild.compare(one, other)
     # the first in the alphabet with another time: that of a file, when a second began between the two
     assert caught.value.member in ("bin/also-small", "info/index.json")
     for package in (one, other):
         normalise(package, STAMP)
     with pytest.raises(NotReproducibleError) as caught:
-        verify.compare(one, other)
+        rebuild.compare(one, other)
     assert caught.value.member in ("info/paths.json", "info/recipe/recipe.yaml")
-    verify.compare(one, one)
+    rebuild.compare(one, one)
     kept = list((tmp_path / "build" / "not-reproducible").iterdir())
     assert len(kept) == 2
 
 
 def test_half_a_package_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    package = build(tmp_path / "place")
+    package = build_small(tmp_path / "place")
     package.write_bytes(package.read_bytes()[:-200])
     before = package.read_bytes()
     with pytest.raises(BuildError):
@@ -264,13 +264,13 @@ DAMAGES = {
 def test_a_damaged_package_is_not_built_on(tmp_path: Path, how: str) -> None:
     """One that was built before, whose disk was full, say. The indexer panics, or takes it."""
     pytest.importorskip("rattler")
-    package, workspace = build(tmp_path / "place"), tmp_path / "workspace"
+    package, workspace = build_small(tmp_path / "place"), tmp_path / "workspace"
     normalise(package, STAMP)
     workspace.mkdir()
-    packages._offer(package, workspace)
+    build._offer(package, workspace)
     DAMAGES[how](package)
     with pytest.raises(DamagedPackageError) as caught:
-        packages._offer(package, workspace)
+        build._offer(package, workspace)
     assert str(package) in caught.value.remedy
 
 
@@ -307,15 +307,15 @@ def test_the_folder_that_must_be_the_same_everywhere_must_be_ours(tmp_path: Path
     foreign = tmp_path / "llama-cpp-build"
     (tmp_path / "elsewhere").mkdir()
     foreign.symlink_to(tmp_path / "elsewhere")
-    monkeypatch.setattr(packages, "ROOT", foreign)
-    with pytest.raises(BuildError, match="belongs to somebody else"), packages._workspace():
+    monkeypatch.setattr(build, "ROOT", foreign)
+    with pytest.raises(BuildError, match="belongs to somebody else"), build._workspace():
         raise AssertionError("it was used")
     assert foreign.is_symlink()
 
 
 def test_what_goes_wrong_inside_a_build_is_not_blamed_on_that_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "ROOT", tmp_path / "llama-cpp-build")
-    with pytest.raises(PermissionError, match="elsewhere"), packages._workspace() as workspace:
+    monkeypatch.setattr(build, "ROOT", tmp_path / "llama-cpp-build")
+    with pytest.raises(PermissionError, match="elsewhere"), build._workspace() as workspace:
         (workspace / "left").write_text("")
         raise PermissionError(13, "Permission denied", "/elsewhere")
     assert not (tmp_path / "llama-cpp-build").exists()
@@ -327,7 +327,7 @@ def test_another_user_can_build_when_the_first_has_done(monkeypatch: pytest.Monk
     """/tmp keeps the first user's lock file, which the second may not open for writing there."""
     place = Path(tempfile.mkdtemp(dir="/tmp"))
     place.chmod(0o1777)
-    monkeypatch.setattr(packages, "ROOT", place / "llama-cpp-build")
+    monkeypatch.setattr(build, "ROOT", place / "llama-cpp-build")
 
     def as_user(user: int) -> int:
         child = os.fork()
@@ -337,7 +337,7 @@ def test_another_user_can_build_when_the_first_has_done(monkeypatch: pytest.Monk
                 os.umask(umask)
                 os.setgid(user)
                 os.setuid(user)
-                with packages._workspace():
+                with build._workspace():
                     status = 0
             finally:
                 os._exit(status)
@@ -352,12 +352,12 @@ def test_another_user_can_build_when_the_first_has_done(monkeypatch: pytest.Monk
 def test_an_output_folder_that_cannot_be_written_to_is_named_before_anything_is_built(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BuildError, match=f"{tmp_path}/file/packages cannot be written") as caught:
-        packages.build(output=tmp_path / "file" / "packages")
+        build.build(output=tmp_path / "file" / "packages")
     assert caught.value.remedy == "name another folder: --output" and "rm -r" not in str(caught.value)
 
 
 def test_a_folder_that_becomes_full_or_denied_keeps_no_part_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, target = build(tmp_path / "place"), tmp_path / "output" / "linux-64" / "made.conda"
+    made, target = build_small(tmp_path / "place"), tmp_path / "output" / "linux-64" / "made.conda"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
@@ -365,7 +365,7 @@ def test_a_folder_that_becomes_full_or_denied_keeps_no_part_of_a_package(tmp_pat
             normalise(made, STAMP)
         assert not list(made.parent.glob(".*.part"))
         with pytest.raises(BuildError, match=f"{target} cannot be written: File too large"):
-            packages._deliver(made, target)
+            build._deliver(made, target)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(target.parent.iterdir())
@@ -376,7 +376,7 @@ def test_a_folder_that_becomes_full_or_denied_keeps_no_part_of_a_package(tmp_pat
 
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(BuildError, match=f"{target} cannot be written: No space left") as caught:
-        packages._deliver(made, target)
+        build._deliver(made, target)
     assert "free some space" in caught.value.remedy and not list(target.parent.iterdir())
 
 
@@ -430,4 +430,4 @@ def test_the_inspection_of_the_cuda_package_fails_when_it_is_too_large(tmp_path:
 )
 def test_names_that_the_build_engine_cannot_take_are_refused(arguments) -> None:
     with pytest.raises(BuildError, match="is not UTF-8"):
-        packages.build(**arguments)
+        build.build(**arguments)

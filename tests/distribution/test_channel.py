@@ -16,12 +16,12 @@ import pytest
 import yaml
 
 from conda_packages import COMMIT, ROOT, release, solve, write_package
-from distribution.channel import commands, environments, generations, publishing
-from distribution.channel.generations import KEPT_GENERATIONS, Channel
-from distribution.channel.inspection import inspect
+from distribution.channel import commands, environment_files, publishing, store
 from distribution.channel.manifest import Wanted
+from distribution.channel.package_file import inspect
 from distribution.channel.pruning import prune
 from distribution.channel.publishing import State
+from distribution.channel.store import KEPT_GENERATIONS, Channel
 from distribution.channel.verification import verify
 from distribution.errors import (
     ChannelDamagedError,
@@ -289,20 +289,20 @@ def test_prune_can_keep_more(place, tmp_path):
 def test_the_environment_file_names_the_channel(place, tmp_path):
     place.publish(*release(tmp_path / "one", 0))
     folder = place.channel.current()
-    with_gpu = (folder / environments.ENVIRONMENT).read_text()
+    with_gpu = (folder / environment_files.ENVIRONMENT).read_text()
     assert yaml.safe_load(with_gpu) == {
         "name": "llm-dev",
         "channels": [place.channel.url],
         "dependencies": ["libllama=0.4.0=ha0_0", "llama-cpp-python=0.4.0=ha0_0", "libggml-cuda=*=*_sm120_*", "llama.cpp"],
     }
     assert "repository" not in with_gpu and f"conda env create -f {place.channel.url}" in with_gpu
-    without = (folder / environments.ENVIRONMENT_CPU).read_text()
+    without = (folder / environment_files.ENVIRONMENT_CPU).read_text()
     assert yaml.safe_load(without)["dependencies"] == [
         "libllama=0.4.0=ha0_0", "llama-cpp-python=0.4.0=ha0_0", "llama.cpp",
     ]  # fmt: skip
-    lock = (folder / environments.LOCK).read_text()
+    lock = (folder / environment_files.LOCK).read_text()
     assert "@EXPLICIT" in lock and f"{place.channel.url}/linux-64/libggml-cuda-0.4.0-cuda134_sm120_ha0_0.conda#" in lock
-    assert "libggml-cuda" not in (folder / environments.LOCK_CPU).read_text()
+    assert "libggml-cuda" not in (folder / environment_files.LOCK_CPU).read_text()
 
 
 @pytest.mark.parametrize("order", ["abc", "cba", "bca", "acb"])
@@ -327,7 +327,7 @@ def test_of_builds_that_differ_in_name_alone_the_last_published_is_taken(place, 
 def test_an_older_number_that_is_published_last_is_the_newest(place, tmp_path):
     for number in (1, 0):
         place.publish(*release(tmp_path / str(number), number))
-    assert "llama-cpp-python=0.4.0=ha0_0\n" in (place.channel.current() / environments.ENVIRONMENT).read_text()
+    assert "llama-cpp-python=0.4.0=ha0_0\n" in (place.channel.current() / environment_files.ENVIRONMENT).read_text()
     prune(place.channel, environment=place.environment)
     assert place.held() == {path.name for path in release(tmp_path / "again", 0)}
 
@@ -336,10 +336,10 @@ def test_a_build_without_a_plugin_is_the_newest_for_the_cpu_alone(place, tmp_pat
     for tag in "ab":
         place.publish(*release(tmp_path / tag, 0, cuda=tag == "a", tag=tag))
     folder = place.channel.current()
-    assert "llama-cpp-python=0.4.0=ha0_0\n" in (folder / environments.ENVIRONMENT).read_text()
-    assert "llama-cpp-python=0.4.0=hb0_0\n" in (folder / environments.ENVIRONMENT_CPU).read_text()
-    assert "cuda134_sm120_ha0_0" in (folder / environments.LOCK).read_text()
-    assert "llama-cpp-python-0.4.0-hb0_0" in (folder / environments.LOCK_CPU).read_text()
+    assert "llama-cpp-python=0.4.0=ha0_0\n" in (folder / environment_files.ENVIRONMENT).read_text()
+    assert "llama-cpp-python=0.4.0=hb0_0\n" in (folder / environment_files.ENVIRONMENT_CPU).read_text()
+    assert "cuda134_sm120_ha0_0" in (folder / environment_files.LOCK).read_text()
+    assert "llama-cpp-python-0.4.0-hb0_0" in (folder / environment_files.LOCK_CPU).read_text()
 
 
 @pytest.mark.parametrize(
@@ -359,29 +359,29 @@ def test_the_engine_is_named_whatever_is_wanted_of_ours(place, tmp_path, wanted,
     for tag in "ab":
         place.publish(*release(tmp_path / tag, 0, cuda=tag == "a", tag=tag))
     packages = list(State.of(place.channel).packages.values())
-    assert environments.dependencies(Wanted("x", tuple(wanted)), packages) == expected
+    assert environment_files.dependencies_of(Wanted("x", tuple(wanted)), packages) == expected
     # conda would look for a channel of the address's last name at anaconda.org
-    assert "::" not in environments.render(Wanted("x", tuple(wanted)), "x.yml", place.channel.url, [], packages)
+    assert "::" not in environment_files.render(Wanted("x", tuple(wanted)), "x.yml", place.channel.url, [], packages)
 
 
 @pytest.mark.parametrize("dependency", ["é" * 50, "https://host/evil.conda", "channel::numpy", "numpy[url=x]", "=1"])
 def test_an_environment_in_a_manifest_names_packages(dependency):
     """Somebody may have signed anything."""
     with pytest.raises(EnvironmentFileError, match="what the channel's environment holds"):
-        environments.dependencies(Wanted("x", (dependency,)), [])
+        environment_files.dependencies_of(Wanted("x", (dependency,)), [])
 
 
 def test_the_environment_file_asks_for_what_there_is(place, tmp_path):
     place.publish(*release(tmp_path / "one", 0, cuda=False))
     folder = place.channel.current()
-    assert "libggml-cuda" not in (folder / environments.ENVIRONMENT).read_text()
-    assert not (folder / environments.ENVIRONMENT_CPU).exists() and (folder / environments.LOCK).exists()
+    assert "libggml-cuda" not in (folder / environment_files.ENVIRONMENT).read_text()
+    assert not (folder / environment_files.ENVIRONMENT_CPU).exists() and (folder / environment_files.LOCK).exists()
     hopper = write_package(
         tmp_path, "libggml-cuda", "0.4.0", "cuda134_sm90_h1_0", depends=["libllama ==0.4.0 ha0_0"],
         extra={"llama_cpp_commit": COMMIT},
     )  # fmt: skip
     place.publish(hopper)
-    assert "- libggml-cuda=*=cuda134_sm90_*\n" in (place.channel.current() / environments.ENVIRONMENT).read_text()
+    assert "- libggml-cuda=*=cuda134_sm90_*\n" in (place.channel.current() / environment_files.ENVIRONMENT).read_text()
 
 
 def test_a_channel_that_lacks_something_names_the_one_that_has_it(place, tmp_path):
@@ -389,7 +389,7 @@ def test_a_channel_that_lacks_something_names_the_one_that_has_it(place, tmp_pat
     done = place.publish(*release(tmp_path / "one", 0), lacking)
     assert not done.complete and State.of(place.channel).manifest.also == ("conda-forge",)
     assert any("no explicit" in note and "seed --print-path" in note for note in done.notes), done.notes
-    text = (place.channel.current() / environments.ENVIRONMENT).read_text()
+    text = (place.channel.current() / environment_files.ENVIRONMENT).read_text()
     assert yaml.safe_load(text)["channels"] == [place.channel.url, "conda-forge"]
     assert place.publish(write_package(tmp_path, "openssl", "3.1")).complete
 
@@ -461,7 +461,7 @@ def test_where_folders_cannot_be_locked(place, tmp_path, monkeypatch):
     place.publish(*release(tmp_path / "one", 0))
     place.publish(*release(tmp_path / "two", 1))
     with place.channel.writing(), monkeypatch.context() as patched:
-        patched.setattr(generations.fcntl, "flock", refuse)
+        patched.setattr(store.fcntl, "flock", refuse)
         with place.channel.holding() as held:
             assert held == place.channel.current()
         place.channel.drop_old_generations(0)
@@ -486,8 +486,8 @@ def test_an_old_generation_that_cannot_be_removed_is_said(place, tmp_path, monke
     def refuse(*_: object) -> None:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    monkeypatch.setattr(generations, "remove_tree", refuse)
-    monkeypatch.setattr(generations, "KEPT_GENERATIONS", 0)
+    monkeypatch.setattr(store, "remove_tree", refuse)
+    monkeypatch.setattr(store, "KEPT_GENERATIONS", 0)
     place.publish(*release(tmp_path / "two", 1))
     with place.channel.writing():
         place.channel.drop_old_generations(0)
@@ -510,7 +510,7 @@ def test_a_switch_that_fails_leaves_the_old_generation_alone(place, tmp_path, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched, pytest.raises(DiskSpaceError):
-        patched.setattr(generations.os, "symlink", refuse)
+        patched.setattr(store.os, "symlink", refuse)
         place.publish(*release(tmp_path / "two", 1))
     assert sorted(path.name for path in place.channel.store.iterdir()) == ["000001", "lock"]
 

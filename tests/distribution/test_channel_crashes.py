@@ -24,9 +24,9 @@ import rattler
 
 from conda_packages import Place, release, write_package
 from distribution.channel import manifest, publishing
-from distribution.channel.generations import Channel
 from distribution.channel.publishing import State
 from distribution.channel.server import ChannelServer
+from distribution.channel.store import Channel
 from distribution.channel.verification import verify
 from distribution.errors import DiskSpaceError
 from distribution.files import sha256_of

@@ -22,8 +22,8 @@ import rattler
 import yaml
 
 from conda_packages import ROOT, release, solve, solve_records, write_package
-from distribution.channel.generations import Channel
 from distribution.channel.server import ChannelServer
+from distribution.channel.store import Channel
 from distribution.errors import ChannelNotFoundError, ServerError
 
 PACKAGE = "/linux-64/libllama-0.4.0-ha0_0.conda"

@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from conda_packages import COMMIT, Place, release, solve, write_package
 from distribution import toolkit
 from distribution.channel import bundle, commands, keys, manifest, verification
-from distribution.channel.generations import Channel
 from distribution.channel.pruning import prune
 from distribution.channel.publishing import State
 from distribution.channel.server import ChannelServer
-from distribution.channel.signing import open_signed, require_signatures
+from distribution.channel.store import Channel
+from distribution.channel.trust import open_signed, require_signatures
 from distribution.channel.verification import Finding, verify
 from distribution.errors import (
     BundleError,
@@ -216,7 +216,7 @@ def test_a_list_signed_anew_does_not_vouch_for_its_packages(published, stranger,
     folder = published.channel.current()
     content = manifest.read(folder)
     path = next(iter(content.packages))
-    entries = {**content.packages, path: manifest.Entry("0" * 64, 1, 1, None, content.packages[path].signatures)}
+    entries = {**content.packages, path: manifest.ManifestEntry("0" * 64, 1, 1, None, content.packages[path].signatures)}
     monkeypatch.setenv("XDG_CONFIG_HOME", str(stranger.parent.parent))
     forged = manifest.Manifest(1, entries, content.files, (), content.keys)
     rewrite(folder / manifest.MANIFEST, manifest.dump(forged, keys.signing_key()).encode())
@@ -235,7 +235,7 @@ def test_a_list_of_many_keys_takes_no_longer_than_its_text_is_long():
     entries = {}
     for number, name in enumerate(named):
         path = f"noarch/a{number}-1-0.conda"
-        entries[path] = manifest.sign_entry(path, manifest.Entry("0" * 64, 1, 1, signatures={name: "AAAA"}), owner)
+        entries[path] = manifest.sign_entry(path, manifest.ManifestEntry("0" * 64, 1, 1, signatures={name: "AAAA"}), owner)
     text = manifest.dump(manifest.Manifest(1, entries, keys=named), owner)
     began = time.process_time()
     assert "no key is configured" in require_signatures(manifest.parse(text, "here"), keys.Trust({}), "here")

@@ -16,14 +16,14 @@ pytest.importorskip("rattler")
 
 from distribution import demo
 from distribution.errors import BuildError
-from distribution.packaging import packages
+from distribution.packaging import build
 
 
 @pytest.fixture
 def writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in ("LLAMA_CPP_CACHE", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(variable, str(tmp_path / "not there yet" / variable))
-    monkeypatch.setattr(packages, "ROOT", tmp_path / "build")
+    monkeypatch.setattr(build, "ROOT", tmp_path / "build")
     return tmp_path
 
 
@@ -81,5 +81,5 @@ def test_packages_are_not_begun_where_no_program_can_run(writable: Path, monkeyp
     flags = os.statvfs(writable)
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*flags[:8], flags.f_flag | os.ST_NOEXEC, flags.f_namemax)))
     with pytest.raises(BuildError, match=f"no program can run in {writable}") as caught:
-        packages.build(["cpu"], output=writable / "made")
+        build.build(["cpu"], output=writable / "made")
     assert "remount,exec" in caught.value.remedy and not (writable / "made").exists()

@@ -25,7 +25,7 @@ pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
 from distribution import environment, files
-from distribution.environment import creation, places, solving, specification
+from distribution.environment import install, prefixes, solving, specification
 from distribution.errors import (
     ChannelUnreachableError,
     DiskSpaceError,
@@ -160,18 +160,18 @@ def test_says_conda_activate_where_conda_is(channel, tmp_path, monkeypatch, caps
 
 
 def test_where_environments_are(home, tmp_path, monkeypatch):
-    assert places.find_prefix("a") == home / ".conda/envs/a"
+    assert prefixes.find_prefix("a") == home / ".conda/envs/a"
     monkeypatch.setenv("CONDA_EXE", str(tmp_path / "miniforge/bin/conda"))
-    assert places.find_prefix("a") == home / ".conda/envs/a"
+    assert prefixes.find_prefix("a") == home / ".conda/envs/a"
     (tmp_path / "miniforge").mkdir()
-    assert places.find_prefix("a") == tmp_path / "miniforge/envs/a"
+    assert prefixes.find_prefix("a") == tmp_path / "miniforge/envs/a"
     monkeypatch.setenv("CONDA_ENVS_DIRS", f"{tmp_path}/two")
-    assert places.find_prefix("a") == tmp_path / "two/a"
+    assert prefixes.find_prefix("a") == tmp_path / "two/a"
     monkeypatch.setenv("CONDA_ENVS_PATH", f"{tmp_path}/one:{tmp_path}/other")
-    assert places.find_prefix("a") == tmp_path / "one/a"
+    assert prefixes.find_prefix("a") == tmp_path / "one/a"
     for name in ("", "base", "a/b", "a b", "a#b", ".."):
         with pytest.raises(EnvironmentFileError, match=r"name|called"):
-            places.find_prefix(name)
+            prefixes.find_prefix(name)
 
 
 def test_name_that_exists(channel, home):
@@ -210,7 +210,7 @@ def test_force_does_not_touch_what_is_no_environment(channel, tmp_path):
     assert precious.read_text() == "..."
     (tmp_path / "empty").mkdir()
     run("create", "--channel", channel, "-p", tmp_path / "empty")
-    assert places.is_environment(tmp_path / "empty")
+    assert prefixes.is_environment(tmp_path / "empty")
 
 
 def test_exchange_without_support_of_the_file_system(tmp_path, monkeypatch):
@@ -221,11 +221,11 @@ def test_exchange_without_support_of_the_file_system(tmp_path, monkeypatch):
             ctypes.set_errno(22)
             return -1
 
-    monkeypatch.setattr(creation.ctypes, "CDLL", lambda *_, **__: WithoutExchange())
+    monkeypatch.setattr(install.ctypes, "CDLL", lambda *_, **__: WithoutExchange())
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)
-    creation._exchange(tmp_path / "new", tmp_path / "old")
+    install._exchange(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old/which").read_text() == "new"
     assert not (tmp_path / "new").exists() and not list(tmp_path.glob("*.old"))
 
@@ -277,7 +277,7 @@ def test_a_package_that_is_there_twice_is_refused(channel, tmp_path):
     """py-rattler would write both into one place at once."""
     records = solved(channel).records
     with pytest.raises(EnvironmentInstallError, match="tiny would be installed 2 times"):
-        creation.create([*records, next(one for one in records if one.name.normalized == "tiny")], tmp_path / "env")
+        install.create([*records, next(one for one in records if one.name.normalized == "tiny")], tmp_path / "env")
     assert not (tmp_path / "env").exists()
 
 
@@ -315,7 +315,7 @@ def test_hopeless_disk_is_said_before_anything_is_unpacked(channel, tmp_path):
     records = solved(channel).records
     records[0].size = 1 << 60
     with pytest.raises(DiskSpaceError, match="free"):
-        creation.create(records, tmp_path / "envs/env")
+        install.create(records, tmp_path / "envs/env")
     assert not (tmp_path / "envs").exists() and not (tmp_path / "cache").exists()
 
 
@@ -413,20 +413,20 @@ def test_two_at_once_give_one_environment(channel, tmp_path):
     barrier = threading.Barrier(2)
     results: list[object] = []
     records = solved(channel).records
-    install = creation._install
+    original = install._install
 
     def install_together(*arguments: object) -> None:
-        install(*arguments)
+        original(*arguments)
         barrier.wait(60)
 
     def make() -> None:
         try:
-            results.append(creation.create(records, tmp_path / "envs/env"))
+            results.append(install.create(records, tmp_path / "envs/env"))
         except EnvironmentExistsError as error:
             results.append(error)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(creation, "_install", install_together)
+        patch.setattr(install, "_install", install_together)
         threads = [threading.Thread(target=make) for _ in range(2)]
         for thread in threads:
             thread.start()

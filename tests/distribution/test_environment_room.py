@@ -17,8 +17,8 @@ import pytest
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
-from distribution.channel import inspection
-from distribution.environment import creation, room
+from distribution.channel import package_file
+from distribution.environment import room
 from distribution.errors import ChannelUnreachableError, DamagedPackageError, DiskSpaceError
 from measuring import measured
 from packed_by_hand import Entry, claims, model, write
@@ -41,7 +41,7 @@ def nothing_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     def install(*_: object, **__: object) -> None:
         raise AssertionError("it was given to the installer")
 
-    monkeypatch.setattr(creation, "install", install)
+    monkeypatch.setattr(install, "install", install)
 
 
 def package(folder: Path, pkg: bytes, info: bytes = b"", ending: str = ".conda", listed: Sequence[str] = ()) -> Path:
@@ -106,7 +106,7 @@ def test_a_package_that_unpacks_to_more_than_it_may(tmp_path, nothing_is_unpacke
 
 def test_with_a_key_too(owner, owner_key, elsewhere, nothing_is_unpacked, monkeypatch):
     """Whoever has the key may have signed what ``publish`` refuses."""
-    monkeypatch.setattr(inspection, "LARGEST_PAYLOAD", 2)
+    monkeypatch.setattr(package_file, "LARGEST_PAYLOAD", 2)
     with pytest.raises(DamagedPackageError, match="unpacks to more than"):
         create("-f", owner.environment, "--channel", owner.channel.path, "--key", owner_key)
 

@@ -18,9 +18,9 @@ from rattler import Channel as CondaChannel
 from rattler import RepoDataRecord
 
 from distribution import environment, files
-from distribution.channel import keys, manifest, signing
-from distribution.channel.generations import Channel
+from distribution.channel import keys, manifest, trust
 from distribution.channel.publishing import publish
+from distribution.channel.store import Channel
 from distribution.channel.verification import verify
 from distribution.environment import signatures, solving, specification
 from distribution.errors import ChannelDamagedError, ChannelNotFoundError, UnsignedPackageError
@@ -143,7 +143,7 @@ def asked(monkeypatch) -> list[str]:
         locations.append(location)
         raise ChannelNotFoundError(location)
 
-    monkeypatch.setattr(signing, "fetch", fetch)
+    monkeypatch.setattr(trust, "fetch", fetch)
     return locations
 
 

@@ -165,7 +165,7 @@ def test_when_one_of_several_fails_the_others_have_ended():
     pytest.importorskip("rattler")
     import asyncio
 
-    from distribution import waiting
+    from distribution import rattler_async
 
     ended = []
 
@@ -178,10 +178,10 @@ def test_when_one_of_several_fails_the_others_have_ended():
         finally:
             ended.append(number)
 
-    assert waiting.wait(waiting.all_of(map(one, (3, 2)))) == [3, 2]
+    assert rattler_async.wait(rattler_async.all_of(map(one, (3, 2)))) == [3, 2]
     ended.clear()
     with pytest.raises(ValueError, match="one"):
-        waiting.wait(waiting.all_of(map(one, (300, 1, 200))))
+        rattler_async.wait(rattler_async.all_of(map(one, (300, 1, 200))))
     assert sorted(ended) == [1, 200, 300]
 
 
@@ -189,7 +189,7 @@ def test_what_takes_too_long_is_given_up():
     pytest.importorskip("rattler")
     import asyncio
 
-    from distribution import waiting
+    from distribution import rattler_async
     from distribution.errors import ChannelUnreachableError
 
     ended = []
@@ -204,10 +204,10 @@ def test_what_takes_too_long_is_given_up():
         raise TimeoutError("its own")
 
     with pytest.raises(ChannelUnreachableError, match="did not answer completely within 0 s"):
-        waiting.wait(drip(), seconds=0.2)
+        rattler_async.wait(drip(), seconds=0.2)
     assert ended
     with pytest.raises(TimeoutError, match="its own"):
-        waiting.wait(refuse(), seconds=60)
+        rattler_async.wait(refuse(), seconds=60)
 
 
 def test_the_indexer_writes_nothing_after_a_signal(tmp_path, monkeypatch):
@@ -215,7 +215,7 @@ def test_the_indexer_writes_nothing_after_a_signal(tmp_path, monkeypatch):
     import asyncio
     import importlib
 
-    from distribution import waiting
+    from distribution import rattler_async
 
     written = []
 
@@ -227,7 +227,7 @@ def test_the_indexer_writes_nothing_after_a_signal(tmp_path, monkeypatch):
 
     monkeypatch.setattr(importlib.import_module("rattler.index"), "index_fs", index_fs)
     with pytest.raises(KeyboardInterrupt):
-        waiting.index_channel(tmp_path)
+        rattler_async.index_channel(tmp_path)
     assert written == [tmp_path]
 
 
@@ -267,7 +267,7 @@ def test_a_scratch_folder_is_removed_whenever_a_signal_comes(tmp_path, monkeypat
 
 def test_the_indexer_takes_no_path_that_is_not_utf_8(tmp_path):
     pytest.importorskip("rattler")
-    from distribution import waiting
+    from distribution import rattler_async
 
     with pytest.raises(OSError, match="not UTF-8"):
-        waiting.index_channel(tmp_path / os.fsdecode(b"\xff"))
+        rattler_async.index_channel(tmp_path / os.fsdecode(b"\xff"))

@@ -22,7 +22,7 @@ pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
 from distribution import conda_archive
-from distribution.channel.inspection import LARGEST_INFO, LARGEST_PAYLOAD, inspect
+from distribution.channel.package_file import LARGEST_INFO, LARGEST_PAYLOAD, inspect
 from distribution.errors import DamagedPackageError
 from measuring import measured
 from packed_by_hand import WIDE, Entry, Model, Zip, add, at, claims, digest, model, raw_frame, read, write, zstd
@@ -289,7 +289,7 @@ def test_what_does_not_belong_into_info(tmp_path, damage, complaint):
 
 def child(path: Path) -> tuple[str, int, int]:
     """What ``inspect`` says in a process of limited memory, the MiB by which that grew, and the seconds it took."""
-    first = "from pathlib import Path; from distribution.channel.inspection import inspect"
+    first = "from pathlib import Path; from distribution.channel.package_file import inspect"
     return measured(first, "inspect(Path(sys.argv[1]))", "DamagedPackageError", path)
 
 

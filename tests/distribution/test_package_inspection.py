@@ -18,8 +18,8 @@ import pytest
 pytest.importorskip("rattler")
 
 from conda_packages import write_package
-from distribution.channel import inspection, trial
-from distribution.channel.inspection import inspect
+from distribution.channel import package_file, trial
+from distribution.channel.package_file import inspect
 from distribution.channel.verification import verify
 from distribution.errors import DamagedPackageError, DiskSpaceError
 from document_damages import SPECS
@@ -253,7 +253,7 @@ def test_what_the_installer_refuses_is_refused(tmp_path):
 def test_an_installation_that_differs_is_seen(tmp_path, monkeypatch):
     path = write(tmp_path, model())
     caught: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(inspection, "install_once", lambda *given: caught.append(given))
+    monkeypatch.setattr(package_file, "install_once", lambda *given: caught.append(given))
     inspect(path)
     (package, index, python, expected, folder) = caught[0]
     trial.install_once(package, index, python, expected, folder)

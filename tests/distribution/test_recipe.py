@@ -15,7 +15,7 @@ import llama_cpp
 from distribution import demo, hardware
 from distribution.errors import BuildError
 from distribution.files import REPOSITORY, load_toml
-from distribution.packaging import inputs, packages
+from distribution.packaging import build, inputs
 from distribution.packaging.commands import variants_of
 
 ALL = ("libllama", "llama.cpp", "llama-cpp-python", "libggml-cuda")
@@ -23,7 +23,7 @@ WITHOUT_CUDA = ALL[:3]
 
 
 def rendered(*variants: str, repository: Path = REPOSITORY) -> dict[str, Any]:
-    return {one.recipe.package.name: one for one in packages.render(variants, repository)}
+    return {one.recipe.package.name: one for one in build.render(variants, repository)}
 
 
 def names(found: dict[str, Any]) -> dict[str, str]:
@@ -61,7 +61,7 @@ def test_without_cuda_there_is_no_plugin() -> None:
 
 def test_every_variant_that_hardware_is_matched_with_can_be_built() -> None:
     for variant in hardware.VARIANTS:
-        files = packages.variant_files(variant.cuda, variant.architectures)
+        files = build.variant_files(variant.cuda, variant.architectures)
         assert files == ([variant.file] if variant.file else [])
         assert names(rendered(*files))["libggml-cuda"].startswith(f"0.4.0-{variant.build_prefix}_h")
 
@@ -83,7 +83,7 @@ def test_every_variant_file_stands_alone_for_versions_of_conda_build_that_read_t
 
 def test_an_unknown_variant_names_those_there_are() -> None:
     with pytest.raises(BuildError) as caught:
-        packages.render(["90b"])
+        build.render(["90b"])
     assert "90a" in caught.value.remedy and "portable" in caught.value.remedy
 
 
@@ -179,17 +179,17 @@ def test_a_variant_whose_toolkit_the_seed_has_not_is_refused_before_anything_is_
     seeded = {"cuda_compiler": ["cuda-nvcc"], "cuda_compiler_version": ["13.4"]}
     for variant in ("cuda129", "portable"):
         with pytest.raises(BuildError, match=r"CUDA 12\.9, and the seeded channel has 13\.4") as caught:
-            packages.render([variant], compilers=seeded)
+            build.render([variant], compilers=seeded)
         assert "conda-forge" in caught.value.remedy
     for variants in ([], ["90a"], ["cpu"]):
-        packages.render(variants, compilers=seeded)
+        build.render(variants, compilers=seeded)
 
 
 def test_toolkits_are_the_seeds_where_conda_forge_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "conda_forge_answers", lambda: False)
-    assert packages.toolkits() == ["13.4"]
-    monkeypatch.setattr(packages, "conda_forge_answers", lambda: True)
-    assert packages.toolkits() is None
+    monkeypatch.setattr(build, "conda_forge_answers", lambda: False)
+    assert build.toolkits() == ["13.4"]
+    monkeypatch.setattr(build, "conda_forge_answers", lambda: True)
+    assert build.toolkits() is None
 
 
 def test_a_new_architecture_and_the_cuda_build_rename_no_other_package(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from distribution.seed.activation import scripts as seeded_scripts
+from distribution.seed.activation_scripts import scripts as seeded_scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTIVATE = ROOT / "recipe" / "activate"

@@ -84,9 +84,9 @@ def test_the_libraries_hold_what_is_listed_and_not_what_is_not(lib_dir: Path) ->
 def test_every_part_is_under_a_licence_that_its_package_names(tmp_path: Path) -> None:
     rattler_build = pytest.importorskip("rattler_build")
     assert rattler_build
-    from distribution.packaging import packages
+    from distribution.packaging import build
 
-    for one in packages.render():
+    for one in build.render():
         recipe = one.recipe.to_dict()
         package, named = recipe["package"]["name"], recipe["about"]["license"].split(" AND ")
         for part in provenance.VENDORED:
@@ -103,7 +103,7 @@ def test_the_licence_of_every_part_is_installed() -> None:
 
 
 def test_a_part_that_no_longer_names_its_version_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    moved = provenance.Part("stb_image", "MIT", "vendor/stb/stb_image.h", ("libllama",), r"no such version (\d+)")
+    moved = provenance.BundledCode("stb_image", "MIT", "vendor/stb/stb_image.h", ("libllama",), r"no such version (\d+)")
     monkeypatch.setattr(provenance, "VENDORED", (moved,))
     with pytest.raises(ProvenanceError, match=r"stb_image\.h does not say its version"):
         components(tmp_path, "libllama")

@@ -21,11 +21,11 @@ pytest.importorskip("rattler_build")
 from rattler.exceptions import SolverError
 from rattler.package import BuildString
 
-from distribution.channel import environments
-from distribution.channel.inspection import Package
+from distribution.channel import environment_files
 from distribution.channel.manifest import Wanted
+from distribution.channel.package_file import ChannelPackage
 from distribution.files import REPOSITORY
-from distribution.packaging import packages
+from distribution.packaging import build
 from tiny_packages import add_package, index
 
 VARIANTS = {"default": (), "90a": ("90a",), "86": ("86",), "cuda129": ("cuda129",), "portable": ("portable",)}
@@ -34,7 +34,7 @@ OURS = ("libllama", "libggml-cuda", "llama.cpp", "llama-cpp-python")
 
 @pytest.fixture(scope="module")
 def rendered() -> dict[str, dict[str, Any]]:
-    return {label: {one.recipe.package.name: one for one in packages.render(names)} for label, names in VARIANTS.items()}
+    return {label: {one.recipe.package.name: one for one in build.render(names)} for label, names in VARIANTS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ def channel(rendered: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPa
     for found in rendered.values():
         for name in OURS:
             one = found[name]
-            build, needs = one.recipe.build.string, one.recipe.to_dict()["requirements"]
-            if (folder / "linux-64" / f"{name}-0.4.0-{build}.conda").exists():
+            string, needs = one.recipe.build.string, one.recipe.to_dict()["requirements"]
+            if (folder / "linux-64" / f"{name}-0.4.0-{string}.conda").exists():
                 continue
             engine = f"libllama ==0.4.0 {found['libllama'].recipe.build.string}"
             depends = tuple(engine if isinstance(spec, dict) else spec for spec in needs.get("run", ()))
-            add_package(folder, name, "0.4.0", build, depends=depends, constrains=tuple(needs.get("run_constraints", ())))
+            add_package(folder, name, "0.4.0", string, depends=depends, constrains=tuple(needs.get("run_constraints", ())))
     return index(folder)
 
 
@@ -89,7 +89,7 @@ def solve(
     try:
         return {record.name.normalized: f"{record.version} {record.build}" for record in asyncio.run(run())}
     finally:
-        time.sleep(0.02)  # as in distribution/waiting.py
+        time.sleep(0.02)  # as in distribution/rattler_async.py
 
 
 @pytest.mark.parametrize("label", VARIANTS)
@@ -182,8 +182,8 @@ PRIORITIES = ("strict", "flexible", "disabled")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A channel with packages of our names, and with the rest of what llm-dev is made of."""
     folder = tmp_path_factory.mktemp("foreign")
-    for name, version, build, depends in FOREIGN:
-        add_package(folder, name, version, build, depends=depends)
+    for name, version, string, depends in FOREIGN:
+        add_package(folder, name, version, string, depends=depends)
     for name in ("numpy", "jinja2", "diskcache", "pytest", "scikit-build-core", "typer", "rich"):
         add_package(folder, name, "99.0")
     return index(folder)
@@ -228,8 +228,8 @@ def test_the_channels_own_environment_file_gets_our_packages(
     entries = json.loads((channel / "linux-64/repodata.json").read_text())["packages.conda"].values()
     # the default variant is published last
     last = {one.recipe.build.string for one in rendered["default"].values()}
-    packages = [Package.from_record(one) for one in sorted(entries, key=lambda one: one["build"] in last)]
-    specs = [one.replace("=0.4.0=", " ==0.4.0 ") for one in environments.dependencies(Wanted("x", wanted), packages)]
+    packages = [ChannelPackage.from_record(one) for one in sorted(entries, key=lambda one: one["build"] in last)]
+    specs = [one.replace("=0.4.0=", " ==0.4.0 ") for one in environment_files.dependencies_of(Wanted("x", wanted), packages)]
     found = solve((channel, foreign), *specs, driver="13.4", priority=priority)
     assert ours(found, rendered), found
     if priority == "disabled" and wanted == ("llama.cpp",):

@@ -22,8 +22,8 @@ from distribution.errors import (
     SeedError,
     ToolNotFoundError,
 )
-from distribution.seed import activation, channel, compilers, conda_package, cuda, pins, wheels
-from distribution.seed.conda_package import PLACEHOLDER, Entry, Package
+from distribution.seed import activation_scripts, channel, compilers, conda_package, cuda, pins, wheels
+from distribution.seed.conda_package import PLACEHOLDER, PackedFile, SeedPackage
 
 
 def make_wheel(folder: Path, members: dict[str, str], tag: str = "py3-none-any", name: str = "Some.Thing") -> Path:
@@ -75,7 +75,7 @@ def test_wheel_of_one_python(tmp_path):
 def test_wheel_of_a_program(tmp_path):
     wheel = make_wheel(tmp_path, {"ninja-1.0.data/scripts/ninja": "elf"}, "py3-none-manylinux_2_5_x86_64", "ninja")
     made = wheels.package(wheel)
-    assert made.files == {"bin/ninja": Entry(b"elf", executable=True)} and made.depends == ["__glibc >=2.5,<3.0.a0"]
+    assert made.files == {"bin/ninja": PackedFile(b"elf", executable=True)} and made.depends == ["__glibc >=2.5,<3.0.a0"]
     with pytest.raises(SeedError, match="nothing in"):
         wheels.package(make_wheel(tmp_path, {"elsewhere": ""}, name="cmake"))
 
@@ -101,8 +101,8 @@ def test_wheel_that_is_none(tmp_path):
 
 def test_same_content_same_bytes(tmp_path):
     def write(folder: str, data: bytes) -> Path:
-        files = {"lib/b": Entry(data), "lib/a": Entry(link="b"), "bin/x": Entry(b"#!", executable=True)}
-        return conda_package.write(Package("some", "1.0", files=files, run_exports={"weak": ["some"]}), tmp_path / folder)
+        files = {"lib/b": PackedFile(data), "lib/a": PackedFile(link="b"), "bin/x": PackedFile(b"#!", executable=True)}
+        return conda_package.write(SeedPackage("some", "1.0", files=files, run_exports={"weak": ["some"]}), tmp_path / folder)
 
     first, second, other = write("1", b"content"), write("2", b"content"), write("3", b"changed")
     assert first.name == second.name != other.name
@@ -112,8 +112,8 @@ def test_same_content_same_bytes(tmp_path):
 
 
 def test_activation_is_undone(tmp_path):
-    first = activation.scripts("one-64", {"SEEDED": '"1 $before"', "FRESH": "new"}, 'before="b"\n')
-    second = activation.scripts("~two", {"SEEDED": '"${SEEDED:-} 2"'})
+    first = activation_scripts.scripts("one-64", {"SEEDED": '"1 $before"', "FRESH": "new"}, 'before="b"\n')
+    second = activation_scripts.scripts("~two", {"SEEDED": '"${SEEDED:-} 2"'})
     for path, entry in {**first, **second}.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(entry.data)

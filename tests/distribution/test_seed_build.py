@@ -16,7 +16,7 @@ from rattler.package_streaming import extract
 from rattler_build import RattlerBuildError, Stage0Recipe, ToolConfiguration, VariantConfig
 
 from distribution.errors import DiskSpaceError, DownloadError
-from distribution.packaging import packages
+from distribution.packaging import build
 from distribution.seed import channel as channels
 from distribution.seed import interpreter, seed, variants
 
@@ -104,7 +104,7 @@ tests:
 """
 
 
-def build(folder: Path, channel: Path, files: dict[str, str], more: str, options: str = "") -> Path:
+def build_recipe(folder: Path, channel: Path, files: dict[str, str], more: str, options: str = "") -> Path:
     (folder / "source").mkdir()
     (folder / "recipe.yaml").write_text(RECIPE.format(more=more))
     (folder / "build.sh").write_text(BUILD.format(options=options))
@@ -130,7 +130,7 @@ def own_cache(packages_unpacked, monkeypatch) -> None:
 
 
 def test_shared_library(seed_channel, own_cache, tmp_path):
-    unpacked = build(tmp_path, seed_channel, {"probe.cpp": CPLUSPLUS, "CMakeLists.txt": CMAKE}, RUNS)
+    unpacked = build_recipe(tmp_path, seed_channel, {"probe.cpp": CPLUSPLUS, "CMakeLists.txt": CMAKE}, RUNS)
     depends = json.loads((unpacked / "info/index.json").read_text())["depends"]
     glibc = variants(seed_channel)["c_stdlib_version"][0]
     assert f"__glibc >={glibc},<3.0.a0" in depends
@@ -143,7 +143,7 @@ def test_library_of_the_system_is_refused(seed_channel, own_cache, tmp_path):
     stranger = next(file for soname, file in bundled.items() if not soname.startswith("libpython"))
     options = f'"-DOPTIONS=-Wl,--no-as-needed;{stranger}"'
     with pytest.raises(RattlerBuildError, match=r"(?i)overlinking"):
-        build(tmp_path, seed_channel, {"probe.cpp": CPLUSPLUS, "CMakeLists.txt": CMAKE}, "", options)
+        build_recipe(tmp_path, seed_channel, {"probe.cpp": CPLUSPLUS, "CMakeLists.txt": CMAKE}, "", options)
 
 
 DIGESTS = ("engine_inputs", "python_inputs", "cuda_inputs")
@@ -171,11 +171,9 @@ def test_the_variant_files_beside_a_seed_each_stand_alone(tmp_path: Path, monkey
         assert ours == {**theirs, **inputs.variants()}, path
         assert all(ours[name] == [""] for name in DIGESTS)
         # the same compilers as `python -m distribution build` takes
-        monkeypatch.setattr(packages.inputs, "digests", lambda _: dict.fromkeys(("engine", "python", "cuda"), ""))
+        monkeypatch.setattr(build.inputs, "digests", lambda _: dict.fromkeys(("engine", "python", "cuda"), ""))
         chosen = [path.stem] if path.parent.name == "variants" else [] if cuda else ["cpu"]
-        expected = {
-            one.recipe.package.name: one.recipe.build.string for one in packages.render(chosen, compilers=inputs.variants())
-        }
+        expected = {one.recipe.package.name: one.recipe.build.string for one in build.render(chosen, compilers=inputs.variants())}
         assert rendered(path) == expected, path
 
 
@@ -196,7 +194,7 @@ def test_kernel_for_the_rtx_5090(own_cache, tmp_path):
         pytest.skip(error.message)
     files = {"probe.cu": KERNEL, "CMakeLists.txt": CUDA_CMAKE}
     options = '-DCMAKE_CUDA_COMPILER="$BUILD_PREFIX/bin/nvcc" -DCMAKE_CUDA_ARCHITECTURES=120a-real'
-    unpacked = build(tmp_path, channel, files, CUDA_MORE, options)
+    unpacked = build_recipe(tmp_path, channel, files, CUDA_MORE, options)
     depends = {spec.split()[0] for spec in json.loads((unpacked / "info/index.json").read_text())["depends"]}
     assert {"cuda-cudart", "libcublas", "cuda-version", "libstdcxx"} <= depends
     assert not {name for name in depends if name.startswith(("cuda-nvcc", "gcc", "gxx"))}, "compilers stay behind"

@@ -11,7 +11,7 @@ import pytest
 
 from conda_packages import release
 from distribution.channel import bundle, keys
-from distribution.channel.generations import Channel
+from distribution.channel.store import Channel
 from distribution.errors import SigningKeyError, UnsignedPackageError
 from trusted_keys import BOTH, create
 

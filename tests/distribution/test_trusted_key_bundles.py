@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from distribution.channel import bundle, keys, manifest
-from distribution.channel.generations import Channel
+from distribution.channel.store import Channel
 from distribution.errors import BundleError, ChannelDamagedError, EnvironmentFileError, UnsignedPackageError
 from trusted_keys import TEMPLATE, more
 

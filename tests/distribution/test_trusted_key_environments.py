@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from conda_packages import write_package
 from distribution import environment
-from distribution.channel import keys, manifest, rollback, signing
+from distribution.channel import keys, manifest, rollback, trust
 from distribution.channel.manifest import Manifest
 from distribution.environment import signatures, specification
 from distribution.errors import (
@@ -150,7 +150,7 @@ def test_a_channel_does_not_lose_its_signatures(owner, owner_key, elsewhere, nam
 
 def served(monkeypatch, answers: Callable[[str], Manifest]) -> None:
     """Somebody's server, behind TLS: what it answers when it is asked for its signed list."""
-    monkeypatch.setattr(signing, "fetch", answers)
+    monkeypatch.setattr(trust, "fetch", answers)
     monkeypatch.setattr(specification, "read_text", lambda source: TEMPLATE)
 
 

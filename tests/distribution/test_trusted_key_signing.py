@@ -10,8 +10,8 @@ import pytest
 
 from conda_packages import Place, release, write_package
 from distribution.channel import bundle, keys, manifest
-from distribution.channel.generations import Channel
 from distribution.channel.pruning import prune
+from distribution.channel.store import Channel
 from distribution.errors import ChannelDamagedError, UnsignedPackageError
 from trusted_keys import change_depends, more, rewrite
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from conda_packages import Place, write_package
 from distribution import environment
-from distribution.channel.generations import Channel
 from distribution.channel.server import ChannelServer
+from distribution.channel.store import Channel
 
 TEMPLATE = """\
 name: dev

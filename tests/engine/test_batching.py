@@ -17,10 +17,10 @@ from gguf_writer import tiny_model
 from llama_cpp import Llama
 from llama_cpp.engine import batches
 from llama_cpp.engine.decoder import Decoder
-from llama_cpp.engine.params import SamplingParams
-from llama_cpp.engine.prefix_tree import PrefixTree
-from llama_cpp.engine.requests import Handle, Request
-from llama_cpp.engine.sampler import Sampler
+from llama_cpp.engine.prefix_cache.prefix_tree import PrefixTree
+from llama_cpp.engine.requests import Request, RequestStream
+from llama_cpp.engine.sampler_chain import Sampler
+from llama_cpp.engine.sampling_params import SamplingParams
 from llama_cpp.errors import ContextFullError, InvalidArgumentError, ModelBusyError, ModelClosedError
 
 WORDS = [
@@ -59,7 +59,7 @@ def tiny(tmp_path_factory):
 def small(request, smollm2):
     """What a test may fill or break. As on a GPU, a batch is begun before anything is known of the one before it."""
     with Llama(smollm2, n_ctx=512, n_parallel=4) as model:
-        model._open_engine._going_on.begins = request.param == "as on a GPU"
+        model._open_engine._multi_step.begins = request.param == "as on a GPU"
         yield model
 
 
@@ -89,7 +89,7 @@ def idle(llm):
     """Waits until the engine has nothing to do."""
     engine = llm._open_engine
     for _ in range(600):
-        if not engine._running and not engine._waiting and engine._inbox.empty():
+        if not engine._slots and not engine._waiting and engine._inbox.empty():
             return engine
         time.sleep(0.05)
     raise AssertionError("the engine is still busy")
@@ -140,10 +140,10 @@ def _swap_sequences(monkeypatch):
 
 
 def _shift_a_position(monkeypatch):
-    take = "llama_cpp.engine.sequences.InPlace.take"
-    from llama_cpp.engine.sequences import InPlace
+    take = "llama_cpp.engine.sequence_pool.PerSequencePool.take"
+    from llama_cpp.engine.sequence_pool import PerSequencePool
 
-    original = InPlace.take
+    original = PerSequencePool.take
 
     def one_too_many(self, tokens, key, first=False):
         taken = original(self, tokens, key, first)
@@ -326,7 +326,7 @@ def test_many_prompts_go_first_and_a_long_one_takes_turns(tiny, monkeypatch, uni
 
     def counted(choose, *arguments):
         parts = choose(*arguments)
-        own = [part for part in parts if part.running]
+        own = [part for part in parts if part.slot]
         reads, generates = any(len(p.tokens) > 1 for p in own), any(p.n_outputs == len(p.tokens) for p in own)
         kinds.append("r" * reads + "g" * generates)
         return parts
@@ -366,19 +366,19 @@ def test_an_abandoned_stream_gives_its_sequence_back(small):
 
 
 @pytest.fixture
-def going_on(smollm2, monkeypatch):
-    """A model that goes on by itself from one batch to the next; and how many it was told to compute."""
+def multi_step(smollm2, monkeypatch):
+    """A model with multi-step decoding; and how many batches it was told to compute."""
     counted = []
     decode = Decoder.decode
     monkeypatch.setattr(Decoder, "decode", lambda self, n: (counted.append(n), decode(self, n))[1])
     with Llama(smollm2, n_ctx=512, n_parallel=4) as model:
-        model._open_engine._going_on.begins = True
+        model._open_engine._multi_step.begins = True
         counted.clear()
         yield model, counted
 
 
-def test_it_goes_on_by_itself(going_on):
-    llm, counted = going_on
+def test_it_goes_on_by_itself(multi_step):
+    llm, counted = multi_step
     steps = llm._open_engine.statistics
     assert len(text(llm, "Once upon a time", max_tokens=40)) > 40
     assert steps.n_steps == 40 and len(counted) == 2, "the prompt and the first token"
@@ -392,7 +392,7 @@ def test_it_goes_on_by_itself(going_on):
     assert ended["choices"][0]["finish_reason"] == "stop" and len(counted) == 1
     # as on a CPU, where only what is waited for is computed
     llm.reset()
-    llm._open_engine._going_on.begins = False
+    llm._open_engine._multi_step.begins = False
     counted.clear()
     assert len(text(llm, "Once upon a time", max_tokens=40)) > 40
     assert len(counted) == 3, "the prompt, the first token, and the one after 32 more"
@@ -450,23 +450,23 @@ def check_what_is_left_behind(llm):
 
 
 @pytest.mark.cpu
-def test_what_was_computed_of_a_stream_that_ended_is_forgotten(going_on, monkeypatch):
-    monkeypatch.setattr("llama_cpp.engine.going_on.N_MOST", 0)  # then each batch is begun while the last one is handed out
-    check_what_is_left_behind(going_on[0])
+def test_what_was_computed_of_a_stream_that_ended_is_forgotten(multi_step, monkeypatch):
+    monkeypatch.setattr("llama_cpp.engine.multi_step.N_MOST", 0)  # then each batch is begun while the last one is handed out
+    check_what_is_left_behind(multi_step[0])
 
 
-def test_a_token_computed_ahead_and_left_would_be_seen(going_on, monkeypatch):
-    monkeypatch.setattr("llama_cpp.engine.going_on.N_MOST", 0)
-    monkeypatch.setattr("llama_cpp.engine.scheduler.BatchingEngine._forget_ahead", lambda self, one: None)
+def test_a_token_computed_ahead_and_left_would_be_seen(multi_step, monkeypatch):
+    monkeypatch.setattr("llama_cpp.engine.multi_step.N_MOST", 0)
+    monkeypatch.setattr("llama_cpp.engine.scheduler.BatchingEngine._rollback", lambda self, one: None)
     with pytest.raises(AssertionError):
-        check_what_is_left_behind(going_on[0])
+        check_what_is_left_behind(multi_step[0])
 
 
 def test_cancelling_stops_a_prompt_that_is_being_read(smollm2):
     with Llama(smollm2, n_ctx=4096, flash_attn=True, n_batch=64) as llm:
         engine = llm._open_engine
         request = Request([400] * 4000, Sampler(llm._open_model, SamplingParams(), 4096), 10)
-        handle = Handle(request)
+        handle = RequestStream(request)
         engine.submit(request)
         while not engine.statistics.n_tokens:
             time.sleep(0.01)
@@ -509,7 +509,7 @@ def test_a_request_that_waits_can_be_cancelled(smollm2):
         stream = llm.create_completion("Once", stream=True, max_tokens=400, logit_bias=bias)
         next(stream)
         waiting = [Request([400], Sampler(llm._open_model, SamplingParams(temperature=0), 512), 10) for _ in range(3)]
-        handles = [Handle(request) for request in waiting]
+        handles = [RequestStream(request) for request in waiting]
         for request in waiting:
             engine.submit(request)
         handles[1].cancel()

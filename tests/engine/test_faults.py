@@ -16,9 +16,9 @@ import tiny_models
 from llama_cpp import Llama, LlamaRAMCache
 from llama_cpp.engine import batches, scheduler
 from llama_cpp.engine.decoder import Decoder
-from llama_cpp.engine.params import SamplingParams
-from llama_cpp.engine.requests import Handle, Request
-from llama_cpp.engine.sampler import Sampler
+from llama_cpp.engine.requests import Request, RequestStream
+from llama_cpp.engine.sampler_chain import Sampler
+from llama_cpp.engine.sampling_params import SamplingParams
 from llama_cpp.errors import (
     ContextFullError,
     DecodeError,
@@ -201,7 +201,7 @@ def test_who_waited_for_room_behind_one_that_was_cancelled_waits_no_longer(model
         next(first)  # it ends when it is closed
         engine = llm._open_engine
         large = Request([9] * 510, Sampler(llm._open_model, SamplingParams(), 512), 5)
-        handle = Handle(large)
+        handle = RequestStream(large)
         engine.submit(large)
         deadline = time.monotonic() + 30
         while not engine._blocked and time.monotonic() < deadline:
@@ -209,7 +209,7 @@ def test_who_waited_for_room_behind_one_that_was_cancelled_waits_no_longer(model
         assert engine._blocked
         handle.cancel()
         small = llm.create_completion([9, 8], max_tokens=2, logit_bias=bias)
-        assert small["usage"]["completion_tokens"] > 0 and engine._running, "the first one goes on"
+        assert small["usage"]["completion_tokens"] > 0 and engine._slots, "the first one goes on"
         first.close()
 
 
@@ -220,8 +220,8 @@ def test_who_generates_has_half_of_the_time_however_many_prompts_come():
         patched.setattr(batches.time, "perf_counter", lambda: now[0])
         burst = batches.Burst()
         reading = [types.SimpleNamespace(n_pending=100) for _ in range(5)]
-        generating = [batches.Part(0, 0, [1], None, n_outputs=1)]
-        prompt = [batches.Part(1, 0, [1] * 100, types.SimpleNamespace(), n_outputs=0)]
+        generating = [batches.BatchPart(0, 0, [1], None, n_outputs=1)]
+        prompt = [batches.BatchPart(1, 0, [1] * 100, types.SimpleNamespace(), n_outputs=0)]
         for _ in range(1000):
             goes_first = burst.goes_first(reading, 1)
             seconds = 0.02 if goes_first else 0.005
@@ -246,7 +246,7 @@ def test_a_request_the_engine_refuses_ends_alone(llm, monkeypatch):
     def wrong(decoder, parts):
         n, at = write(decoder, parts), 0
         for part in parts:
-            if part.running is not None and part.running.request.tokens[0] == 99 and len(part.tokens) == 1:
+            if part.slot is not None and part.slot.request.tokens[0] == 99 and len(part.tokens) == 1:
                 decoder.positions[at] += 7
             at += len(part.tokens)
         return n
@@ -278,15 +278,15 @@ def test_an_exception_of_the_engine_ends_what_was_computed_and_nothing_else(llm,
 
 def test_what_cannot_be_read_ends_its_batch_and_nothing_else(llm, monkeypatch):
     expected = answer(llm, PROMPT)
-    pick, failing = Decoder.pick, [True]
+    sample, failing = Decoder.sample, [True]
 
     def fail(self, *args, **how):
         if failing and failing.pop():
             raise MemoryError("none left")
-        pick(self, *args, **how)
+        sample(self, *args, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Decoder, "pick", fail)
+        patched.setattr(Decoder, "sample", fail)
         with pytest.raises(DecodeError, match="none left"):
             answer(llm, PROMPT)
     assert answer(llm, PROMPT) == expected and len(llm._open_engine._sequences._free) == 3
@@ -294,7 +294,7 @@ def test_what_cannot_be_read_ends_its_batch_and_nothing_else(llm, monkeypatch):
     def not_numbers(logits, token, n_top):
         raise NativeError("not numbers")
 
-    monkeypatch.setattr("llama_cpp.engine.picking.logprobs_of", not_numbers)
+    monkeypatch.setattr("llama_cpp.engine.sampling.logprobs_of", not_numbers)
     bad = lambda: llm.create_completion([9, 9], max_tokens=9, logprobs=3)
     error, found = at_once(bad, lambda: answer(llm, PROMPT))
     assert isinstance(error, NativeError) and found == expected
@@ -467,7 +467,7 @@ def test_cancelling_wakes_the_engine(models):
         working.start()
         entered.wait(60)
         request = Request([9], Sampler(llm._open_model, SamplingParams(), 512), 10)
-        handle = Handle(request)
+        handle = RequestStream(request)
         llm._open_engine.submit(request)
         while not llm._open_engine._waiting:
             time.sleep(0.01)

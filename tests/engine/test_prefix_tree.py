@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from llama_cpp.engine.prefix_tree import PrefixTree
+from llama_cpp.engine.prefix_cache.prefix_tree import PrefixTree
 
 
 def common(a, b):

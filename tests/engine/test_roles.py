@@ -12,7 +12,7 @@ import pytest
 
 import tiny_models
 from gguf_writer import F32, STR, T_F32, GGUFBuilder
-from llama_cpp.models import gguf
+from llama_cpp import gguf
 
 KINDS = [*tiny_models.KINDS, *tiny_models.ODD]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from llama_cpp.capi.llama_common_c import LLAMA_COMMON_NEEDS_ALL
-from llama_cpp.engine.decoder import Decoder, logprobs_of, pick_from
-from llama_cpp.engine.params import SamplingParams
-from llama_cpp.engine.sampler import Sampler, _n_needed
+from llama_cpp.engine.decoder import Decoder, logprobs_of, sample_from
+from llama_cpp.engine.sampler_chain import Sampler, _n_needed
+from llama_cpp.engine.sampling_params import SamplingParams
 from llama_cpp.errors import InvalidArgumentError, NativeError
 from llama_cpp.models.model import Model
 
@@ -42,11 +42,11 @@ def decode(decoder, tokens, start=0):
     assert decoder.decode(n) == 0
 
 
-def pick(decoder, sampler):
+def sample(decoder, sampler):
     decoder.samplers[0], decoder.rows[0] = sampler.pointer, 0
-    decoder.pick(1)
+    decoder.sample(1)
     assert decoder.results[0] == 0
-    return int(decoder.picked[0])
+    return int(decoder.sampled[0])
 
 
 def random_params(numbers, n_vocab):
@@ -81,8 +81,8 @@ def test_the_best_tokens_decide_as_the_whole_vocabulary_does(model, decoder, see
     decoder.forget(0)
     decode(decoder, prompt)
     for position in range(len(prompt), len(prompt) + 6):
-        expected = pick_from(decoder.logits(0), whole.pointer)
-        token = pick(decoder, quick)
+        expected = sample_from(decoder.logits(0), whole.pointer)
+        token = sample(decoder, quick)
         assert token == expected
         decode(decoder, [token], position)
 
@@ -105,17 +105,17 @@ def test_forbidding_the_best_tokens_leaves_the_next(model, decoder):
     order = np.argsort(-decoder.logits(0), kind="stable")
     for n in (1, 30, 64, 65, 300, 5000):
         params = SamplingParams(temperature=0, logit_bias={int(token): -math.inf for token in order[:n]})
-        assert pick(decoder, Sampler(model, params, N_CTX)) == order[n]
+        assert sample(decoder, Sampler(model, params, N_CTX)) == order[n]
 
 
 def test_a_grammar_is_asked_about_the_token_that_was_chosen(model, decoder):
     decoder.forget(0)
     decode(decoder, model.tokenize(b"The capital of France is", add_special=True, parse_special=False))
-    free = pick(decoder, Sampler(model, SamplingParams(temperature=0), N_CTX))
+    free = sample(decoder, Sampler(model, SamplingParams(temperature=0), N_CTX))
     allowing = Sampler(model, SamplingParams(temperature=0, grammar={"grammar": "root ::= [ a-zA-Z]+"}), N_CTX)
-    assert pick(decoder, allowing) == free
+    assert sample(decoder, allowing) == free
     forbidding = Sampler(model, SamplingParams(temperature=0, grammar={"grammar": "root ::= [0-9]+"}), N_CTX)
-    assert model.token_to_piece(pick(decoder, forbidding)).isdigit()
+    assert model.token_to_piece(sample(decoder, forbidding)).isdigit()
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
@@ -133,16 +133,16 @@ def test_what_a_grammar_leaves_of_the_best_tokens_decides_where_that_is_enough(m
     for seed in range(40):
         params = SamplingParams(temperature=temperature, top_k=40, top_p=1.0, min_p=0.0, seed=seed)
         free = Sampler(model, params, N_CTX)
-        expected = pick_from(logits, free.pointer)
+        expected = sample_from(logits, free.pointer)
         if not allowed[expected]:
             n_forbidden += 1
-            expected = pick_from(masked, free.pointer)  # the same generator's second number
+            expected = sample_from(masked, free.pointer)  # the same generator's second number
         for only_best in (True, False):
             asked = Sampler(model, dataclasses.replace(params, grammar={"grammar": f"root ::= {wanted}+"}), N_CTX)
             decoder.samplers[0], decoder.rows[0] = asked.pointer, 0
-            decoder.pick(1, only_best=only_best)
+            decoder.sample(1, only_best=only_best)
             if decoder.results[0] != LLAMA_COMMON_NEEDS_ALL:
-                assert (decoder.results[0], decoder.picked[0]) == (0, expected)
+                assert (decoder.results[0], decoder.sampled[0]) == (0, expected)
                 n_decided += only_best
             else:
                 assert only_best
@@ -152,7 +152,7 @@ def test_what_a_grammar_leaves_of_the_best_tokens_decides_where_that_is_enough(m
 
 def test_logits_that_are_not_numbers_are_an_error(model, decoder):
     with pytest.raises(NativeError, match="not numbers"):
-        pick_from(np.full(model.n_vocab, np.nan, np.float32), Sampler(model, SamplingParams(), N_CTX).pointer)
+        sample_from(np.full(model.n_vocab, np.nan, np.float32), Sampler(model, SamplingParams(), N_CTX).pointer)
 
 
 @pytest.mark.parametrize("one", [
@@ -165,7 +165,7 @@ def test_a_token_that_a_function_made_infinite_is_taken(model, decoder, one):
     logits = decoder.logits(0)
     logits[77] = np.inf
     for seed in range(5):
-        assert pick_from(logits, Sampler(model, SamplingParams(**one, seed=seed), N_CTX).pointer) == 77
+        assert sample_from(logits, Sampler(model, SamplingParams(**one, seed=seed), N_CTX).pointer) == 77
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-31, 1e-29, 1e-9])
@@ -174,7 +174,7 @@ def test_next_to_no_temperature_takes_the_most_probable(model, decoder, temperat
     decode(decoder, model.tokenize(b"Once upon a time", add_special=True, parse_special=False))
     best = int(decoder.logits(0).argmax())
     for one in ({}, {"top_k": 0}, {"dynatemp_range": 2 * temperature, "dynatemp_exponent": 20.0}):
-        assert pick(decoder, Sampler(model, SamplingParams(temperature=temperature, seed=1, **one), N_CTX)) == best
+        assert sample(decoder, Sampler(model, SamplingParams(temperature=temperature, seed=1, **one), N_CTX)) == best
 
 
 def test_log_probabilities_of_what_are_no_numbers_are_an_error():
@@ -199,9 +199,9 @@ def test_logprobs_are_those_of_the_logits(model, decoder):
         np.testing.assert_allclose([p for _, p in top], expected[order[:n]], atol=1e-4)
     copy = decoder.logits_buffer()
     decoder.samplers[0], decoder.rows[0] = (sampler := Sampler(model, SamplingParams(temperature=0), N_CTX)).pointer, 0
-    decoder.pick(1, logits=[copy])
+    decoder.sample(1, logits=[copy])
     np.testing.assert_array_equal(copy, logits)
-    assert decoder.picked[0] == order[0] and sampler.pointer
+    assert decoder.sampled[0] == order[0] and sampler.pointer
     with pytest.raises(InvalidArgumentError):
         logprobs_of(logits, model.n_vocab, 1)
     with pytest.raises(InvalidArgumentError):

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 from llama_cpp import LlamaRAMCache
 from llama_cpp.engine.decoder import Decoder
-from llama_cpp.engine.sequences import InPlace
+from llama_cpp.engine.sequence_pool import PerSequencePool
 from memory_kinds import answer, load, prompts
 
 #: As a user has it who asks for nothing: the kinds that share a pool of cells, without the batch-invariant switch.
@@ -80,13 +80,13 @@ def test_in_one_pool_it_is_as_alone(models, kind):
 
 def test_a_wrong_beginning_would_be_seen(models, monkeypatch):
     """The test above must fail when a request begins with what others computed for another text."""
-    best = InPlace._best
+    best = PerSequencePool._best
 
     def greedy(self, tokens, key):
         source, n, n_common = best(self, tokens, key)
         return source, min(n + 3, len(tokens) - 1, len(self._texts[source][1])) if n else 0, n_common
 
-    monkeypatch.setattr(InPlace, "_best", greedy)
+    monkeypatch.setattr(PerSequencePool, "_best", greedy)
     with pytest.raises(AssertionError):
         check_pool(models, "dense")
 
@@ -114,10 +114,10 @@ def test_a_shift_does_nothing_to_what_others_hold(models, kind):
 def test_what_is_shifted_goes_on_as_if_it_were_read_anew(models):
     """In a pool whose cells others hold, too, a shift reads again; the answer is that of the text that is left."""
     first = [11 + i % 200 for i in range(400)]
-    picked = []
+    sampled = []
 
     def note(tokens, logits):
-        picked.append(int(tokens[-1]))
+        sampled.append(int(tokens[-1]))
         return logits
 
     with load(models, "dense", **POOL) as llm:
@@ -126,7 +126,7 @@ def test_what_is_shifted_goes_on_as_if_it_were_read_anew(models):
         n_before = llm._open_engine.statistics.n_tokens
         llm.create_completion(first, max_tokens=150, context_full="shift", logits_processor=note, **how)
         assert llm._open_engine.statistics.n_tokens - n_before > 150 + 200, "it has not read anything again"
-        text = [*first, *picked[1:]]
+        text = [*first, *sampled[1:]]
         left = [text[0], *text[1 + (511 - 1) // 2 : 512]]
         assert worst(llm, left, text[512:]) < 0.5
 

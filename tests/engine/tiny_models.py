@@ -15,7 +15,7 @@ import numpy as np
 
 from gguf_writer import ARR, F32, STR, T_F32, T_Q8_0, U32, Array, GGUFBuilder, add_vocabulary
 from llama_cpp.capi import ggml, gguf, llama
-from llama_cpp.models.gguf_types import TENSOR_TYPES
+from llama_cpp.gguf.types import TENSOR_TYPES
 
 N_EMBD, N_HEAD, N_LAYER = 64, 2, 4
 

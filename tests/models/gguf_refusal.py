@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llama_cpp.errors import ModelFileError
-from llama_cpp.models.gguf import check_gguf
+from llama_cpp.gguf import check_gguf
 
 
 def refuses(path: Path, error: type[ModelFileError], *culprits: str, vocab_only: bool = False) -> None:

@@ -21,8 +21,8 @@ from llama_cpp.errors import (
     ModelNotFoundError,
     TruncatedGGUFError,
 )
-from llama_cpp.models.gguf import GGUFArray, ValueType, check_gguf, read_gguf
-from llama_cpp.models.gguf_types import REMOVED_TENSOR_TYPES, TENSOR_TYPES
+from llama_cpp.gguf import GGUFArray, ValueType, check_gguf, read_gguf
+from llama_cpp.gguf.types import REMOVED_TENSOR_TYPES, TENSOR_TYPES
 from measures import least_seconds
 
 

@@ -233,7 +233,7 @@ def open_engine(lib_dir: Path):
 
 def child(lib_dir: Path, work_dir: Path, seed: int, first: int, count: int) -> None:
     from llama_cpp.errors import ModelFileError
-    from llama_cpp.models.gguf import check_gguf
+    from llama_cpp.gguf import check_gguf
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

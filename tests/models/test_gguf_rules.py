@@ -7,7 +7,7 @@ import pytest
 from gguf_refusal import refuses
 from gguf_writer import ARR, F32, I8, I32, STR, T_F32, U8, U32, U64, VOCABULARIES, Array, GGUFBuilder, tiny_model
 from llama_cpp.errors import GGUFLimitError, InvalidGGUFError
-from llama_cpp.models.gguf import check_gguf
+from llama_cpp.gguf import check_gguf
 
 # --- tensors ----------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from gguf_writer import ARR, BOOL, F32, F64, I64, STR, U16, U32, U64, tiny_model
 from llama_cpp import Llama
 from llama_cpp.capi import llama
 from llama_cpp.errors import InvalidArgumentError, InvalidGGUFError, MetadataOverrideError
-from llama_cpp.models.gguf import check_gguf
-from llama_cpp.models.overrides import apply_overrides, check_overrides, native_overrides
+from llama_cpp.gguf import check_gguf
+from llama_cpp.gguf.overrides import apply_overrides, check_overrides, native_overrides
 
 EPSILON = "llama.attention.layer_norm_rms_epsilon"
 

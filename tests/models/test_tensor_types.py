@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import tiny_models
+from llama_cpp import gguf
 from llama_cpp.capi import ggml_cpu
 from llama_cpp.errors import AdapterLoadError, InvalidGGUFError
-from llama_cpp.models import gguf
-from llama_cpp.models.gguf_types import TENSOR_TYPES
-from llama_cpp.models.tensor_types import MATRIX_TYPES, allowed_types
+from llama_cpp.gguf.tensor_types import MATRIX_TYPES, allowed_types
+from llama_cpp.gguf.types import TENSOR_TYPES
 
 BY_NAME = {kind.name: type_id for type_id, kind in TENSOR_TYPES.items()}
 TRIED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q8_1", "Q8_K", "F64", "I32", "I8")

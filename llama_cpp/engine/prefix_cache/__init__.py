@@ -1,0 +1,1 @@
+"""What earlier requests computed, for those that begin alike."""

@@ -1,0 +1,1 @@
+"""Speculative decoding: drafts of tokens, which the model verifies several at once."""
