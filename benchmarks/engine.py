@@ -199,15 +199,9 @@ def one_chat(llm: Llama, n: int) -> float:
     return timed_stream(llm, n, lambda n: llm.create_chat_completion(MESSAGES, max_tokens=n, **how))
 
 
-def whole(answer: dict[str, Any] | Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """An answer that was not asked for as a stream."""
-    assert isinstance(answer, dict)
-    return answer
-
-
 def ends(llm: Llama) -> dict[int | str, float]:
     """A logit_bias without which a stream could end early."""
-    return {token: -1e9 for token in range(llm.n_vocab()) if llm._open_model.is_end(token)}
+    return {token: -1e9 for token in range(llm.n_vocab()) if llm.loaded.model.is_end(token)}
 
 
 def timed_stream(llm: Llama, n: int, ask: Callable[[int], Any], keep: bool = False) -> float:
@@ -238,12 +232,12 @@ def many(llm: Llama, n_requests: int, n_prompt: int, n: int, beside: Sequence[di
     """
     texts = prompts(n_requests + 2, n_prompt, llm.n_vocab())
     llm.reset()
-    statistics = llm._open_engine.statistics
+    statistics = llm.loaded.engine.statistics
     n_steps, outside = statistics.n_steps, statistics.seconds - statistics.native_seconds
 
     def run(i: int) -> int:
         arguments: dict[str, Any] = {**settings(abs(i)), **(beside[-i - 1] if i < 0 else {})}
-        return int(whole(llm.create_completion(texts[i], max_tokens=n, **arguments))["usage"]["total_tokens"])
+        return int(llm.create_completion(texts[i], max_tokens=n, **arguments)["usage"]["total_tokens"])
 
     seconds, n_tokens = staggered(n_requests, 0.1, run, beside=len(beside))
     outside = statistics.seconds - statistics.native_seconds - outside
@@ -286,7 +280,7 @@ def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
 def prefix(llm: Llama, n: int) -> tuple[float, float]:
     """Seconds to the first token of a prompt, and of another one that shares its first n tokens."""
     shared = prompts(1, n, llm.n_vocab())[0]
-    first, second = (whole(llm.create_completion([*shared, *end], max_tokens=1)) for end in ([400, 500], [600, 700]))
+    first, second = (llm.create_completion([*shared, *end], max_tokens=1) for end in ([400, 500], [600, 700]))
     return first["timings"]["prompt_ms"] / 1e3, second["timings"]["prompt_ms"] / 1e3
 
 
@@ -353,7 +347,7 @@ def agreement(llm: Llama, n_seeds: int, n: int) -> float:
     def text(seed: int, **arguments: Any) -> str:
         sampling: dict[str, Any] = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": seed}
         made = llm.create_completion(prompts(1, 64, llm.n_vocab())[0], max_tokens=n, **sampling, **arguments)
-        return str(whole(made)["choices"][0]["text"])
+        return str(made["choices"][0]["text"])
 
     # with Python code to look at them, all logits are fetched
     return sum(text(i) == text(i, logits_processor=lambda _, logits: logits) for i in range(n_seeds)) / n_seeds
@@ -374,12 +368,12 @@ def drafting(model: str, source: str | None, n_requests: int, n: int, repeat: in
 
         def run(i: int) -> int:
             made = llm.create_completion(texts[i], max_tokens=n, temperature=0, logit_bias=bias)
-            return int(whole(made)["usage"]["completion_tokens"])
+            return int(made["usage"]["completion_tokens"])
 
         for _ in range(repeat + 1):
             seconds, n_tokens = staggered(n_requests, 0.0, run)
             best = max(best, n_tokens / seconds)
-        done = llm._open_engine.statistics
+        done = llm.loaded.engine.statistics
         return best, f"{done.n_accepted / done.n_drafted:.0%} of drafts right" if done.n_drafted else "no drafts"
 
 
@@ -426,7 +420,7 @@ def main() -> None:
             benches = {f"llama-bench tg{o.n}": 0}
             if "chat" in wanted:
                 asked["chat"] = functools.partial(one_chat, llm)
-                depth = whole(llm.create_chat_completion(MESSAGES, max_tokens=1))["usage"]["prompt_tokens"]
+                depth = llm.create_chat_completion(MESSAGES, max_tokens=1)["usage"]["prompt_tokens"]
                 benches[f"llama-bench tg{o.n} @ d{depth}"] = depth
             for ask_for in asked.values():
                 ask_for(32)

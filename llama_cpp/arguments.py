@@ -4,10 +4,9 @@ can be and what it means. The engine asserts on some values that it could refuse
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +39,13 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def check_unknown(function: Callable[..., Any], name: str, extra: Mapping[str, Any]) -> None:
+def check_unknown(parameters: Iterable[str], name: str, extra: Mapping[str, Any], stacklevel: int = 3) -> None:
     """Warns of ignored keywords and raises for all others.
 
     Args:
-        function: whose parameters are suggested for a misspelt name.
+        parameters: those that there are, to suggest one for a misspelt name.
         name: under which its keywords are listed above.
+        stacklevel: where a warning points, as ``warnings.warn()`` has it.
 
     Raises:
         InvalidArgumentError: a keyword llama-cpp-python has and this version does not.
@@ -58,15 +58,15 @@ def check_unknown(function: Callable[..., Any], name: str, extra: Mapping[str, A
             continue
         if keyword in _IGNORED.get(name, {}):
             reason = _IGNORED[name][keyword]
-            warnings.warn(f"{name}({keyword}=…) has no effect: {reason}.", IgnoredArgumentWarning, stacklevel=3)
+            warnings.warn(f"{name}({keyword}=…) has no effect: {reason}.", IgnoredArgumentWarning, stacklevel=stacklevel)
         elif keyword in _LATER.get(name, set()):
             raise InvalidArgumentError(
                 f"{name}({keyword}=…) is not supported by this version.", remedy="Leave it out; it is on the way."
             )
         else:
-            known = list(inspect.signature(function).parameters)
+            known = [parameter for parameter in parameters if parameter not in ("self", "unknown")]
             close = difflib.get_close_matches(keyword, known, n=1)
-            remedy = f"Did you mean {close[0]!r}?" if close else f"Known are: {', '.join(known[1:-1])}."
+            remedy = f"Did you mean {close[0]!r}?" if close else f"Known are: {', '.join(known)}."
             raise UnknownArgumentError(f"{name}() has no argument {keyword!r}.", remedy=remedy)
 
 

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from . import embeddings
-from .capi.handle import Uncopyable
+from .arguments import read_model_name
 from .capi.interrupts import unwanted
-from .completions.assembler import Assembler
-from .completions.streaming import AsyncStream, async_pieces
-from .engine.async_stream import AsyncRequestStream
-from .engine.requests import Request
+from .completions.async_streaming import run
+from .completions.prepare import Prepared, prepare
+from .completions.requests import ChatCompletionRequest, CompletionRequest, takes
 from .errors import InvalidArgumentError
-from .llama import Llama
+from .model_front import ModelFront
+from .tokens import detokenize, tokenize
+from .values import flag
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import ParamSpec, Unpack
+
+    from .completions.types import (
+        ChatCompletionKeywords,
+        CompletionKeywords,
+        CreateChatCompletionResponse,
+        CreateChatCompletionStreamResponse,
+        CreateCompletionResponse,
+        CreateCompletionStreamResponse,
+    )
     from .embeddings import Text
 
-
-class _Preparing(Llama):
-    """Makes requests and leaves running them to somebody else."""
-
-    def _deliver(self, assembler: Assembler, request: Request, stream: bool, abort: Callable[[], bool] | None) -> Any:
-        if abort is not None:
-            raise InvalidArgumentError("abort_callback has no place in asynchronous programs.", remedy="Cancel the task instead.")
-        return assembler, request, stream
+    P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class AsyncLlama(Uncopyable):
-    """:class:`Llama` for ``asyncio``: the same arguments, and coroutines and asynchronous generators for methods.
+class AsyncLlama(ModelFront):
+    """:class:`~llama_cpp.Llama` for ``asyncio``: the same arguments, and coroutines and asynchronous generators for methods.
 
     Cancelling a task, or leaving a stream early, ends its request with the next batch.
 
@@ -42,26 +48,31 @@ class AsyncLlama(Uncopyable):
         ...         print(chunk["choices"][0]["delta"].get("content", ""), end="")
     """
 
-    def __init__(self, model_path: str | os.PathLike[str], **arguments: Any) -> None:
-        self._llama = _Preparing(model_path, **arguments)
+    async def close(self) -> None:
+        """As :meth:`Llama.close`."""
+        await asyncio.to_thread(self._free)
 
-    async def create_completion(
-        self, prompt: str | Sequence[int], **arguments: Any
-    ) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
-        """As :meth:`Llama.create_completion`."""
-        assembler: dict[str, Any] | AsyncIterator[dict[str, Any]]
-        assembler = await self._run(self._llama.create_completion, prompt, **arguments)
-        return assembler
+    async def __aenter__(self) -> AsyncLlama:
+        return self
 
-    __call__ = create_completion
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
-    async def create_chat_completion(
-        self, messages: Sequence[Mapping[str, Any]], **arguments: Any
-    ) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
-        """As :meth:`Llama.create_chat_completion`."""
-        assembler: dict[str, Any] | AsyncIterator[dict[str, Any]]
-        assembler = await self._run(self._llama.create_chat_completion, messages, **arguments)
-        return assembler
+    async def reset(self) -> None:
+        """As :meth:`Llama.reset`."""
+        await asyncio.to_thread(self.loaded.reset)
+
+    # --- tokens ---
+
+    async def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As :meth:`Llama.tokenize`."""
+        return await asyncio.to_thread(tokenize, self.loaded.model, text, add_bos, special)
+
+    async def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
+        """As :meth:`Llama.detokenize`."""
+        return await asyncio.to_thread(detokenize, self.loaded.model, tokens, prev_tokens, special)
+
+    # --- vectors ---
 
     async def embed(
         self,
@@ -71,55 +82,79 @@ class AsyncLlama(Uncopyable):
         return_count: bool = False,
     ) -> Any:
         """As :meth:`Llama.embed`."""
-        texts, single = await asyncio.to_thread(self._llama._texts, input, truncate)
-        job = self._llama._open_embedder.submit(texts)  # here, so that nothing is computed for a task that was cancelled
-        vectors = await asyncio.wrap_future(job.future)
-        return await asyncio.to_thread(self._llama._listed, job, single, vectors, normalize, return_count)
+        normalize, return_count = flag("normalize", normalize), flag("return_count", return_count)
+        texts, vectors = await self._vectors(input, flag("truncate", truncate))
+        return await asyncio.to_thread(embeddings.output, self.loaded, texts, vectors, normalize, return_count)
 
     async def create_embedding(self, input: str | Sequence[int] | Sequence[Text], model: str | None = None) -> dict[str, Any]:
         """As :meth:`Llama.create_embedding`."""
-        given: Any = [input] if embeddings.read_texts(input)[1] else input
-        vectors, n = await self.embed(given, return_count=True)
-        return embeddings.response(vectors, n, model or self._llama.model_path)
+        name = read_model_name(model, self.model_path)
+        texts, vectors = await self._vectors(input, truncate=True)
+        return await asyncio.to_thread(embeddings.response, self.loaded, texts, vectors, name)
 
-    async def _run(self, method: Any, *args: Any, **arguments: Any) -> Any:
-        assembler, request, stream = await _in_thread(method, *args, **arguments)
-        handle = AsyncRequestStream(request)
-        self._llama._open_engine.submit(request)
-        if stream:
-            return AsyncStream(self, assembler, handle)
-        return assembler.whole("".join([piece async for piece in async_pieces(assembler, handle)]))
+    async def _vectors(self, input: Any, truncate: bool) -> tuple[embeddings.Texts, Any]:
+        texts = await asyncio.to_thread(embeddings.read, self.loaded, input, truncate)
+        job = self.loaded.embedder.submit(texts.tokens)  # here, so that nothing is computed for a task that was cancelled
+        return texts, await asyncio.wrap_future(job.future)
 
-    async def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """As :meth:`Llama.tokenize`."""
-        return await asyncio.to_thread(self._llama.tokenize, text, add_bos, special)
+    # --- completions ---
 
-    async def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
-        """As :meth:`Llama.detokenize`."""
-        return await asyncio.to_thread(self._llama.detokenize, tokens, prev_tokens, special)
+    if TYPE_CHECKING:
 
-    async def reset(self) -> None:
-        """As :meth:`Llama.reset`."""
-        await asyncio.to_thread(self._llama.reset)
+        @overload
+        async def create_completion(
+            self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **keywords: Unpack[CompletionKeywords]
+        ) -> CreateCompletionResponse: ...
+        @overload
+        async def create_completion(
+            self, prompt: str | Sequence[int], *, stream: Literal[True], **keywords: Unpack[CompletionKeywords]
+        ) -> AsyncIterator[CreateCompletionStreamResponse]: ...
+        @overload
+        async def create_completion(
+            self, prompt: str | Sequence[int], *, stream: bool, **keywords: Unpack[CompletionKeywords]
+        ) -> CreateCompletionResponse | AsyncIterator[CreateCompletionStreamResponse]: ...
 
-    async def close(self) -> None:
-        """As :meth:`Llama.close`."""
-        await asyncio.to_thread(self._llama.close)
+    @takes(CompletionRequest)
+    async def create_completion(self, *args: Any, **keywords: Any) -> Any:
+        """As :meth:`Llama.create_completion`."""
+        return await run(self, self.loaded, await in_thread(self._prepare, CompletionRequest, args, keywords))
 
-    async def __aenter__(self) -> AsyncLlama:
-        return self
+    __call__ = create_completion
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    if TYPE_CHECKING:
 
-    def __getattr__(self, name: str) -> Any:
-        # what does not wait is the same: n_ctx(), metadata, token_eos() and so on
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._llama, name)
+        @overload
+        async def create_chat_completion(
+            self,
+            messages: Sequence[Mapping[str, Any]],
+            *,
+            stream: Literal[False] = False,
+            **keywords: Unpack[ChatCompletionKeywords],
+        ) -> CreateChatCompletionResponse: ...
+        @overload
+        async def create_chat_completion(
+            self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **keywords: Unpack[ChatCompletionKeywords]
+        ) -> AsyncIterator[CreateChatCompletionStreamResponse]: ...
+        @overload
+        async def create_chat_completion(
+            self, messages: Sequence[Mapping[str, Any]], *, stream: bool, **keywords: Unpack[ChatCompletionKeywords]
+        ) -> CreateChatCompletionResponse | AsyncIterator[CreateChatCompletionStreamResponse]: ...
+
+    @takes(ChatCompletionRequest)
+    async def create_chat_completion(self, *args: Any, **keywords: Any) -> Any:
+        """As :meth:`Llama.create_chat_completion`."""
+        return await run(self, self.loaded, await in_thread(self._prepare, ChatCompletionRequest, args, keywords))
+
+    def _prepare(
+        self, kind: type[CompletionRequest] | type[ChatCompletionRequest], args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Prepared:
+        wanted = kind.read(args, keywords)
+        if wanted.abort_callback is not None:
+            raise InvalidArgumentError("abort_callback has no place in asynchronous programs.", remedy="Cancel the task instead.")
+        return prepare(wanted, self.loaded)
 
 
-async def _in_thread(method: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+async def in_thread(function: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
     """As :func:`asyncio.to_thread`; in a task that is cancelled, templates, schemas and grammars are not read to the end.
 
     Threads are few, and what comes with a request could keep each of them for as long as its limits allow.
@@ -127,7 +162,7 @@ async def _in_thread(method: Callable[..., Any], *args: Any, **arguments: Any) -
     left = threading.Event()
     token = unwanted.set(left.is_set)  # to_thread() takes a copy along
     try:
-        return await asyncio.to_thread(method, *args, **arguments)
+        return await asyncio.to_thread(function, *args, **keywords)
     finally:
         left.set()
         unwanted.reset(token)

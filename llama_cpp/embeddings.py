@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .capi import llama as capi
@@ -12,6 +13,8 @@ from .values import items, token_ids
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from .model_loading import LoadedModel
 
 #: A text: itself, or its token ids.
 Text = str | Sequence[int]
@@ -72,7 +75,47 @@ def listed(vectors: list[np.ndarray], normalize: bool, pooling_type: int) -> lis
     return [vector.tolist() for vector in vectors]
 
 
-def response(vectors: Sequence[Any], n_tokens: int, model: str) -> dict[str, Any]:
-    """What OpenAI's API answers."""
-    data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)]
-    return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}}
+@dataclass(frozen=True)
+class Texts:
+    """Texts ready to be turned into vectors.
+
+    Attributes:
+        tokens: token ids of each. single: whether one text was given, and not a list.
+    """
+
+    tokens: list[list[int]]
+    single: bool
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all of them."""
+        return sum(map(len, self.tokens))
+
+
+def read(loaded: LoadedModel, given: Any, truncate: bool) -> Texts:
+    """Texts as token ids.
+
+    Args:
+        truncate: leave out the end of a text that is too long, instead of raising.
+
+    Raises:
+        InvalidArgumentError: what was given, or the model was not loaded for vectors. ContextLengthError, TokenizationError.
+    """
+    model, embedder = loaded.model, loaded.embedder
+    texts, single = read_texts(given)
+    return Texts([tokens_of(model, text, embedder.n_ctx, truncate) for text in texts], single)
+
+
+def output(loaded: LoadedModel, texts: Texts, vectors: list[np.ndarray], normalize: bool, return_count: bool) -> Any:
+    """What ``embed()`` returns."""
+    found = listed(vectors, normalize, loaded.embedder.pooling_type)
+    result = found[0] if texts.single else found
+    return (result, texts.n_tokens) if return_count else result
+
+
+def response(loaded: LoadedModel, texts: Texts, vectors: list[np.ndarray], model: str) -> dict[str, Any]:
+    """What OpenAI's API answers; ``model`` is the name that it gives."""
+    found = listed(vectors, False, loaded.embedder.pooling_type)
+    data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(found)]
+    usage = {"prompt_tokens": texts.n_tokens, "total_tokens": texts.n_tokens}
+    return {"object": "list", "data": data, "model": model, "usage": usage}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .arguments import context_sizes, load_mode, read_adapters, read_servers
 from .capi import llama as capi
 from .capi.backends import has_gpu
+from .capi.handle import Uncopyable
+from .chat.templates import ChatTemplates
 from .engine.sampling_params import OWN_HEADS
-from .errors import ContextCreationError, InvalidArgumentError, ModelLoadError
+from .errors import ContextCreationError, InvalidArgumentError, LlamaCppError, ModelLoadError
 from .fit.measurement import check_host_memory, explained
 from .fit.threads import default_batch_threads, default_threads
+from .limits import Limits, asking
 from .models.adapter import AdapterSet
 from .models.model import Model
 from .models.rpc import check_split_mode, note_user, remote_devices
@@ -36,72 +40,185 @@ _CONTEXT_FIELDS = (
 )  # fmt: skip
 
 
-class LoadedModel(NamedTuple):
-    """What a ``Llama`` is made of; of a vocabulary alone there is only the model.
+class LoadedModel(Uncopyable):
+    """A model with what is made from it: an engine that generates, what computes vectors, its chat templates.
 
-    ``open_engine`` makes what generates, where that was not asked for; it raises as :func:`open_model` does.
-    """
-
-    model: Model
-    adapters: AdapterSet | None
-    engine: BatchingEngine | None
-    embedder: Embedder | None
-    open_engine: Callable[[], BatchingEngine] | None
-
-
-def load_model(options: Mapping[str, Any]) -> LoadedModel:
-    """Loads a model and makes its context.
+    Any thread may use it. Everything is freed together, and what was asked for afterwards raises.
 
     Args:
         options: the arguments of :class:`~llama_cpp.Llama` by name, as ``read_creation()`` gives them.
+
+    Attributes:
+        model_path: the file.
+        seed, penalty_last_n: of requests that bring none.
+        suffix_first: whether a prompt that is to be filled in begins with what comes after.
+        limits: what templates and grammars may cost.
 
     Raises:
         ModelFileError, ModelLoadError, ContextCreationError, InvalidArgumentError, MetadataOverrideError,
         RemoteDeviceError, ForkedProcessError: as :class:`~llama_cpp.Llama` does.
     """
-    path = options["model_path"]
-    adapters = read_adapters(options["lora_path"], options["lora_scale"], options["lora_adapters"])
-    model_params = {
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.model_path: str = options["model_path"]
+        self.seed: int | None = options["seed"]
+        self.penalty_last_n: int = options["last_n_tokens_size"]
+        self.suffix_first: bool = options["spm_infill"]
+        self.limits: Limits = options["limits"] or Limits()
+        self._chat_template: str | None = options["chat_format"]
+        self._templates: ChatTemplates | None = None
+        self._adapters: AdapterSet | None = None
+        self._engine: BatchingEngine | None = None
+        self._embedder: Embedder | None = None
+        self._make_engine: Callable[[], BatchingEngine] | None = None
+        self._opening = threading.Lock()
+        adapters = read_adapters(options["lora_path"], options["lora_scale"], options["lora_adapters"])
+        model_params = _model_params(options)
+        try:
+            self._model = Model(
+                self.model_path, params=model_params, kv_overrides=options["kv_overrides"], tensor_split=options["tensor_split"]
+            )
+        except ModelLoadError as error:
+            raise explained(error, self.model_path, model_params, {}) from error
+        note_user(read_servers(options["rpc_servers"]), self._model.in_use())
+        context_params: dict[str, Any] = {}
+        try:
+            if options["vocab_only"]:
+                return
+            self._adapters = AdapterSet(self._model, *adapters)
+            context_params = _generation_params(self._model, options)
+            self._make_engine = functools.partial(_open_engine, self._model, model_params, context_params, options)
+            if not options["embedding"]:
+                self._engine = self._make_engine()
+                return
+            n_ctx, params = _embedding_params(self._model, options)
+            # what is measured may be of other sizes, and those that do not divide each other end the process
+            context_params = {**params, "n_seq_max": 1}
+            check_host_memory(self._model, model_params, context_params)
+            from .engine.embedder import Embedder
+
+            self._embedder = Embedder(self._model, params, n_ctx, options["batch_invariant"], self._adapters.choose(None))
+        except ContextCreationError as error:
+            self._model.close()  # what would fit is a question of what is free without it
+            raise explained(error, self.model_path, model_params, context_params) from error
+        except BaseException:
+            self._model.close()
+            raise
+
+    def close(self) -> None:
+        """Frees the model and everything made from it. Closing twice is allowed; using it afterwards raises.
+
+        Other threads may be using it: each of them ends what it is in the middle of, or gets a ModelClosedError.
+        """
+        for part in (self._templates, self._embedder, self._engine, self._model):  # what is made from the model goes first
+            if part is not None:
+                part.close()
+        self._templates = None
+
+    @property
+    def model(self) -> Model:
+        """The model.
+
+        Raises:
+            ModelClosedError, ForkedProcessError: it must not be used any more, or not here.
+        """
+        self._model.in_use().require_open()
+        return self._model
+
+    @property
+    def engine(self) -> BatchingEngine:
+        """What generates; made now, if the model was loaded for vectors.
+
+        Raises:
+            InvalidArgumentError: the model was loaded with vocab_only=True. ContextCreationError.
+            ModelClosedError, ForkedProcessError.
+        """
+        self.require_open()
+        if self._engine is None and self._make_engine is not None:
+            with self._opening:
+                self._engine = self._engine or self._make_engine()
+                try:
+                    self.require_open()
+                except LlamaCppError:  # closed meanwhile, by somebody who saw no engine
+                    self._engine.close()
+                    raise
+        if self._engine is None:
+            raise InvalidArgumentError("This model was loaded with vocab_only=True.", remedy="Load it without to generate text.")
+        return self._engine
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether what generates was made already."""
+        return self._engine is not None
+
+    @property
+    def embedder(self) -> Embedder:
+        """What computes vectors.
+
+        Raises:
+            InvalidArgumentError: the model was not loaded for that. ModelClosedError, ForkedProcessError.
+        """
+        self.require_open()
+        if self._embedder is None and self._engine is None:
+            raise InvalidArgumentError("This model was loaded with vocab_only=True.", remedy="Load it without, for vectors.")
+        if self._embedder is None:
+            raise InvalidArgumentError("This model was loaded to generate.", remedy="Load it with embedding=True for vectors.")
+        return self._embedder
+
+    @property
+    def context(self) -> BatchingEngine | Embedder:
+        """Whatever has a context: what computes vectors, if the model was loaded for them, else what generates."""
+        self.require_open()
+        return self._embedder or self.engine
+
+    @property
+    def adapters(self) -> AdapterSet:
+        """The LoRA adapters that requests choose from."""
+        assert self._adapters is not None  # they are there with an engine
+        return self._adapters
+
+    def templates(self, abort: Callable[[], bool] | None = None) -> ChatTemplates:
+        """The chat templates, read when they are first asked for.
+
+        Raises:
+            ChatTemplateError: they cannot be read. RequestAbortedError: ``abort`` said so meanwhile. ModelClosedError.
+        """
+        templates = self._templates  # close() in another thread takes the attribute away
+        if templates is None:
+            with asking(abort):
+                templates = self._templates = ChatTemplates(self.model, self._chat_template, limits=self.limits)
+        return templates
+
+    def reset(self) -> None:
+        """Forgets what the cache holds."""
+        self.require_open()
+        if self._embedder is None or self._engine is not None:  # vectors leave nothing
+            self.engine.reset()
+
+    def require_open(self) -> None:
+        """Raises ModelClosedError or ForkedProcessError where it must not be used any more, or not here."""
+        self._model.in_use().require_open()
+
+    def require_engine(self) -> None:
+        """Makes the engine where there is none yet, and raises where there cannot be one."""
+        _ = self.engine
+
+
+def _model_params(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``llama_model_params`` that are not left to the engine."""
+    params = {
         **{name: options[name] for name in _MODEL_FIELDS},
         "load_mode": load_mode(options["use_mmap"], options["use_mlock"]),
         "load_mtp": options["draft_model"] == OWN_HEADS,
     }
     check_split_mode(options["split_mode"])
-    servers = read_servers(options["rpc_servers"])
-    if servers:
+    if servers := read_servers(options["rpc_servers"]):
         if options["draft_model"] == OWN_HEADS:
             raise InvalidArgumentError(
                 "draft_model='mtp' needs a second context, which an RPC server cannot tell from the first."
             )
-        model_params["devices"] = remote_devices(servers)
-    try:
-        model = Model(path, params=model_params, kv_overrides=options["kv_overrides"], tensor_split=options["tensor_split"])
-    except ModelLoadError as error:
-        raise explained(error, path, model_params, {}) from error
-    note_user(servers, model.in_use())
-    context_params: dict[str, Any] = {}
-    try:
-        if options["vocab_only"]:
-            return LoadedModel(model, None, None, None, None)
-        adapter_set = AdapterSet(model, *adapters)
-        context_params = _generation_params(model, options)
-        generate = functools.partial(_open_engine, model, model_params, context_params, options)
-        if not options["embedding"]:
-            return LoadedModel(model, adapter_set, generate(), None, None)
-        n_ctx, params = _embedding_params(model, options)
-        # what is measured may be of other sizes, and those that do not divide each other end the process
-        context_params = {**params, "n_seq_max": 1}
-        check_host_memory(model, model_params, context_params)
-        from .engine.embedder import Embedder
-
-        embedder = Embedder(model, params, n_ctx, options["batch_invariant"], adapter_set.choose(None))
-        return LoadedModel(model, adapter_set, None, embedder, generate)
-    except ContextCreationError as error:
-        model.close()  # what would fit is a question of what is free without it
-        raise explained(error, path, model_params, context_params) from error
-    except BaseException:
-        model.close()
-        raise
+        params["devices"] = remote_devices(servers)
+    return params
 
 
 def _open_engine(

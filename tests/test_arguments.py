@@ -188,10 +188,10 @@ def test_what_owns_native_memory_is_not_copied(smollm2):
         stream = llm.create_completion("x", stream=True, max_tokens=2)
         owned = [
             llm,
-            llm._model,
-            llm._engine,
-            llm._engine._decoder,
-            llm._model.in_use(),
+            llm.loaded.model,
+            llm.loaded.engine,
+            llm.loaded.engine._decoder,
+            llm.loaded.model.in_use(),
             stream,
             ChatTemplates(None, "{{ messages }}"),
         ]
@@ -207,4 +207,4 @@ def test_an_async_model_is_not_copied(smollm2):
     llm = AsyncLlama(smollm2, n_ctx=64)
     with pytest.raises(UncopyableError):
         copy.copy(llm)
-    llm._llama.close()
+    llm.loaded.close()

@@ -236,7 +236,7 @@ def test_a_bos_that_tokenization_adds_is_not_in_the_prompt(llama_source):
     """Llama 2's vocabulary adds it; Mistral's template writes it."""
     source = _TEMPLATES["mistralai-Mistral-Nemo-Instruct-2407"].read_text(encoding="utf-8")
     with Llama(llama_source / "models" / "ggml-vocab-llama-spm.gguf", vocab_only=True) as llm:
-        with_model = ChatTemplates(llm._open_model, template=source)
+        with_model = ChatTemplates(llm.loaded.model, template=source)
         text = with_model.apply({"messages": QUESTION}).text
         with_model.close()
         assert text.startswith("[INST]")

@@ -203,9 +203,9 @@ def test_a_tool_that_is_required_is_called(llm, choice, names):
 
 
 def test_the_tools_are_in_the_prompt(llm):
-    prompt = ChatRequest(ASKED, tools=[WEATHER, TIME], tool_choice="required").render(ChatTemplates(llm._model))
+    prompt = ChatRequest(ASKED, tools=[WEATHER, TIME], tool_choice="required").render(ChatTemplates(llm.loaded.model))
     assert '"weather"' in prompt.text and "The weather of a place." in prompt.text and prompt.how == "tools"
-    none = ChatRequest(ASKED, tools=[WEATHER], tool_choice="none").render(ChatTemplates(llm._model))
+    none = ChatRequest(ASKED, tools=[WEATHER], tool_choice="none").render(ChatTemplates(llm.loaded.model))
     assert none.grammar is None
 
 
@@ -216,7 +216,7 @@ def test_a_conversation_with_calls_goes_on(llm):
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "Sunny."},
     ]
-    prompt = ChatRequest(messages, tools=[WEATHER]).render(ChatTemplates(llm._model))
+    prompt = ChatRequest(messages, tools=[WEATHER]).render(ChatTemplates(llm.loaded.model))
     assert "Sunny." in prompt.text and '"place": "Paris"' in prompt.text
     answer = llm.create_chat_completion(messages, tools=[WEATHER], temperature=0, max_tokens=300)["choices"][0]["message"]
     assert answer.get("content") or answer.get("tool_calls")

@@ -387,7 +387,7 @@ def vocabulary(request, llama_source):
 
 def pushed(vocabulary, text, **arguments):
     """What a Detokenizer gives for each token of a text, and at the end."""
-    stream = Detokenizer(vocabulary._open_model, **arguments)
+    stream = Detokenizer(vocabulary.loaded.model, **arguments)
     tokens = vocabulary.tokenize(text.encode(), add_bos=False)
     return [stream.push(token) for token in tokens], stream.finish()
 
@@ -401,7 +401,7 @@ def test_text_stream_waits_for_the_last_byte(vocabulary):
 
 
 def test_text_stream_shows_a_broken_character_at_the_end_only(vocabulary):
-    stream = Detokenizer(vocabulary._open_model)
+    stream = Detokenizer(vocabulary.loaded.model)
     *most, _ = vocabulary.tokenize("x🧵".encode(), add_bos=False)
     assert "".join(stream.push(token) for token in most).strip() == "x"
     assert stream.finish() == "\ufffd"
@@ -411,9 +411,9 @@ def test_text_stream_keeps_the_order_after_a_broken_character(vocabulary):
     """Also the second time, when the pieces are known already."""
     *broken, _ = vocabulary.tokenize("x🧵".encode(), add_bos=False)
     tokens = [*broken, *vocabulary.tokenize("yes 🧵 no".encode(), add_bos=False)]
-    written = b"".join(map(vocabulary._open_model.token_to_piece, tokens)).decode("utf-8", "replace")
+    written = b"".join(map(vocabulary.loaded.model.token_to_piece, tokens)).decode("utf-8", "replace")
     for _ in range(2):
-        stream = Detokenizer(vocabulary._open_model)
+        stream = Detokenizer(vocabulary.loaded.model)
         assert "".join(map(stream.push, tokens)) + stream.finish() == written
 
 

@@ -40,7 +40,7 @@ uses = [
     lambda llm, templates: llm.tokenize(text),
     lambda llm, templates: llm.detokenize(tokens),
     lambda llm, templates: llm.metadata["general.name"],
-    lambda llm, templates: (llm._model.description, llm.n_ctx(), llm.n_vocab(), llm.ctx),
+    lambda llm, templates: (llm.loaded.model.description, llm.n_ctx(), llm.n_vocab(), llm.ctx),
     lambda llm, templates: llm.reset(),
     lambda llm, templates: templates.apply({"messages": messages}),
     lambda llm, templates: llm.create_chat_completion(hello, max_tokens=2),
@@ -66,7 +66,7 @@ for round in range(int(sys.argv[2])):
     llm = Llama(sys.argv[1], n_ctx=256, n_threads=1, n_threads_batch=1)
     tokens = llm.tokenize(text)
     llm.create_chat_completion(hello, max_tokens=1)
-    templates = llm._templates
+    templates = llm.loaded.templates()
     begun = threading.Semaphore(0)
     threads = [threading.Thread(target=run, args=(use, llm, templates, begun)) for use in uses]
     for thread in threads:

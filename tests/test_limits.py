@@ -78,7 +78,7 @@ def test_limits_are_arguments_of_a_model(smollm2):
 def test_what_a_long_conversation_needs_is_allowed(llm):
     """A thousand turns, and a text of two million characters."""
     messages = [{"role": "user" if i % 2 else "assistant", "content": f"turn {i}"} for i in range(1000)]
-    prompt = ChatTemplates(llm._model).apply({"messages": [*messages, {"role": "user", "content": "word " * 400_000}]})
+    prompt = ChatTemplates(llm.loaded.model).apply({"messages": [*messages, {"role": "user", "content": "word " * 400_000}]})
     assert len(prompt.text) > 2_000_000
 
 

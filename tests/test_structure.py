@@ -27,14 +27,13 @@ ALLOWED = {
     "chat": {"json_schema", "models", "capi", "errors", "limits", "values"},
     "engine": {"models", "gguf", "fit", "capi", "errors", "limits", "values"},
     "arguments": {"capi", "errors", "limits", "values"},
-    "completions": {"engine", "chat", "models", "capi", "errors"},
-    "embeddings": {"models", "capi", "errors", "values"},
-    "model_loading": {"arguments", "engine", "fit", "models", "capi", "errors"},
-    "llama": {
-        "model_loading", "completions", "arguments", "embeddings", "engine", "chat", "models", "capi", "errors", "limits",
-        "values",
-    },
-    "async_llama": {"llama", "completions", "capi", "embeddings", "engine", "errors"},
+    "model_loading": {"arguments", "chat", "engine", "fit", "models", "capi", "errors", "limits"},
+    "completions": {"model_loading", "engine", "chat", "models", "capi", "errors", "limits", "arguments", "values"},
+    "embeddings": {"model_loading", "models", "capi", "errors", "values"},
+    "tokens": {"models", "errors", "values"},
+    "model_front": {"model_loading", "engine", "arguments", "capi", "limits"},
+    "llama": {"model_front", "completions", "embeddings", "arguments", "tokens", "values"},
+    "async_llama": {"model_front", "completions", "embeddings", "arguments", "tokens", "values", "capi", "errors"},
     "llama_cpp": {"capi"},
     "mtmd_cpp": {"capi"},
     "server": {"llama", "completions", "engine", "chat", "fit", "models", "capi", "errors", "arguments", "server"},
@@ -125,7 +124,7 @@ def test_imports_are_resolved_as_python_does(tmp_path):
     assert {"llama_cpp.capi.llama_common_c", "llama_cpp.errors.InvalidArgumentError", "llama_cpp.models.model.Model"} <= templates
     assert "llama_cpp.chat.templates.ChatPrompt" in _imports(PACKAGE / "chat" / "request.py")
     assert "llama_cpp.llama.Llama" in _imports(PACKAGE / "cli" / "chat.py")
-    assert "capi" in _parts_of(PACKAGE / "llama.py") and "" in _parts_of(PACKAGE / "capi" / "loader.py")
+    assert "completions" in _parts_of(PACKAGE / "llama.py") and "" in _parts_of(PACKAGE / "capi" / "loader.py")
 
 
 # --- files ---

@@ -82,7 +82,7 @@ def test_pieces_longer_than_32_bytes_are_kept_whole(vocabulary):
     llm = vocabulary("deepseek-coder")
     lengths = []
     for token in range(llm.n_vocab()):
-        lengths.append(len(llm._open_model.token_to_piece(token)))
+        lengths.append(len(llm.loaded.model.token_to_piece(token)))
     token = max(range(len(lengths)), key=lengths.__getitem__)
     assert lengths[token] > 64, "longer than the first buffer too"
     text = llm.detokenize([token])

@@ -1,27 +1,44 @@
-"""Tokens from a handle into an answer, for who waits in a thread and for who waits in an event loop."""
+"""The driver for threads: runs a prepared request, and gives its response, or its chunks as they come."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..capi.handle import Uncopyable
-from ..errors import InvalidArgumentError
+from ..engine.requests import RequestStream
 from .assembler import Assembler
 
 if TYPE_CHECKING:
-    from ..engine.async_stream import AsyncRequestStream  # it needs asyncio, which not everyone does
-    from ..engine.requests import RequestStream
+    from ..model_loading import LoadedModel
+    from .prepare import Prepared
 
 
-def pieces(assembler: Assembler, handle: RequestStream) -> Iterator[str]:
+def run(owner: object, loaded: LoadedModel, prepared: Prepared) -> dict[str, Any] | Stream:
+    """Submits a request; waits for its response, or returns its chunks.
+
+    Args:
+        owner: what must live for as long as somebody may ask for the next chunk.
+
+    Raises:
+        ModelBusyError: too many requests wait. ModelClosedError, ForkedProcessError.
+        While it runs: what the request failed with.
+    """
+    tokens = RequestStream(prepared.request, prepared.abort)
+    loaded.engine.submit(prepared.request)
+    if prepared.stream:
+        return Stream(owner, prepared.assembler, tokens)
+    return prepared.assembler.whole("".join(pieces(prepared.assembler, tokens)))
+
+
+def pieces(assembler: Assembler, tokens: RequestStream) -> Iterator[str]:
     """The text of a whole answer, piece by piece."""
     if not assembler.every_token:
-        for token in handle.result().tokens:
+        for token in tokens.result().tokens:
             yield assembler.push(token)
         return
-    for token in handle:
+    for token in tokens:
         yield assembler.push(token)
         if assembler.stopped:
             return
@@ -38,23 +55,23 @@ class Stream(Uncopyable):
         ...         print(chunk["choices"][0]["text"], end="")
     """
 
-    def __init__(self, llm: object, assembler: Assembler, handle: RequestStream) -> None:
+    def __init__(self, llm: object, assembler: Assembler, tokens: RequestStream) -> None:
         self._llm = llm  # it lives for as long as somebody may ask for the next one
-        self._handle = handle
-        self._chunks = _chunks(assembler, handle)
+        self._tokens = tokens
+        self._chunks = _chunks(assembler, tokens)
         self._reading = threading.Lock()
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        self._handle.refuse_fork()
+        self._tokens.refuse_fork()
         with self._reading:
             return next(self._chunks)
 
     def close(self) -> None:
         """Ends the request; what comes after is the end. It does not wait for whoever reads."""
-        self._handle.cancel()
+        self._tokens.cancel()
         if self._reading.acquire(blocking=False):
             try:
                 self._chunks.close()
@@ -68,72 +85,12 @@ class Stream(Uncopyable):
         self.close()
 
 
-def _chunks(assembler: Assembler, handle: RequestStream) -> Generator[dict[str, Any], None, None]:
+def _chunks(assembler: Assembler, tokens: RequestStream) -> Generator[dict[str, Any], None, None]:
     yield from assembler.begin()
-    for token in handle:
+    for token in tokens:
         if piece := assembler.push(token):
             yield from assembler.chunks(piece)
         if assembler.stopped:
             break
-    if assembler.stopped or handle.aborted or not handle.cancelled:
+    if assembler.stopped or tokens.aborted or not tokens.cancelled:
         yield from assembler.end()
-
-
-async def async_pieces(assembler: Assembler, handle: AsyncRequestStream) -> AsyncIterator[str]:
-    """:func:`pieces` for an event loop."""
-    if not assembler.every_token:
-        for token in (await handle.wait()).tokens:
-            yield assembler.push(token)
-        return
-    async for token in handle:
-        yield assembler.push(token)
-        if assembler.stopped:
-            return
-
-
-class AsyncStream(Uncopyable):
-    """:class:`Stream` for an event loop: an asynchronous iterator, which any task may close."""
-
-    def __init__(self, llm: object, assembler: Assembler, handle: AsyncRequestStream) -> None:
-        self._llm = llm
-        self._handle = handle
-        self._chunks = _async_chunks(assembler, handle)
-        self._n_reading = 0
-
-    def __aiter__(self) -> AsyncStream:
-        return self
-
-    async def __anext__(self) -> dict[str, Any]:
-        if self._n_reading:
-            raise InvalidArgumentError("Another task waits for this stream's next chunk.", remedy="Let one task read it.")
-        self._n_reading += 1
-        try:
-            return await anext(self._chunks)
-        finally:
-            self._n_reading -= 1
-
-    async def aclose(self) -> None:
-        """As :meth:`Stream.close`."""
-        self._handle.cancel()
-        if not self._n_reading:
-            await self._chunks.aclose()
-
-    async def __aenter__(self) -> AsyncStream:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-
-async def _async_chunks(assembler: Assembler, handle: AsyncRequestStream) -> AsyncGenerator[dict[str, Any], None]:
-    for chunk in assembler.begin():
-        yield chunk
-    async for token in handle:
-        if piece := assembler.push(token):
-            for chunk in assembler.chunks(piece):
-                yield chunk
-        if assembler.stopped:
-            break
-    if assembler.stopped or handle.aborted or not handle.cancelled:
-        for chunk in assembler.end():
-            yield chunk

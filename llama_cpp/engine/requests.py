@@ -122,6 +122,13 @@ class Request:
         self.begun = 0.0
         self.wake: Callable[[], None] | None = None  # tells the engine to look at it
 
+    def cancel(self) -> None:
+        """Stops it with the next batch, or before it has begun. Any thread may call it."""
+        if not self.cancelled:
+            self.cancelled = True
+            if self.wake is not None:
+                self.wake()
+
     def tokens_array(self) -> np.ndarray:
         """All tokens so far, for functions of the caller: int64."""
         import numpy as np
@@ -263,10 +270,8 @@ class RequestStream(Uncopyable):
 
     def cancel(self) -> None:
         """Stops the request with the next batch. A request that has ended is left as it is."""
-        if not self._ended and not self._request.cancelled:
-            self._request.cancelled = True
-            if self._request.wake is not None:
-                self._request.wake()
+        if not self._ended:
+            self._request.cancel()
 
     def __del__(self) -> None:
         # nobody can read it any more

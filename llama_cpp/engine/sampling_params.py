@@ -24,9 +24,9 @@ _NUMBERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """Parameters of one request's sampler chain, under the names llama.cpp gives them.
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """How the next token is chosen, under the names llama.cpp gives these parameters.
 
     Attributes:
         temperature: 0 takes the most probable token; negative samples from the unchanged distribution.
@@ -36,7 +36,6 @@ class SamplingParams:
         typical_p: keep tokens of typical information content (Meister et al. 2022); 1 keeps all.
         repeat_penalty: divides the logits of tokens among the last ``penalty_last_n``; 1 is none.
         frequency_penalty, presence_penalty: subtracted from logits, per occurrence and once.
-        penalty_last_n: how many tokens back the penalties look; -1 is the whole context.
         top_n_sigma: keep tokens whose logit is within n standard deviations of the greatest (Tang et al. 2024); 0 or
             less is off.
         xtc_probability, xtc_threshold: how often all tokens at least ``xtc_threshold`` probable but the last of them
@@ -47,10 +46,6 @@ class SamplingParams:
             the length of a repetition ("don't repeat yourself"); a multiplier of 0 is off.
         adaptive_target, adaptive_decay: choose tokens near this probability (adaptive-p); a negative target is off.
         mirostat_mode: 0 off, 1 or 2; replaces the truncating samplers (Basu et al. 2020).
-        logit_bias: added to the logits of tokens; ``-inf`` forbids one.
-        seed: for the random choice; None takes a random one.
-        grammar: what the answer must follow, as ``llama_common_grammar_init()`` reads it: ``{"grammar": GBNF}`` with,
-            for a chat format's own, its triggers and generation prompt; None is no grammar.
     """
 
     temperature: float = 0.8
@@ -61,7 +56,6 @@ class SamplingParams:
     repeat_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    penalty_last_n: int = 64
     top_n_sigma: float = -1.0
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
@@ -77,13 +71,28 @@ class SamplingParams:
     mirostat_mode: int = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams(SamplerOptions):
+    """Parameters of one request's sampler chain.
+
+    Attributes:
+        penalty_last_n: how many tokens back the penalties look; -1 is the whole context.
+        logit_bias: added to the logits of tokens; ``-inf`` forbids one.
+        seed: for the random choice; None takes a random one.
+        grammar: what the answer must follow, as ``llama_common_grammar_init()`` reads it: ``{"grammar": GBNF}`` with,
+            for a chat format's own, its triggers and generation prompt; None is no grammar.
+    """
+
+    penalty_last_n: int = 64
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     grammar: Mapping[str, Any] | None = None
 
-    @classmethod
-    def read(cls, **given: Any) -> SamplingParams:
-        """Parameters from what a caller gave, which may be numpy's numbers as well as Python's.
+    @staticmethod
+    def checked(given: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters by name as Python's own values; a caller may give numpy's numbers as well.
 
         Raises:
             InvalidArgumentError: one of another kind.
@@ -100,7 +109,7 @@ class SamplingParams:
                 if any("\0" in one for one in value):
                     raise refused(name, value, "a list of str", "None of them can have a NUL character.")
             read[name] = value
-        return cls(**read)
+        return read
 
     def validate(self, n_vocab: int) -> None:
         """Raises InvalidArgumentError for a value the samplers would misread or crash on."""

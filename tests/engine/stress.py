@@ -55,7 +55,7 @@ class Case:
         threads = {"n_threads": 1, "n_threads_batch": 1, "n_batch": 128, **arguments}
         self.llm = Llama(path, n_ctx=512, n_parallel=threads.pop("n_parallel", 8), **threads)
         self.llm.set_cache(LlamaRAMCache(64 << 20))
-        engine = self.llm._open_engine
+        engine = self.llm.loaded.engine
         engine._multi_step.begins = go_on and engine._decoder.unlimited_cut
         numbers = random.Random(name)
         shared = [numbers.randrange(3, 250) for _ in range(150)]
@@ -166,7 +166,7 @@ def main() -> int:
             thread.join(options.seconds + 120)
         hanging = sum(thread.is_alive() for thread in threads)
         for case in cases:
-            engine = case.llm._open_engine
+            engine = case.llm.loaded.engine
             deadline = time.monotonic() + 10
             while (engine._slots or engine._waiting) and time.monotonic() < deadline:
                 time.sleep(0.05)

@@ -57,7 +57,7 @@ def test_streams_interleave(run, llm):
 
 def test_leaving_a_stream_and_cancelling_a_task_end_the_request(run):
     async def work(model):
-        engine = model._llama._open_engine
+        engine = model.loaded.engine
         stream = await model.create_completion("Once upon a time", max_tokens=400, temperature=0, stream=True)
         async for _ in stream:
             break
@@ -102,7 +102,7 @@ def test_errors_are_raised_where_they_are_awaited(run):
         await model.close()
         with pytest.raises(ModelClosedError):
             await running
-        return model._llama.model_path
+        return model.model_path
 
     assert run(work)
 

@@ -59,7 +59,7 @@ def tiny(tmp_path_factory):
 def small(request, smollm2):
     """What a test may fill or break. As on a GPU, a batch is begun before anything is known of the one before it."""
     with Llama(smollm2, n_ctx=512, n_parallel=4) as model:
-        model._open_engine._multi_step.begins = request.param == "as on a GPU"
+        model.loaded.engine._multi_step.begins = request.param == "as on a GPU"
         yield model
 
 
@@ -87,7 +87,7 @@ def at_once(run, n):
 
 def idle(llm):
     """Waits until the engine has nothing to do."""
-    engine = llm._open_engine
+    engine = llm.loaded.engine
     for _ in range(600):
         if not engine._slots and not engine._waiting and engine._inbox.empty():
             return engine
@@ -334,7 +334,7 @@ def test_many_prompts_go_first_and_a_long_one_takes_turns(tiny, monkeypatch, uni
     for kind in (batches.MixedBatches, batches.EqualBatches):
         monkeypatch.setattr(kind, "choose", lambda *arguments, choose=kind.choose: counted(choose, *arguments))
     with Llama(tiny, n_ctx=512, n_parallel=6, n_batch=64, kv_unified=unified, n_kv=3072) as llm:
-        engine, go_on = llm._open_engine, threading.Event()
+        engine, go_on = llm.loaded.engine, threading.Event()
         prompts = [random.Random(i).choices(range(3, 30), k=300 if n_prompts == 1 else 60) for i in range(n_prompts)]
         stream = llm.create_completion([5, 6, 7], max_tokens=400, temperature=0, stream=True, logit_bias={2: -1e9})
         next(stream)
@@ -358,7 +358,7 @@ def test_an_abandoned_stream_gives_its_sequence_back(small):
     streams = [small.create_completion("Once", stream=True, max_tokens=400) for _ in range(4)]
     for stream in streams:
         next(stream)
-    before = small._open_engine.statistics.n_tokens
+    before = small.loaded.engine.statistics.n_tokens
     del stream, streams
     assert text(small, "The capital of France is").startswith(" Paris")
     engine = idle(small)
@@ -372,14 +372,14 @@ def multi_step(smollm2, monkeypatch):
     decode = Decoder.decode
     monkeypatch.setattr(Decoder, "decode", lambda self, n: (counted.append(n), decode(self, n))[1])
     with Llama(smollm2, n_ctx=512, n_parallel=4) as model:
-        model._open_engine._multi_step.begins = True
+        model.loaded.engine._multi_step.begins = True
         counted.clear()
         yield model, counted
 
 
 def test_it_goes_on_by_itself(multi_step):
     llm, counted = multi_step
-    steps = llm._open_engine.statistics
+    steps = llm.loaded.engine.statistics
     assert len(text(llm, "Once upon a time", max_tokens=40)) > 40
     assert steps.n_steps == 40 and len(counted) == 2, "the prompt and the first token"
     counted.clear()
@@ -392,7 +392,7 @@ def test_it_goes_on_by_itself(multi_step):
     assert ended["choices"][0]["finish_reason"] == "stop" and len(counted) == 1
     # as on a CPU, where only what is waited for is computed
     llm.reset()
-    llm._open_engine._multi_step.begins = False
+    llm.loaded.engine._multi_step.begins = False
     counted.clear()
     assert len(text(llm, "Once upon a time", max_tokens=40)) > 40
     assert len(counted) == 3, "the prompt, the first token, and the one after 32 more"
@@ -464,8 +464,8 @@ def test_a_token_computed_ahead_and_left_would_be_seen(multi_step, monkeypatch):
 
 def test_cancelling_stops_a_prompt_that_is_being_read(smollm2):
     with Llama(smollm2, n_ctx=4096, flash_attn=True, n_batch=64) as llm:
-        engine = llm._open_engine
-        request = Request([400] * 4000, Sampler(llm._open_model, SamplingParams(), 4096), 10)
+        engine = llm.loaded.engine
+        request = Request([400] * 4000, Sampler(llm.loaded.model, SamplingParams(), 4096), 10)
         handle = RequestStream(request)
         engine.submit(request)
         while not engine.statistics.n_tokens:
@@ -493,7 +493,7 @@ def test_closing_ends_every_request(smollm2):
 
 def test_too_many_waiting_requests_are_refused(smollm2):
     with Llama(smollm2, n_ctx=512, n_parallel=1) as llm:
-        llm._open_engine._max_waiting = 3
+        llm.loaded.engine._max_waiting = 3
         stream = llm.create_completion("Once", stream=True, max_tokens=500, logit_bias={llm.token_eos(): -1e9})
         next(stream)
         results = at_once(lambda i: text(llm, "the", max_tokens=1), 12) if next(stream) else []
@@ -505,10 +505,10 @@ def test_too_many_waiting_requests_are_refused(smollm2):
 
 def test_a_request_that_waits_can_be_cancelled(smollm2):
     with Llama(smollm2, n_ctx=512, n_parallel=1) as llm:
-        engine, bias = llm._open_engine, {llm.token_eos(): -1e9}
+        engine, bias = llm.loaded.engine, {llm.token_eos(): -1e9}
         stream = llm.create_completion("Once", stream=True, max_tokens=400, logit_bias=bias)
         next(stream)
-        waiting = [Request([400], Sampler(llm._open_model, SamplingParams(temperature=0), 512), 10) for _ in range(3)]
+        waiting = [Request([400], Sampler(llm.loaded.model, SamplingParams(temperature=0), 512), 10) for _ in range(3)]
         handles = [RequestStream(request) for request in waiting]
         for request in waiting:
             engine.submit(request)

@@ -16,7 +16,7 @@ import gguf_writer
 import minilm
 import tiny_models
 from closeness import are_vectors, skip_where_routes_flip
-from llama_cpp import AsyncLlama, Llama
+from llama_cpp import AsyncLlama, Llama, embeddings
 from llama_cpp.capi import llama as capi
 from llama_cpp.capi.backends import has_gpu
 from llama_cpp.engine.embedder import Embedder, Job
@@ -296,7 +296,7 @@ def test_a_closed_model_ends_what_was_asked_for(minilm_file):
     llm = load(minilm_file)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(llm.embed, ["word " * 200] * 200) for _ in range(2)]
-        while llm._embedder._thread.is_alive() and not llm._embedder._jobs:
+        while llm.loaded.embedder._thread.is_alive() and not llm.loaded.embedder._jobs:
             time.sleep(0.01)
         llm.close()
         for one in asked:
@@ -309,15 +309,15 @@ def test_a_closed_model_ends_what_was_asked_for(minilm_file):
 def test_nobody_waits_for_who_asked_for_more(minilm_file):
     """A few texts are computed between those of somebody who asks for thousands."""
     with load(minilm_file) as llm:
-        many = llm._vectors(["word " * 200] * 1000, True)[0]
+        many = llm.loaded.embedder.submit(embeddings.read(llm.loaded, ["word " * 200] * 1000, True).tokens)
         vector = llm.embed("Hi")
         assert vector and not many.future.done()
         assert sum(vector is not None for vector in many.vectors) < 100
         assert many.future.cancel()
         assert are_vectors([llm.embed("Hi")], [vector])
-        assert not llm._embedder._jobs
+        assert not llm.loaded.embedder._jobs
         with pytest.raises(ModelBusyError, match="waiting"):
-            llm._embedder.submit([[5]] * (Embedder.MAX_WAITING + 1))
+            llm.loaded.embedder.submit([[5]] * (Embedder.MAX_WAITING + 1))
 
 
 def test_one_that_fails_fails_alone(minilm_file, monkeypatch):
@@ -354,7 +354,7 @@ def test_coroutines(minilm_file):
             with pytest.raises(asyncio.CancelledError):
                 await task
             await llm.embed("Hi")
-            return found, answer, list(llm._llama._embedder._jobs)
+            return found, answer, list(llm.loaded.embedder._jobs)
 
     found, answer, left = asyncio.run(main())
     assert are_vectors(found, expected) and not left
@@ -541,12 +541,12 @@ def test_the_bound_on_who_waits_holds_while_a_batch_is_computed(models, monkeypa
         jobs = []
         with pytest.raises(ModelBusyError):
             for _ in range(1000):
-                jobs.append(llm._embedder.submit([[5, 6, 7]] * 10))
+                jobs.append(llm.loaded.embedder.submit([[5, 6, 7]] * 10))
         assert 10 <= len(jobs) <= 30
         for job in jobs[:-1]:
             job.future.cancel()
         jobs[-1].result()
-        assert llm._embedder._n_waiting == 0
+        assert llm.loaded.embedder._n_waiting == 0
 
 
 def test_closing_stops_in_the_middle_of_a_batch(smollm2, caplog):
@@ -554,7 +554,7 @@ def test_closing_stops_in_the_middle_of_a_batch(smollm2, caplog):
     llm = load(smollm2, n_ctx=4096, pooling_type=MEAN)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(llm.embed, list(range(1000, 5000)))
-        while not llm._embedder._computing:
+        while not llm.loaded.embedder._computing:
             time.sleep(0.01)
         llm.close()
         with pytest.raises(ModelClosedError):
@@ -566,7 +566,7 @@ def test_closing_stops_in_the_middle_of_a_batch(smollm2, caplog):
 def test_closing_while_the_second_context_is_made(models, monkeypatch):
     opening, go_on, engines = threading.Event(), threading.Event(), []
     llm = load(models["dense"], pooling_type=MEAN)
-    make_engine = llm._make_engine
+    make_engine = llm.loaded._make_engine
 
     def slow():
         opening.set()
@@ -575,7 +575,7 @@ def test_closing_while_the_second_context_is_made(models, monkeypatch):
         return engines[-1]
 
     monkeypatch.setattr(llm, "_make_engine", slow)
-    handle = llm._open_model.in_use()
+    handle = llm.loaded.model.in_use()
     with concurrent.futures.ThreadPoolExecutor(1) as pool, handle:  # as if it had just begun to use it
         asked = pool.submit(llm.create_completion, [5, 6, 7])
         assert opening.wait(60)
@@ -595,6 +595,6 @@ def test_what_a_cancelled_task_asked_for_is_not_begun(minilm_file):
             with pytest.raises(asyncio.CancelledError):
                 await task
             await asyncio.sleep(1.5)
-            return list(llm._llama._embedder._jobs)
+            return list(llm.loaded.embedder._jobs)
 
     assert asyncio.run(main()) == []

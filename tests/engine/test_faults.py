@@ -75,7 +75,7 @@ def test_whatever_a_processor_raises_reaches_its_caller(llm, error):
     expected = answer(llm, PROMPT)
     bad = lambda: llm.create_completion([9, 9], max_tokens=9, logits_processor=raising(error))
     assert at_once(bad, lambda: answer(llm, PROMPT)) == [error, expected]
-    assert len(llm._open_engine._sequences._free) == 3
+    assert len(llm.loaded.engine._sequences._free) == 3
 
 
 @pytest.mark.parametrize("change", [lambda x: x[None], lambda x: np.append(x, 9e9), lambda x: x[:-1], lambda x: None])
@@ -106,7 +106,7 @@ def test_keys_that_cannot_be_moved_end_a_request_and_not_the_process(models, typ
         bias = {llm.token_eos(): -1e9}
         if can:
             assert llm.create_completion(PROMPT, logit_bias=bias, **endless)["usage"]["completion_tokens"] == 700
-            keys = [key for key, _ in llm._open_engine._sequences._texts.values()]
+            keys = [key for key, _ in llm.loaded.engine._sequences._texts.values()]
             assert all(isinstance(key, tuple) for key in keys), "what it leaves serves nobody, and takes up no room"
         else:
             with pytest.raises(ContextFullError, match="shift"):
@@ -121,7 +121,7 @@ def test_keys_of_a_draft_are_to_be_moved_as_well(models, tmp_path, monkeypatch):
     types = {"type_k": llama_cpp.GGML_TYPE_Q8_0, "n_parallel": 2, "n_ctx": 512, "n_threads": 1}
     for draft, can in ((None, True), (rotated, True), (models["dense"], False)):
         with Llama(rotated, draft_model=draft, **types) as llm:
-            assert llm._open_engine._decoder.can_shift == can
+            assert llm.loaded.engine._decoder.can_shift == can
             never_ending = {"max_tokens": 700, "context_full": "shift", "logit_bias": {llm.token_eos(): -1e9}}
             ask = functools.partial(llm.create_completion, PROMPT, **never_ending)
             if can:
@@ -133,7 +133,7 @@ def test_keys_of_a_draft_are_to_be_moved_as_well(models, tmp_path, monkeypatch):
 
 def test_what_nobody_has_foreseen_ends_who_runs_and_nobody_else(llm, monkeypatch):
     expected = answer(llm, PROMPT)
-    engine = llm._open_engine
+    engine = llm.loaded.engine
     for where in ("_step", "_admit"):
         with monkeypatch.context() as patched:
             failing, real = [ZeroDivisionError("a defect")], getattr(engine, where)
@@ -199,8 +199,8 @@ def test_who_waited_for_room_behind_one_that_was_cancelled_waits_no_longer(model
         bias = {llm.token_eos(): -1e9}
         first = llm.create_completion(PROMPT, max_tokens=None, context_full="shift", stream=True, logit_bias=bias)
         next(first)  # it ends when it is closed
-        engine = llm._open_engine
-        large = Request([9] * 510, Sampler(llm._open_model, SamplingParams(), 512), 5)
+        engine = llm.loaded.engine
+        large = Request([9] * 510, Sampler(llm.loaded.model, SamplingParams(), 512), 5)
         handle = RequestStream(large)
         engine.submit(large)
         deadline = time.monotonic() + 30
@@ -289,7 +289,7 @@ def test_what_cannot_be_read_ends_its_batch_and_nothing_else(llm, monkeypatch):
         patched.setattr(Decoder, "sample", fail)
         with pytest.raises(DecodeError, match="none left"):
             answer(llm, PROMPT)
-    assert answer(llm, PROMPT) == expected and len(llm._open_engine._sequences._free) == 3
+    assert answer(llm, PROMPT) == expected and len(llm.loaded.engine._sequences._free) == 3
 
     def not_numbers(logits, token, n_top):
         raise NativeError("not numbers")
@@ -298,7 +298,7 @@ def test_what_cannot_be_read_ends_its_batch_and_nothing_else(llm, monkeypatch):
     bad = lambda: llm.create_completion([9, 9], max_tokens=9, logprobs=3)
     error, found = at_once(bad, lambda: answer(llm, PROMPT))
     assert isinstance(error, NativeError) and found == expected
-    assert answer(llm, PROMPT) == expected and len(llm._open_engine._sequences._free) == 3
+    assert answer(llm, PROMPT) == expected and len(llm.loaded.engine._sequences._free) == 3
 
 
 @pytest.mark.parametrize("broken", ["put", "get", "names", "type"])
@@ -358,7 +358,7 @@ def test_who_closes_may_be_in_any_thread(models):
 
         stream = llm.create_completion(PROMPT, max_tokens=400, stream=True, logit_bias={llm.token_eos(): -1e9})
         next(stream)
-        engine = llm._open_engine
+        engine = llm.loaded.engine
         if close_in == "a processor":
             with pytest.raises(ModelClosedError):
                 llm.create_completion([9], max_tokens=3, logits_processor=close)
@@ -466,10 +466,10 @@ def test_cancelling_wakes_the_engine(models):
         )
         working.start()
         entered.wait(60)
-        request = Request([9], Sampler(llm._open_model, SamplingParams(), 512), 10)
+        request = Request([9], Sampler(llm.loaded.model, SamplingParams(), 512), 10)
         handle = RequestStream(request)
-        llm._open_engine.submit(request)
-        while not llm._open_engine._waiting:
+        llm.loaded.engine.submit(request)
+        while not llm.loaded.engine._waiting:
             time.sleep(0.01)
         handle.cancel()
         assert at_once(lambda: list(handle)) == [[]], "it waited for the other one's Python"

@@ -26,7 +26,7 @@ def models(tmp_path_factory):
 
 def in_one_round(llm, asked):
     """Asks for several prompts that the engine takes in at once; returns what each one was answered."""
-    engine, go_on = llm._open_engine, threading.Event()
+    engine, go_on = llm.loaded.engine, threading.Event()
     with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
         engine._post(lambda: go_on.wait() and None)
         found = []
@@ -123,9 +123,9 @@ def test_what_is_shifted_goes_on_as_if_it_were_read_anew(models):
     with load(models, "dense", **POOL) as llm:
         how = {"logit_bias": {llm.token_eos(): -1e9}, "temperature": 0}
         answer(llm, first, logit_bias=how["logit_bias"])
-        n_before = llm._open_engine.statistics.n_tokens
+        n_before = llm.loaded.engine.statistics.n_tokens
         llm.create_completion(first, max_tokens=150, context_full="shift", logits_processor=note, **how)
-        assert llm._open_engine.statistics.n_tokens - n_before > 150 + 200, "it has not read anything again"
+        assert llm.loaded.engine.statistics.n_tokens - n_before > 150 + 200, "it has not read anything again"
         text = [*first, *sampled[1:]]
         left = [text[0], *text[1 + (511 - 1) // 2 : 512]]
         assert worst(llm, left, text[512:]) < 0.5
@@ -156,7 +156,7 @@ def test_what_is_restored_does_not_reach_a_copy(models):
         asked = [[*a[:80], *c[:50]], [*b, 9, 10]]
         expected = [(llm.reset(), answer(llm, prompt))[1] for prompt in asked]
         llm.reset()
-        engine = llm._open_engine
+        engine = llm.loaded.engine
         answer(llm, b)
         engine._post(lambda: engine._sequences._drop(0))  # it has to make room
         answer(llm, a)
@@ -172,7 +172,7 @@ def test_a_copy_that_nobody_waits_for_is_no_harm(models):
         expected = (llm.reset(), answer(llm, b))[1]
         llm.reset()
         answer(llm, a)
-        engine = llm._open_engine
+        engine = llm.loaded.engine
         decode = engine._decoder.decode
         with pytest.MonkeyPatch.context() as patch:
             # who had the copy leaves before anything was computed

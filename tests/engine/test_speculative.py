@@ -41,7 +41,7 @@ def repetitive(seed):
 
 
 def statistics(llm):
-    return llm._open_engine.statistics
+    return llm.loaded.engine.statistics
 
 
 #: States that the engine cannot take back.
@@ -94,7 +94,7 @@ def test_a_model_drafts_for_itself(models):
 def test_a_draft_reads_a_long_prompt_bit_by_bit(models):
     """Nobody waits for it: there is no draft until it has read what came before, a batch at a time."""
     with load(models, "dense", draft_model=models["dense"], n_batch=64) as llm:
-        engine = llm._open_engine
+        engine = llm.loaded.engine
         numbers, draft = [], engine._verifier._drafter._draft_for
 
         def counted(wanting, n):
