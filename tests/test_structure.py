@@ -86,6 +86,20 @@ def test_imports_point_one_way(path):
         assert part in allowed or (own, part) in EXCEPTIONS, f"{own} imports {part or 'the package itself'}"
 
 
+def test_capi_has_no_circle():
+    """Also not by imports within functions: loader → backends, logs → generated modules → binding."""
+    known = {path.stem for path in (PACKAGE / "capi").glob("*.py")} - {"__init__"}
+    needs = {}
+    for name in known:
+        found = _imports(PACKAGE / "capi" / f"{name}.py")
+        parts = {one.split(".")[2] for one in found if one.startswith("llama_cpp.capi.")}
+        needs[name] = parts & known - {name}
+    while ready := [name for name, other in needs.items() if not other & needs.keys()]:
+        for name in ready:
+            del needs[name]
+    assert not needs, f"these import each other: {sorted(needs)}"
+
+
 def test_the_package_itself_imports_nothing_when_it_is_imported():
     """``import llama_cpp`` is instant; names are resolved when they are used."""
     top = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")).body

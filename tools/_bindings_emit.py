@@ -220,7 +220,7 @@ class Module:
         returns = "None" if function.returns.kind == "void" else self._use(self._ctype(function.returns, returned=True))
         arguments = [self._use(self._ctype(kind)) for _, kind in function.parameters]
         binder, _, library = self._decorators[function.name].partition("(")
-        self._import(".loader", binder)
+        self._import(".binding", binder)
         decorator = _call(f"@{binder}(", [library, returns, *arguments], ")")
         accepted = [(name, self._use_hint(self._hint(kind, accepted=True))) for name, kind in function.parameters]
         hints = [f"{_safe(name)}: {hint}" for name, hint in accepted]

@@ -34,10 +34,12 @@ class BackendReport:
     """What loading the plugins came to.
 
     Attributes:
+        folder: where they are; None before they are looked for.
         loaded: paths of the plugins in use, in the order in which they were registered.
         skipped: path of each plugin not in use, with the reason.
     """
 
+    folder: Path | None = None
     loaded: list[Path] = field(default_factory=list)
     skipped: dict[Path, str] = field(default_factory=dict)
 
@@ -52,6 +54,7 @@ def load(folder: Path) -> None:
         BackendLoadError: no CPU plugin runs here, or a plugin is there and cannot be opened.
         UnsupportedGPUError: the GPU is not among those the CUDA plugin was compiled for.
     """
+    report.folder = folder
     report.loaded.clear()
     report.skipped.clear()
     plugins = [p for p in sorted(folder.glob("libggml-*.so")) if p.name != "libggml-base.so"]
@@ -225,9 +228,7 @@ def _cuda_library_candidates(stem: str) -> list[Path]:
 
 
 def _cuda_major() -> int | None:
-    from .loader import library_folder
-
-    manifest = library_folder() / "libggml-cuda.json"
-    if not manifest.exists():
+    manifest = report.folder / "libggml-cuda.json" if report.folder else None
+    if manifest is None or not manifest.exists():
         return None
     return int(json.loads(manifest.read_text(encoding="utf-8"))["cuda"].split(".")[0])

@@ -27,7 +27,7 @@ from ctypes import (
 )
 from typing import TYPE_CHECKING, NewType
 
-from .loader import bind
+from .binding import bind
 
 if TYPE_CHECKING:
     from ctypes import Array

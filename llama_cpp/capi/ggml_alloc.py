@@ -9,8 +9,8 @@ from __future__ import annotations
 from ctypes import POINTER, Structure, c_bool, c_int, c_size_t, c_void_p
 from typing import TYPE_CHECKING, NewType
 
+from .binding import bind
 from .ggml import ggml_backend_buffer_p_ctypes, ggml_cgraph_p_ctypes, ggml_context_p_ctypes, ggml_status, ggml_tensor
-from .loader import bind
 
 if TYPE_CHECKING:
     from .ggml import ggml_backend_buffer_p, ggml_cgraph_p, ggml_context_p

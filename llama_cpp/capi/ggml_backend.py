@@ -23,6 +23,7 @@ from ctypes import (
 )
 from typing import TYPE_CHECKING, NewType
 
+from .binding import bind
 from .ggml import (
     ggml_abort_callback,
     ggml_cgraph_p_ctypes,
@@ -32,7 +33,6 @@ from .ggml import (
     ggml_tensor,
 )
 from .ggml_alloc import ggml_backend_buffer_t_ctypes, ggml_backend_buffer_type_t_ctypes, ggml_backend_t_ctypes
-from .loader import bind
 
 if TYPE_CHECKING:
     from ctypes import Array

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ctypes import CFUNCTYPE, POINTER, Structure, c_bool, c_float, c_int, c_int64, c_size_t, c_uint, c_uint8, c_void_p
 from typing import TYPE_CHECKING
 
+from .binding import bind_plugin
 from .ggml import (
     ggml_abort_callback,
     ggml_from_float_t,
@@ -18,7 +19,6 @@ from .ggml import (
     ggml_type,
 )
 from .ggml_alloc import ggml_backend_t_ctypes
-from .loader import bind_plugin
 
 if TYPE_CHECKING:
     from .ggml import ggml_threadpool_p, ggml_threadpool_t

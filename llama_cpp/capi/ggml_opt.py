@@ -22,9 +22,9 @@ from ctypes import (
 )
 from typing import TYPE_CHECKING, NewType
 
+from .binding import bind
 from .ggml import ggml_cgraph_p_ctypes, ggml_context_p_ctypes, ggml_tensor, ggml_type
 from .ggml_backend import ggml_backend_sched_t_ctypes
-from .loader import bind
 
 if TYPE_CHECKING:
     from .ggml import ggml_cgraph_p, ggml_context_p

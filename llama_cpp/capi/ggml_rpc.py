@@ -9,8 +9,8 @@ from __future__ import annotations
 from ctypes import POINTER, c_char_p, c_size_t
 from typing import TYPE_CHECKING
 
+from .binding import bind_plugin
 from .ggml_backend import ggml_backend_dev_t_ctypes, ggml_backend_reg_t_ctypes
-from .loader import bind_plugin
 
 if TYPE_CHECKING:
     from .ggml_backend import ggml_backend_reg_t

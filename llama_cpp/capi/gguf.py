@@ -28,8 +28,8 @@ from ctypes import (
 )
 from typing import TYPE_CHECKING, NewType
 
+from .binding import bind
 from .ggml import ggml_context_p_ctypes, ggml_tensor, ggml_type
-from .loader import bind
 
 if TYPE_CHECKING:
     from .pointers import AddressLike, Callback, Pointer, PointerLike

@@ -29,6 +29,7 @@ from ctypes import (
 )
 from typing import TYPE_CHECKING, NewType
 
+from .binding import bind
 from .ggml import (
     ggml_abort_callback,
     ggml_cgraph_p_ctypes,
@@ -49,7 +50,6 @@ from .ggml_opt import (
     ggml_opt_result_t_ctypes,
 )
 from .gguf import gguf_context_p_ctypes
-from .loader import bind
 
 if TYPE_CHECKING:
     from .ggml import ggml_threadpool_t

@@ -23,6 +23,7 @@ from ctypes import (
 )
 from typing import TYPE_CHECKING, NewType
 
+from .binding import bind
 from .ggml import ggml_log_callback, ggml_log_level
 from .llama import (
     llama_context_p_ctypes,
@@ -36,7 +37,6 @@ from .llama import (
     llama_token,
     llama_vocab_p_ctypes,
 )
-from .loader import bind
 
 if TYPE_CHECKING:
     from .llama import llama_context_p, llama_model_p, llama_vocab_p

@@ -11,12 +11,11 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..errors import ForkedProcessError, LibraryMismatchError, LibraryNotFoundError, MissingSymbolError
-from . import pinned
+from . import binding, pinned
 from .interrupts import DeferredInterrupts
 
 #: Library names as the bindings use them, in the order in which they depend on one another.
@@ -29,8 +28,6 @@ SONAMES = {
     "llama-common-c": "libllama-common-c.so.0",
 }
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _lock = threading.RLock()
 _libraries: dict[str, ctypes.CDLL] | None = None
 _folder: Path | None = None
@@ -38,49 +35,7 @@ _ready = False  # the backends are in too: nobody else may see the libraries bef
 _gpu_pid: int | None = None  # the process that a GPU backend was loaded in
 
 
-# --- binding --------------------------------------------------------------------------------------
-
-
-def bind(library: str, restype: Any, *argtypes: Any) -> Callable[[F], F]:
-    """Turns a prototype into the C function of the same name, found at the first call.
-
-    After that call the module's name is the ctypes function itself, so a call through the module costs nothing extra.
-
-    Raises (when called):
-        MissingSymbolError: the library does not export the function.
-        LibraryNotFoundError, LibraryMismatchError, BackendLoadError: the libraries could not be loaded.
-    """
-    return lambda prototype: _lazy(prototype, library, restype, argtypes, _library_symbol)
-
-
-def bind_plugin(registry: str, restype: Any, *argtypes: Any) -> Callable[[F], F]:
-    """Like :func:`bind`, for a function that lives in a backend plugin and is reached through its registry.
-
-    ``registry`` is the registry's name, such as ``"CPU"`` or ``"CUDA"`` (case does not matter).
-    """
-    return lambda prototype: _lazy(prototype, registry, restype, argtypes, _plugin_symbol)
-
-
-def _lazy(prototype: Any, library: str, restype: Any, argtypes: tuple[Any, ...], find: Any) -> Any:
-    name = prototype.__name__
-    namespace = prototype.__globals__
-    function = None
-
-    def first_call(*args: Any) -> Any:
-        nonlocal function
-        if function is None:
-            function = find(library, name, restype, argtypes)
-            if namespace.get(name) is first_call:
-                namespace[name] = function
-        return function(*args)
-
-    first_call.__name__ = name
-    first_call.__doc__ = prototype.__doc__
-    first_call.__module__ = prototype.__module__
-    first_call.__wrapped__ = prototype  # type: ignore[attr-defined]
-    first_call.library, first_call.symbol = library, name  # type: ignore[attr-defined]
-    first_call.restype, first_call.argtypes = restype, argtypes  # type: ignore[attr-defined]
-    return first_call
+# --- symbols -------------------------------------------------------------------------------------
 
 
 def _library_symbol(library: str, name: str, restype: Any, argtypes: tuple[Any, ...]) -> Any:
@@ -111,6 +66,9 @@ def _plugin_symbol(registry: str, name: str, restype: Any, argtypes: tuple[Any, 
         f"No loaded backend named {registry} offers {name}().",
         remedy=f"It lives in the plugin libggml-{registry.lower()}*.so, which is not loaded here or lacks it.",
     )
+
+
+binding.resolvers.update(library=_library_symbol, plugin=_plugin_symbol)
 
 
 # --- loading --------------------------------------------------------------------------------------

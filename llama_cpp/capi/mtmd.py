@@ -23,10 +23,10 @@ from ctypes import (
 )
 from typing import TYPE_CHECKING, NewType
 
+from .binding import bind
 from .ggml import ggml_log_callback
 from .ggml_backend import ggml_backend_dev_t_ctypes, ggml_backend_sched_eval_callback
 from .llama import llama_flash_attn_type, llama_model_p_ctypes, llama_pos, llama_token
-from .loader import bind
 
 if TYPE_CHECKING:
     from .ggml_backend import ggml_backend_dev_t

@@ -23,9 +23,9 @@ from ctypes import (
 )
 from typing import TYPE_CHECKING, NewType
 
+from .binding import bind
 from .ggml import ggml_log_callback
 from .llama import llama_context_p_ctypes, llama_pos, llama_seq_id, llama_token
-from .loader import bind
 from .mtmd import (
     mtmd_bitmap_p_ctypes,
     mtmd_context_p_ctypes,

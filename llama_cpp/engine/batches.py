@@ -8,71 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .decoder import Decoder
-from .requests import Adapters, Request
+from .requests import Adapters
+from .slots import Slot
 
 #: Prompt tokens that are read at once while others generate; more would stall them.
 CHUNK = 128
-
-
-@dataclass(eq=False, slots=True)
-class Slot:
-    """A request in a sequence, which holds the first ``n_held`` of its tokens, ``n_shared`` of them in others' cells.
-
-    While its prompt is read, batches end at each of the ``stops``. While it generates, its next token can be followed by
-    a ``draft``; what was computed of that (``n_ahead`` tokens) is held once it turned out to be right.
-
-    The first ``n_whole`` tokens were read in whole batches that had nothing else in them, as they always are. ``alone`` is
-    False once another request has run beside it.
-
-    Between two turns the sequence's cells hold ``n_held + n_ahead`` tokens. Ahead of a request may also be the token that was
-    sampled for it last, where a batch of it was begun; it is held as soon as that batch is waited for. Whoever ends, or is
-    deferred, first has what is ahead removed. ``n_pending`` is 1 for who generates, 0 for who is deferred, more while reading.
-    """
-
-    request: Request
-    sequence: int
-    n_held: int
-    stops: list[int]
-    n_shared: int = 0
-    draft: list[int] = field(default_factory=list)
-    n_ahead: int = 0
-    n_whole: int = 0
-    alone: bool = True
-
-    @property
-    def n_pending(self) -> int:
-        """Tokens that are not computed yet; none while the next one is being sampled."""
-        return len(self.request.tokens) - self.n_held
-
-    def count_whole(self, part: BatchPart, n_batch: int) -> None:
-        """Notes a part that was a batch by itself: if it filled it, and so did all before, it was computed as it always is."""
-        if len(part.tokens) == n_batch and part.start == self.n_whole:
-            self.n_whole += n_batch
-
-    def accept_draft(self) -> bool:
-        """Whether the token sampled last was drafted, so that what follows it is computed already; goes on there then."""
-        if not (self.n_ahead and self.draft and self.n_pending == 1 and self.request.tokens[-1] == self.draft[0]):
-            return False
-        del self.draft[0]
-        self.n_held += 1
-        self.n_ahead -= 1
-        return True
-
-    def n_next(self, n_most: int, n_outputs: int) -> int:
-        """How many tokens to compute next, of ``n_most`` at most, and with ``n_outputs`` at most."""
-        end = self.stops[0] if self.stops else len(self.request.tokens)
-        n = min(end - self.n_held, n_most)
-        return min(n, n_outputs) if self.n_scored(n) else n
-
-    def n_scored(self, n: int) -> int:
-        """After how many of the next ``n`` tokens a token of the prompt follows that is to be scored; they are the first."""
-        request = self.request
-        if not request.scores_prompt or self.n_held < len(request.generation.prompt_logprobs):
-            return 0
-        return max(0, min(n, request.generation.n_prompt - 1 - self.n_held))
 
 
 @dataclass(slots=True)

@@ -13,9 +13,10 @@ import numpy as np
 from ..capi import ggml, ggml_backend, ggml_cpu, llama
 from ..capi import llama_common_c as native
 from ..capi.backends import has_gpu
+from ..capi.binding import bind_plugin
 from ..capi.handle import NativeHandle, Uncopyable
 from ..capi.interrupts import DeferredInterrupts
-from ..capi.loader import bind_plugin, libraries
+from ..capi.loader import libraries
 from ..capi.status import call
 from ..errors import ContextCreationError, InvalidArgumentError
 from ..models.model import Model, set_fields

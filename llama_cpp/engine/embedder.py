@@ -6,8 +6,6 @@ import collections
 import contextlib
 import ctypes
 import logging
-import os
-import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -26,7 +24,7 @@ from ..errors import ContextCreationError, DecodeError, InvalidArgumentError, Mo
 from ..models.model import Model, set_fields
 from .decoder import attach_threads, free_threads, ggml_cpu_set_batch_invariant, set_adapters
 from .requests import Adapters
-from .worker_threads import stop_at_exit
+from .worker import Worker, model_closed
 
 logger = logging.getLogger("llama_cpp")
 
@@ -117,13 +115,10 @@ class Embedder(Uncopyable):
         self._means = batch_invariant and not has_gpu() and self.pooling_type == llama.LLAMA_POOLING_TYPE_MEAN
         self._thread_pools: list[Any] = []
         self._jobs: collections.deque[Job] = collections.deque()
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._computing: list[tuple[Job, int]] = []
         self._n_waiting, self._counting = 0, threading.Lock()
-        self._closing = self._exiting = False
-        self._stopped = ctypes.c_int32()  # as _closing, for the engine in the middle of a batch
-        self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="llama-cpp-embedder", daemon=True)
+        self._stopped = ctypes.c_int32()  # whether to stop, for the engine in the middle of a batch
+        self._worker: Worker[Job] = Worker("llama-cpp-embedder", self._run, lambda: None)
         wanted = llama.llama_context_default_params()
         pooling_type = llama.LLAMA_POOLING_TYPE_NONE if self._means else self.pooling_type
         set_fields(wanted, {**params, "pooling_type": pooling_type})
@@ -132,13 +127,12 @@ class Embedder(Uncopyable):
         try:
             with model.in_use() as model_pointer, DeferredInterrupts():
                 self._open(model, model_pointer, wanted, adapters)
-            self._thread.start()
+            self._worker.start(self)
         except BaseException:
             # who keeps the traceback of Ctrl-C must not keep the memory
             if hasattr(self, "_handle"):
                 self._handle.close()
             raise
-        stop_at_exit(self)
 
     def _open(
         self, model: Model, model_pointer: llama.llama_model_p, wanted: llama.llama_context_params, adapters: Adapters
@@ -191,11 +185,10 @@ class Embedder(Uncopyable):
             if self._n_waiting + len(texts) > self.MAX_WAITING:
                 raise ModelBusyError(f"{self._n_waiting} texts are waiting already.", remedy="Ask for fewer at once.")
             self._n_waiting += len(texts)
-        self._inbox.put(job)
-        if self._closing:
-            if self._exiting and threading.current_thread() is not threading.main_thread():
-                threading.Event().wait()  # a daemon thread, which the interpreter is about to end
-            job.fail(_closed())
+        try:
+            self._worker.post(job)
+        except ModelClosedError as error:
+            job.fail(error)
         return job
 
     def close(self) -> None:
@@ -209,14 +202,9 @@ class Embedder(Uncopyable):
         Args:
             exiting: the interpreter ends, and only daemon threads can still wait: they are left waiting.
         """
-        self._exiting = self._exiting or exiting
-        self._closing = True
-        if os.getpid() != self._pid:
-            return
-        self._stopped.value = 1
-        self._inbox.put(None)
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._worker.is_here:
+            self._stopped.value = 1
+        self._worker.stop(exiting)
 
     # --- its thread ---
 
@@ -224,19 +212,20 @@ class Embedder(Uncopyable):
         ggml_cpu_set_batch_invariant(self._batch_invariant)
         # the garbage collector may end a model in any thread, this one included
         with self._handle as pointer:
-            while not self._closing:
+            while not self._worker.closing:
                 try:
                     self._take_in()
                     self._step(pointer)
                 except Exception as error:  # nobody shall wait for ever
                     logger.exception("computing vectors failed")
                     self._end_all(error)
-        if not self._exiting:
+        if not self._worker.exiting:
             self._end_all()
 
     def _take_in(self) -> None:
-        while (not self._jobs and not self._closing) or not self._inbox.empty():
-            job = self._inbox.get()
+        inbox = self._worker.inbox
+        while (not self._jobs and not self._worker.closing) or not inbox.empty():
+            job = inbox.get()
             if job is not None:
                 self._jobs.append(job)
 
@@ -270,7 +259,7 @@ class Embedder(Uncopyable):
         try:
             vectors = self._compute(pointer, [job.texts[number] for job, number in chosen])
         except Exception as error:
-            if self._closing:
+            if self._worker.closing:
                 return
             if len(chosen) > 1:
                 self._one_by_one(pointer, chosen)
@@ -279,18 +268,18 @@ class Embedder(Uncopyable):
         else:
             for (job, number), vector in zip(chosen, vectors):
                 job.take(number, vector)
-        if not self._closing:  # then _end_all() looks at them
+        if not self._worker.closing:  # then _end_all() looks at them
             self._computing = []
 
     def _one_by_one(self, pointer: Any, chosen: Sequence[tuple[Job, int]]) -> None:
         """One of them is refused, or all take too much memory together."""
         for job, number in chosen:
-            if self._closing or job.future.done():
+            if self._worker.closing or job.future.done():
                 continue
             try:
                 job.take(number, self._compute(pointer, [job.texts[number]])[0])
             except Exception as error:
-                if not self._closing:
+                if not self._worker.closing:
                     job.fail(error)
 
     def _compute(self, pointer: Any, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -316,20 +305,16 @@ class Embedder(Uncopyable):
 
     def _end_all(self, error: BaseException | None = None) -> None:
         """Ends whatever was asked for: a text that was chosen for a batch may be the last one of its job."""
-        while not self._inbox.empty():
-            job = self._inbox.get()
+        while not self._worker.inbox.empty():
+            job = self._worker.inbox.get()
             if job is not None:
                 self._jobs.append(job)
         with self._counting:
             self._n_waiting -= sum(len(job.texts) - job.n_begun for job in self._jobs)
         for job in [job for job, _ in self._computing] + list(self._jobs):
-            job.fail(_closed() if error is None else DecodeError(f"Computing vectors failed ({error!r})."))
+            job.fail(model_closed() if error is None else DecodeError(f"Computing vectors failed ({error!r})."))
         self._computing = []
         self._jobs.clear()
-
-
-def _closed() -> ModelClosedError:
-    return ModelClosedError("The model is closed.", remedy="Create a new Llama.")
 
 
 def _pooling_of(model: Model, params: Mapping[str, Any]) -> int:

@@ -6,9 +6,10 @@ import ctypes
 from collections.abc import Collection, Sequence
 
 from ..capi import llama_common_c as native
-from .batches import BatchPart, Slot
+from .batches import BatchPart
 from .decoder import Decoder
 from .requests import Request
+from .slots import Slot
 
 #: How many batches in a row, at most.
 N_MOST = 32
@@ -76,12 +77,9 @@ class MultiStep:
         n_steps = min(on.n, on.n_most)
         tokens = on.tokens[: n_steps * n]
         n_held = n_steps - self.failed
+        n_ahead = int(on.begun and on.status == 0)  # nobody knows yet whether that is wanted
         for i, slot in enumerate(outputs):
-            for token in tokens[i::n]:
-                slot.request.count(token)
-            slot.request.n_left -= n_steps
-            slot.n_held += n_held
-            slot.n_ahead = int(on.begun and on.status == 0)  # nobody knows yet whether that is wanted
+            slot.advance_steps(tokens[i::n], n_held, n_ahead)
         if on.begun:
             self._begun = [*parts]
         return n_steps

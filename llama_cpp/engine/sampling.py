@@ -7,16 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..capi import llama_common_c as native
 from ..capi.handle import Uncopyable
 from ..errors import DecodeError, GrammarError, InvalidArgumentError, LimitReachedError, LlamaCppError, NativeError
-from .batches import BatchPart, Slot
+from .batches import BatchPart
 from .decoder import Decoder, logprobs_of, sample_from
 from .multi_step import MultiStep
 from .requests import Request, TokenLogprobs
+from .slots import Slot
 from .worker_threads import WorkerThreads
 
 _NAME = "llama-cpp-sampler"
@@ -49,30 +51,52 @@ def in_sampling_thread() -> bool:
 _NO_TOKENS = np.empty(0, np.int64)
 
 
+class Sampled(NamedTuple):
+    """What became of the outputs of a batch.
+
+    Attributes:
+        tokens: slots with the token that was sampled for each. errors: slots that cannot go on, and why.
+        deferred: slots whose token another thread samples, which :meth:`BatchSampler.start_deferred` lets it do: their own
+            Python code is to be called, or the whole vocabulary to be looked at.
+        lost: why nobody knows what any of their sequences holds; None if that is known.
+    """
+
+    tokens: Sequence[tuple[Slot, int]] = ()
+    errors: Sequence[tuple[Slot, BaseException]] = ()
+    deferred: Sequence[Slot] = ()
+    lost: BaseException | None = None
+
+
+@dataclass(slots=True)
+class DeferredOutcome:
+    """What a helper thread has come to: a token, with its log-probability and the most probable ones; or why there is none.
+
+    Attributes:
+        stopped: a stopping criterion ended the answer.
+    """
+
+    slot: Slot
+    token: int = -1
+    logprobs: tuple[float, list[tuple[int, float]]] | None = None
+    error: BaseException | None = None
+    stopped: bool = False
+
+
 class BatchSampler(Uncopyable):
     """Samples from what a decoder has computed, in the engine's thread; helpers do for one request what others need not wait for.
 
     Args:
         n_parallel: requests at once.
         statistics: where to count.
-        give: called with a request and its token. end: with one that cannot go on, and why. lose: with those of whose sequences
-            nobody knows what they hold, and why.
-        later: lets the engine's thread do something for a request.
+        deliver: brings what a helper has come to to the engine's thread.
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        n_parallel: int,
-        statistics: Statistics,
-        give: Callable[[Slot, int], None],
-        end: Callable[..., None],
-        lose: Callable[[Sequence[Slot], BaseException], None],
-        later: Callable[[Slot, Callable[[], None]], None],
+        self, decoder: Decoder, n_parallel: int, statistics: Statistics, deliver: Callable[[DeferredOutcome], None]
     ) -> None:
         self._decoder = decoder
         self._statistics = statistics
-        self._give, self._end, self._lose, self._later = give, end, lose, later
+        self._deliver = deliver
         self._helpers = WorkerThreads(min(8, os.cpu_count() or 1), _NAME)
         self._spare: list[np.ndarray] = []  # for logits, as many as were looked at at once
         self._deferred: list[tuple[Slot, np.ndarray]] = []
@@ -87,18 +111,14 @@ class BatchSampler(Uncopyable):
 
     def sample(
         self, outputs: Sequence[tuple[Slot, int]], multi_step: MultiStep | None = None, parts: Sequence[BatchPart] = ()
-    ) -> list[Slot]:
-        """Samples a token for each output, a request and its row.
+    ) -> Sampled:
+        """Samples a token for each output, a slot and its row.
 
         Args:
             multi_step: how far what is sampled may be decoded at once, in batches of the same ``parts``.
-
-        Returns:
-            Requests whose sequences are deferred until another thread has sampled, which :meth:`start_deferred` lets it do: their
-            own Python code is to be called, or the whole vocabulary to be looked at.
         """
         if not outputs:
-            return []  # nothing to wait for
+            return Sampled()  # nothing to wait for
         decoder, alone = self._decoder, len(outputs) == 1
         quick = outputs
         if any(slot.request.is_deferred for slot, _ in outputs):
@@ -116,9 +136,8 @@ class BatchSampler(Uncopyable):
         try:
             decoder.sample(n, only_best=not alone, multi_step=multi_step.native if multi_step else None, logits=logits)
         except (LlamaCppError, MemoryError) as error:
-            why = DecodeError(f"What was computed could not be read ({error}).", remedy="The model can be used again.")
-            self._lose([slot for slot, _ in outputs], why)
-            return []
+            lost = DecodeError(f"What was computed could not be read ({error}).", remedy="The model can be used again.")
+            return Sampled(lost=lost)
         self._statistics.native_seconds += time.perf_counter() - started
         if multi_step is not None:
             n_steps = multi_step.note([slot for slot, _ in quick], parts)
@@ -126,22 +145,24 @@ class BatchSampler(Uncopyable):
             self._statistics.n_tokens += n_steps * n
             self._statistics.n_outputs += n_steps * n
             if multi_step.failed:
-                return []  # what was sampled last is among what is noted
+                return Sampled()  # what was sampled last is among what is noted
         self._statistics.n_outputs += len(outputs)
         slow = set() if quick is outputs else set(outputs).difference(quick)
+        tokens: list[tuple[Slot, int]] = []
+        errors: list[tuple[Slot, BaseException]] = []
         for (slot, row), token, result in zip(quick, decoder.sampled[:n], decoder.results[:n]):
             if result == native.LLAMA_COMMON_OK:
                 try:
                     if slot in wanted and slot.request.n_logprobs is not None:
                         slot.request.note_logprobs(token, *logprobs_of(wanted[slot], token, slot.request.n_logprobs))
                 except (LlamaCppError, MemoryError) as error:
-                    self._end(slot, error)
+                    errors.append((slot, error))
                 else:
-                    self._give(slot, token)
+                    tokens.append((slot, token))
             elif result == native.LLAMA_COMMON_NEEDS_ALL:
                 slow.add((slot, row))
             else:
-                self._end(slot, self._error(result, slot, row))
+                errors.append((slot, self._error(result, slot, row)))
         for slot, row in slow:
             if slot.request.calls_python:
                 self._deferred.append((slot, decoder.logits(row)))
@@ -151,7 +172,7 @@ class BatchSampler(Uncopyable):
                 spare = self._spare.pop() if self._spare else decoder.logits_buffer()
                 self._deferred.append((slot, decoder.logits(row, into=spare)))
         self._spare += wanted.values()
-        return [slot for slot, _ in slow]
+        return Sampled(tokens, errors, [slot for slot, _ in slow])
 
     def start_deferred(self, slots: Collection[Slot]) -> None:
         """Lets other threads sample for those that are deferred and still run.
@@ -166,37 +187,30 @@ class BatchSampler(Uncopyable):
             threads.submit(self._sample_deferred, slot, logits)
 
     def _sample_deferred(self, slot: Slot, logits: np.ndarray) -> None:
-        """Samples a token in a helper thread, and lets the engine's thread give it to its request."""
-        request = slot.request
-        found: Callable[[], None]
+        """Samples a token in a helper thread. Whoever waits for it would do so for ever, so every error is an outcome, too."""
         try:
-            tokens = request.tokens_array() if request.calls_python else _NO_TOKENS
-            if any(criterion(tokens, logits.copy()) for criterion in request.criteria):
-                self._later(slot, lambda: self._stop(slot))
-                return
-            changed = logits
-            for processor in request.processors:
-                changed = _as_logits(processor(tokens, changed.copy() if changed is logits else changed), logits.shape)
-            with self._decoder.model.in_use():  # that code may have closed it
-                try:
-                    token = sample_from(changed, request.sampler.pointer)
-                except (GrammarError, NativeError) as raised:
-                    raise _no_token(request, logits, changed) from raised
-                logprobs = None if request.n_logprobs is None else logprobs_of(logits, token, request.n_logprobs)
-        except BaseException as raised:  # whoever waits for the token would do so for ever
-            error = raised
-            found = lambda: self._end(slot, error)  # noqa: E731
-        else:
-
-            def found() -> None:
-                if logprobs is not None:
-                    request.note_logprobs(token, *logprobs)
-                self._give(slot, token)
-
-        # the request may have been cancelled meanwhile
-        self._later(slot, found)
-        if not request.calls_python:
+            outcome = self._outcome(slot, logits)
+        except BaseException as error:
+            outcome = DeferredOutcome(slot, error=error)
+        self._deliver(outcome)
+        if not slot.request.calls_python:
             self._spare.append(logits)  # nobody else has seen it
+
+    def _outcome(self, slot: Slot, logits: np.ndarray) -> DeferredOutcome:
+        request = slot.request
+        tokens = request.tokens_array() if request.calls_python else _NO_TOKENS
+        if any(criterion(tokens, logits.copy()) for criterion in request.criteria):
+            return DeferredOutcome(slot, stopped=True)
+        changed = logits
+        for processor in request.processors:
+            changed = _as_logits(processor(tokens, changed.copy() if changed is logits else changed), logits.shape)
+        with self._decoder.model.in_use():  # that code may have closed it
+            try:
+                token = sample_from(changed, request.sampler.pointer)
+            except (GrammarError, NativeError) as raised:
+                raise _no_token(request, logits, changed) from raised
+            logprobs = None if request.n_logprobs is None else logprobs_of(logits, token, request.n_logprobs)
+        return DeferredOutcome(slot, token, logprobs)
 
     def _error(self, result: int, slot: Slot, row: int) -> LlamaCppError:
         """Why no token could be sampled from an output."""
@@ -212,11 +226,6 @@ class BatchSampler(Uncopyable):
         except (LlamaCppError, MemoryError) as error:
             return DecodeError(f"What was computed could not be read ({error}).")
         return _no_token(slot.request, logits, logits)
-
-    def _stop(self, slot: Slot) -> None:
-        """Ends a request as its model would."""
-        slot.request.generation.finish_reason = "stop"
-        self._end(slot)
 
 
 def score_prompt(decoder: Decoder, part: BatchPart, request: Request) -> Exception | None:

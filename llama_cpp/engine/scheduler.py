@@ -2,7 +2,10 @@
 
 A turn of its loop takes in what was asked meanwhile, gives free sequences to waiting requests, computes a batch, samples a
 token for each output and hands the tokens out. As long as nobody comes or goes, the call that samples goes on from batch to
-batch by itself, without Python. On a GPU the tokens of one batch are handed out while the next is computed.
+batch without Python (multi-step decoding). On a GPU the tokens of one batch are handed out while the next is computed.
+
+One token's way: ``_begin`` puts the last one into a batch and decodes it, ``_step`` samples the next one, ``_apply`` appends
+it to its request, ``_deliver`` puts it into the queue that its caller reads.
 """
 
 from __future__ import annotations
@@ -11,10 +14,10 @@ import collections
 import functools
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..capi import llama
@@ -25,27 +28,50 @@ from ..errors import (
     DecodeError,
     InvalidArgumentError,
     ModelBusyError,
-    ModelClosedError,
     NativeError,
 )
 from ..models.model import Model
-from .batches import BatchPart, EqualBatches, MixedBatches, Slot, Turns, write
+from .batches import BatchPart, EqualBatches, MixedBatches, Turns, write
 from .cache_kinds import pays_per_sequence
 from .decoder import Decoder, can_be_cut, ggml_cpu_set_batch_invariant
 from .multi_step import MultiStep
+from .plan import Batches, ModelFacts, Pool, plan_context
 from .prefix_cache.saved_states import SavedStates, fingerprint_of
 from .prefix_cache.stores import BaseLlamaCache
 from .requests import Request, put_all
-from .sampling import BatchSampler, Statistics, in_sampling_thread, score_prompt
+from .sampling import BatchSampler, DeferredOutcome, Sampled, Statistics, in_sampling_thread, score_prompt
 from .sequence_pool import PerSequencePool, SharedPool
+from .slots import Slot, SlotState
 from .speculative.drafter import Drafter
 from .speculative.verifier import Verifier
-from .worker_threads import stop_at_exit
+from .worker import Worker, model_closed
 
 logger = logging.getLogger("llama_cpp")
 
 # what llama_decode() returns when the cache has none; when it was stopped; when it refuses a batch and computes nothing
 _NO_ROOM, _STOPPED, _INVALID = 1, 2, -1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an engine is doing.
+
+    Attributes:
+        slots: the states of requests that have a sequence. n_waiting: requests that wait for one.
+        n_asked: what was asked of the engine and it has not seen yet.
+        n_free: sequences that a request could be given. n_kept: sequences that are kept for later requests.
+    """
+
+    slots: tuple[SlotState, ...]
+    n_waiting: int
+    n_asked: int
+    n_free: int
+    n_kept: int
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.slots and not self.n_waiting and not self.n_asked
 
 
 class BatchingEngine(Uncopyable):
@@ -89,35 +115,26 @@ class BatchingEngine(Uncopyable):
         self._rounding = batch_invariant, repeatable
         self._repeatable = repeatable
         self._max_waiting = max_waiting
-        unified = params["kv_unified"]
-        n_kept = min(max(n_parallel, 8), llama.llama_max_parallel_sequences() - n_parallel) if n_kept is None else n_kept
-        in_place = not unified or pays_per_sequence(model)
-        # each of those that generate must find its place in a batch
-        at_least = {name: max(params[name], n_parallel) for name in ("n_batch", "n_ubatch") if name in params}
-        n_sequences = n_parallel + (0 if in_place else n_kept)
-        params = {**params, **at_least, "n_seq_max": n_sequences}
-        n_draft = n_draft if draft_source else 0
-        if n_draft and not can_be_cut(model):
-            params["n_rs_seq"] = n_draft  # states to go back to
-            # what may be taken back is never split, and the engine asserts that a batch is larger
-            params.update({name: max(params[name], n_draft + 2) for name in at_least})
-        self._decoder = Decoder(model, params, n_parallel, n_draft)
+        plan = plan_context(
+            ModelFacts(pays_per_sequence(model), can_be_cut(model)), params, n_parallel,
+            n_draft=n_draft if draft_source else 0, n_kept=n_kept, most_sequences=llama.llama_max_parallel_sequences(),
+        )  # fmt: skip
+        self._params = plan.params
+        self._n_cells = plan.n_cells
+        self._decoder = Decoder(model, plan.params, n_parallel, plan.n_draft)
         unit = self._decoder.n_batch if repeatable else 1
-        if in_place:
-            self._sequences = PerSequencePool(self._decoder, n_parallel, unit)
+        if plan.pool is Pool.SHARED:
+            self._sequences: PerSequencePool = SharedPool(self._decoder, n_parallel, plan.n_kept, unit)
         else:
-            self._sequences = SharedPool(self._decoder, n_parallel, n_kept, unit)
+            self._sequences = PerSequencePool(self._decoder, n_parallel, unit)
         self._batches: MixedBatches | EqualBatches = MixedBatches(self._decoder)
-        if not unified and self._decoder.unlimited_cut:
-            self._batches = EqualBatches(self._decoder, whole=repeatable)
-        elif n_draft and not self._decoder.unlimited_cut:
-            self._batches = EqualBatches(self._decoder, fill=False, whole=repeatable)
-        self._params = params
+        if plan.batches is not Batches.MIXED:
+            self._batches = EqualBatches(self._decoder, fill=plan.batches is Batches.EQUAL, whole=repeatable)
         self._turns = Turns(self._decoder)
         drafter: Drafter | None = None
-        if draft_source and n_draft:
+        if draft_source and plan.n_draft:
             try:
-                drafter = Drafter(self._decoder, params, draft_source, n_draft, n_gpu_layers, always=repeatable)
+                drafter = Drafter(self._decoder, plan.params, draft_source, plan.n_draft, n_gpu_layers, always=repeatable)
             except BaseException:
                 self._decoder.close()
                 raise
@@ -125,9 +142,8 @@ class BatchingEngine(Uncopyable):
         self.n_ctx = min(self._decoder.n_ctx, n_ctx or self._decoder.n_ctx)
         self.statistics = Statistics()
         self._is_end = functools.cache(model.is_end)  # the engine is asked once for each token
-        self._n_cells = params["n_ctx"] if unified else None  # of which all requests take theirs
         self._multi_step = MultiStep(self._decoder, n_parallel)
-        self._verifier = Verifier(drafter, self.statistics, self._sample, self._rollback)
+        self._verifier = Verifier(drafter, self.statistics)
         self._suspects: list[Slot] = []
         self._cancelled_meanwhile = False
         self._computing: list[Request] = []  # whose tokens are in the batch that the engine's thread waits for
@@ -136,20 +152,16 @@ class BatchingEngine(Uncopyable):
         self._waiting: collections.deque[Request] = collections.deque()
         self._slots: list[Slot] = []
         self._outgoing: list[tuple[Request, int | None]] = []
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._batch_sampler = BatchSampler(
-            self._decoder, n_parallel, self.statistics, self._give, self._end, self._lose, self._later
+        self._worker: Worker[Callable[[], None] | DeferredOutcome] = Worker(
+            "llama-cpp-engine", self._run, self._multi_step.hold_back
         )
-        self._closing = self._exiting = False
-        self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="llama-cpp-engine", daemon=True)
+        self._sampler = BatchSampler(self._decoder, n_parallel, self.statistics, self._worker.put)
         try:
-            self._thread.start()
+            self._worker.start(self)
         except BaseException:
             self._verifier.close()
             self._decoder.close()
             raise
-        stop_at_exit(self)
 
     # --- for everybody ---
 
@@ -180,11 +192,18 @@ class BatchingEngine(Uncopyable):
                 "and this one, which is asked by such code, for one of them.",
                 remedy="Raise n_parallel.",
             )
-        n_waiting = len(self._waiting) + self._inbox.qsize()
+        n_waiting = len(self._waiting) + self._worker.inbox.qsize()
         if n_waiting >= self._max_waiting:
             raise ModelBusyError(f"{n_waiting} requests are waiting already.", remedy="Try again when some have ended.")
         request.wake = self._cancelled
-        self._post(lambda: self._waiting.append(request))
+        self._worker.post(lambda: self._waiting.append(request))
+
+    def snapshot(self) -> Snapshot:
+        """What it is doing. Any thread may ask; it may have changed when it is read."""
+        return Snapshot(
+            tuple(slot.state for slot in list(self._slots)), len(self._waiting), self._worker.inbox.qsize(),
+            self._sequences.n_free, self._sequences.n_kept,
+        )  # fmt: skip
 
     def reset(self) -> None:
         """Forgets what earlier requests left in the cache."""
@@ -195,8 +214,8 @@ class BatchingEngine(Uncopyable):
             self._sequences.clear()
             done.set()
 
-        self._post(clear)
-        while not done.wait(0.1) and self._thread.is_alive():
+        self._worker.post(clear)
+        while not done.wait(0.1) and self._worker.is_alive:
             pass
 
     def keep_in(self, cache: BaseLlamaCache | None) -> None:
@@ -207,7 +226,7 @@ class BatchingEngine(Uncopyable):
         def change() -> None:
             self._sequences.saved = saved
 
-        self._post(change)
+        self._worker.post(change)
 
     def close(self) -> None:
         """Ends every request with a ModelClosedError and frees the context. In a forked child it only forgets."""
@@ -221,32 +240,16 @@ class BatchingEngine(Uncopyable):
             exiting: the interpreter ends. Only daemon threads can still wait for a request then; they are left waiting, to end
                 as silently as they would otherwise.
         """
-        self._exiting = self._exiting or exiting
-        self._closing = True
-        if os.getpid() != self._pid:
-            return
-        self._inbox.put(lambda: None)
-        self._multi_step.hold_back()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
-        self._batch_sampler.close(self._exiting)
+        if self._worker.stop(exiting):
+            self._sampler.close(self._worker.exiting)
 
     def _cancelled(self) -> None:
-        if os.getpid() != self._pid:
+        if not self._worker.is_here:
             return  # a forked child, which may have inherited the lock held
-        self._inbox.put(self._note_cancelled)
-        self._multi_step.hold_back()
+        self._worker.put(self._note_cancelled)
         with self._stopping:
             if self._computing and all(request.cancelled for request in self._computing):
                 self._decoder.stop(True)  # nobody wants what is computed
-
-    def _post(self, action: Callable[[], None]) -> None:
-        self._inbox.put(action)
-        self._multi_step.hold_back()
-        if self._closing:
-            if self._exiting and threading.current_thread() is not threading.main_thread():
-                threading.Event().wait()  # a daemon thread, which the interpreter is about to end
-            raise ModelClosedError("The model is closed.", remedy="Create a new Llama.")
 
     # --- the engine's thread ---
 
@@ -260,7 +263,7 @@ class BatchingEngine(Uncopyable):
     def _work(self) -> None:
         try:
             worked = False
-            while not self._closing:
+            while not self._worker.closing:
                 try:
                     self._take_in(wait=not worked)
                     started = time.perf_counter()
@@ -271,27 +274,34 @@ class BatchingEngine(Uncopyable):
                     worked = True
                     self._recover(error)
         except BaseException as error:
-            self._closing = True
+            self._worker.closing = True
             logger.exception("the engine's thread failed")
-            self._end_all(error)
+            self._finish_all(error)
         finally:
-            self._end_all(ModelClosedError("The model is closed.", remedy="Create a new Llama."))
+            self._finish_all(model_closed())
             self._sequences.save_all()
 
     def _take_in(self, wait: bool) -> None:
         """Does what was asked of the engine; waits for something to be asked when there is nothing else to do."""
+        inbox = self._worker.inbox
         if wait:
-            self._hand_out()
-            self._inbox.get()()
-        while not self._inbox.empty():
-            self._inbox.get()()
+            self._deliver()
+            self._do(inbox.get())
+        while not inbox.empty():
+            self._do(inbox.get())
         for slot in [slot for slot in self._slots if slot.request.cancelled]:
-            self._end(slot)
+            self._finish(slot)
         if self._cancelled_meanwhile:
             self._cancelled_meanwhile = False
             self._blocked = False  # whoever it was for may be among them
             self._outgoing += [(request, None) for request in self._waiting if request.cancelled]
             self._waiting = collections.deque(request for request in self._waiting if not request.cancelled)
+
+    def _do(self, item: Callable[[], None] | DeferredOutcome | None) -> None:
+        if isinstance(item, DeferredOutcome):
+            self._apply_deferred(item)
+        elif item is not None:
+            item()
 
     def _note_cancelled(self) -> None:
         self._cancelled_meanwhile = True
@@ -338,7 +348,7 @@ class BatchingEngine(Uncopyable):
         return bool(n_own + sum(len(slot.request.tokens) - slot.n_shared for slot in self._slots) < self._n_cells)
 
     def _step(self) -> bool:
-        """Computes a batch and samples what follows; False when there was nothing to compute."""
+        """Computes a batch, samples what follows, and gives each request its token; False when there was nothing to compute."""
         started = time.perf_counter()
         status: int | Exception
         parts, status = self._multi_step.take_begun(self._slots)
@@ -350,38 +360,19 @@ class BatchingEngine(Uncopyable):
         n_steps = self.statistics.n_steps
         self.statistics.n_steps += 1
         self.statistics.n_tokens += n_tokens
-        self._hand_out()
-        if status == _STOPPED:
-            self._end_stopped(parts)
-            return True
-        if status == _NO_ROOM:
-            if not self._verifier.drop_drafts(parts):
-                self._make_room()
-            return True
-        if status == _INVALID and len(parts) > 1:
-            # one of them, and each alone will tell which
-            self._suspects = [part.slot for part in parts if part.slot]
-            return True
+        self._deliver()
         if status != 0:
-            self._fail(parts, status)
+            self._without_batch(parts, status)
             return True
         self._verifier.process(n_tokens, self._slots)
-        for part in parts:
-            if part.slot is None:
-                self._decoder.cut(part.sequence, part.start)
-            else:
-                part.slot.n_ahead = max(part.n_outputs - 1, 0)
-                self._count(part.slot, len(part.tokens) - part.slot.n_ahead)
-                # cells that are shared have others between them, or behind, when somebody else runs
-                if self._repeatable and len(parts) == 1 and (part.slot.alone or self._n_cells is None):
-                    part.slot.count_whole(part, self._decoder.n_batch)
-        lost = [part for part in parts if part.n_scored and not self._score(part)]
-        outputs = [(part.slot, part.row) for part in parts if part.slot and part.row >= 0 and part not in lost]
+        self._advance(parts)
+        outputs = self._outputs(parts)
         n_before = self.statistics.n_outputs
         if max(part.n_outputs for part in parts) > 1:
-            self._verifier.verify(outputs)
+            self._verify(outputs)
         else:
-            self._sample(outputs, parts if n_tokens == len(outputs) and self._may_multi_step(outputs) else None)
+            more = n_tokens == len(outputs) and self._may_multi_step(outputs)
+            self._apply(outputs, self._sampler.sample(outputs, self._multi_step if more else None, parts))
         seconds = (time.perf_counter() - started) / (self.statistics.n_steps - n_steps)
         self._batches.burst.note(parts, seconds, waited=bool(outputs) or not self._decoder.on_device)
         generated = n_tokens == sum(part.n_outputs for part in parts)
@@ -396,7 +387,7 @@ class BatchingEngine(Uncopyable):
             return [], 0
         n_tokens = write(self._decoder, parts)
         if not self._decoder.on_device:
-            self._hand_out()  # as late as that: who wakes up before this thread is in the library has to wait for it
+            self._deliver()  # as late as that: who wakes up before this thread is in the library has to wait for it
         decoding = time.perf_counter()
         with self._stopping:
             self._computing = [part.slot.request for part in parts if part.slot]
@@ -418,7 +409,7 @@ class BatchingEngine(Uncopyable):
         if self._waiting and not self._blocked and self._sequences.n_free:
             return False
         self._multi_step.allow()
-        return self._inbox.empty() and self._multi_step.prepare([slot.request for slot, _ in outputs], self.n_ctx)
+        return self._worker.inbox.empty() and self._multi_step.prepare([slot.request for slot, _ in outputs], self.n_ctx)
 
     def _suspect(self) -> list[Slot]:
         """The next one of a batch that was refused, to be computed alone; empty when there is none."""
@@ -428,50 +419,88 @@ class BatchingEngine(Uncopyable):
                 return [slot]
         return []
 
-    def _rollback(self, slot: Slot) -> None:
-        """Removes from a sequence what was computed of a draft and is not its own."""
-        if slot.n_ahead and not self._sequences.take_back(slot.sequence, slot.n_held):
-            slot.n_held = 0  # to be computed once more
-        slot.draft, slot.n_ahead = [], 0
+    def _advance(self, parts: Sequence[BatchPart]) -> None:
+        """Notes what sequences hold now, and takes checkpoints where they are due."""
+        for part in parts:
+            slot = part.slot
+            if slot is None:
+                self._decoder.cut(part.sequence, part.start)
+                continue
+            n_ahead = max(part.n_outputs - 1, 0)
+            if slot.advance(len(part.tokens) - n_ahead, n_ahead):
+                self._sequences.checkpoint(slot.sequence, slot.n_held)
+            # cells that are shared have others between them, or behind, when somebody else runs
+            if self._repeatable and len(parts) == 1 and (slot.alone or self._n_cells is None):
+                slot.advance_whole(part.start, len(part.tokens), self._decoder.n_batch)
 
-    def _score(self, part: BatchPart) -> bool:
-        """Notes the log-probabilities of the prompt's tokens that follow those of a batch; False if that ended the request."""
-        assert part.slot is not None
-        error = score_prompt(self._decoder, part, part.slot.request)
-        if error is not None:
-            self._end(part.slot, error)
-        return error is None
+    def _outputs(self, parts: Sequence[BatchPart]) -> list[tuple[Slot, int]]:
+        """The slots to sample for, with their rows; prompts are scored before."""
+        outputs = []
+        for part in parts:
+            if part.slot is None:
+                continue
+            if part.n_scored:
+                error = score_prompt(self._decoder, part, part.slot.request)
+                if error is not None:
+                    self._finish(part.slot, error)
+                    continue
+            if part.row >= 0:
+                outputs.append((part.slot, part.row))
+        return outputs
 
-    def _count(self, slot: Slot, n: int) -> None:
-        """Notes that a request's sequence holds ``n`` tokens more."""
-        slot.n_held += n
-        if slot.stops and slot.n_held == slot.stops[0]:
-            del slot.stops[0]
-            self._sequences.checkpoint(slot.sequence, slot.n_held)
+    def _verify(self, outputs: Sequence[tuple[Slot, int]]) -> None:
+        """Samples along drafts, for as long as what was drafted is what is sampled."""
+        drafted = {slot: len(slot.draft) for slot, _ in outputs if slot.draft}
+        n_accepted = dict.fromkeys(drafted, 0)
+        left = list(outputs)
+        while left:
+            self._apply(left, self._sampler.sample(left))
+            following = []
+            for slot, row in left:
+                if slot.accept_draft():
+                    n_accepted[slot] += 1
+                    following.append((slot, row + 1))
+                else:
+                    slot.rollback(self._sequences)
+            left = following
+        for slot, n in drafted.items():
+            self._verifier.learn(slot, n, n_accepted[slot])
 
-    def _kept(self, slot: Slot) -> Sequence[int]:
-        """The tokens of a request that others can begin with."""
-        return slot.request.tokens[: min(slot.n_held, slot.n_whole) if self._repeatable else slot.n_held]
+    # --- what sampling has come to ---
 
-    def _sample(self, outputs: Sequence[tuple[Slot, int]], multi_step: list[BatchPart] | None = None) -> None:
-        """Samples a token for each output and gives it to its request, or to be sampled in another thread.
+    def _apply(self, outputs: Sequence[tuple[Slot, int]], sampled: Sampled) -> None:
+        """Gives requests their tokens, ends those that cannot go on, and rolls back those whose token comes later."""
+        if sampled.lost is not None:
+            self._finish_lost([slot for slot, _ in outputs], sampled.lost)
+            return
+        for slot, token in sampled.tokens:
+            self._append(slot, token)
+        for slot, error in sampled.errors:
+            self._finish(slot, error)
+        for slot in sampled.deferred:
+            slot.rollback(self._sequences)
 
-        Batches that follow may be computed at once, when they are to be of the same parts, ``multi_step``.
-        """
-        for slot in self._batch_sampler.sample(outputs, self._multi_step if multi_step else None, multi_step or []):
-            self._rollback(slot)
+    def _apply_deferred(self, outcome: DeferredOutcome) -> None:
+        """The same for one request whose token another thread has sampled, if it still runs."""
+        slot = outcome.slot
+        if slot not in self._slots:
+            return
+        if outcome.error is not None:
+            self._finish(slot, outcome.error)
+        elif outcome.stopped:
+            slot.request.generation.finish_reason = "stop"
+            self._finish(slot)
+        else:
+            if outcome.logprobs is not None:
+                slot.request.note_logprobs(outcome.token, *outcome.logprobs)
+            self._append(slot, outcome.token)
 
-    def _later(self, slot: Slot, action: Callable[[], None]) -> None:
-        """Lets the engine's thread do something for a request, if it still runs then."""
-        self._inbox.put(lambda: action() if slot in self._slots else None)
-        self._multi_step.hold_back()
-
-    def _give(self, slot: Slot, token: int) -> None:
+    def _append(self, slot: Slot, token: int) -> None:
         """Adds a token to a request, or ends it."""
         request = slot.request
         if self._is_end(token):
             request.generation.finish_reason = "stop"
-            self._end(slot)
+            self._finish(slot)
             return
         first = not request.generation.tokens
         request.count(token)
@@ -479,7 +508,7 @@ class BatchingEngine(Uncopyable):
         request.n_left -= 1
         if request.n_left == 0:
             request.generation.finish_reason = "length"
-            self._end(slot)
+            self._finish(slot)
         elif len(request.tokens) >= self.n_ctx:
             self._fill_up(slot)
         elif first:
@@ -488,42 +517,58 @@ class BatchingEngine(Uncopyable):
 
     def _fill_up(self, slot: Slot) -> None:
         """Does what a request wants when its context is full."""
-        self._rollback(slot)
+        slot.rollback(self._sequences)
         request = slot.request
         if request.context_full == "error":
-            self._end(slot, ContextFullError(self.n_ctx))
+            self._finish(slot, ContextFullError(self.n_ctx))
         elif request.context_full == "shift" and not self._decoder.can_shift:
-            self._end(slot, ContextFullError(self.n_ctx, can_shift=False))
-        elif request.context_full == "shift":
-            n_kept = 1  # the first token takes up much of the attention (Xiao et al. 2023, "attention sinks")
-            n = max(slot.n_held - n_kept, 0) // 2
-            if not n:  # a context of two or three tokens
-                request.generation.finish_reason = "length"
-                self._end(slot)
-                return
-            del request.tokens[n_kept : n_kept + n]
-            if self._n_cells is None or not self._sequences.is_copied(slot.sequence):
-                self._decoder.shift(slot.sequence, n_kept, n)
-                slot.n_held -= n
-            else:
-                # others hold these cells, too: what remains is read again, into cells of its own
-                slot.n_held = n_kept if self._sequences.take_back(slot.sequence, n_kept) else 0
-                slot.n_shared = slot.n_held
-            # what remains was computed with what is gone in sight: no other request may begin with it
-            request.key, request.shares = object(), False
-            self._sequences.note(slot.sequence, request.tokens[: slot.n_held], request.key)
-        else:
+            self._finish(slot, ContextFullError(self.n_ctx, can_shift=False))
+        elif request.context_full != "shift" or not self._shift(slot):
             request.generation.finish_reason = "length"
-            self._end(slot)
+            self._finish(slot)
 
-    def _end(self, slot: Slot, error: BaseException | None = None) -> None:
-        """Ends a request and frees its sequence; what it holds is kept for others."""
-        self._blocked = False
-        slot.request.error = error
-        self._rollback(slot)
-        self._slots.remove(slot)
-        self._sequences.give_back(slot.sequence, self._kept(slot) if slot.request.shares else [], slot.request.key)
-        self._outgoing.append((slot.request, None))
+    def _shift(self, slot: Slot) -> bool:
+        """Context shift: forgets the older half of a request; False in a context of two or three tokens."""
+        n_kept = 1  # the first token takes up much of the attention (Xiao et al. 2023, "attention sinks")
+        n = max(slot.n_held - n_kept, 0) // 2
+        if not n:
+            return False
+        slot.shift(n_kept, n)
+        if self._n_cells is None or not self._sequences.is_copied(slot.sequence):
+            self._decoder.shift(slot.sequence, n_kept, n)
+            slot.n_held -= n
+        else:
+            # others hold these cells, too: what remains is read again, into cells of its own
+            slot.n_held = n_kept if self._sequences.take_back(slot.sequence, n_kept) else 0
+            slot.n_shared = slot.n_held
+        self._sequences.note(slot.sequence, slot.request.tokens[: slot.n_held], slot.request.key)
+        return True
+
+    def _kept(self, slot: Slot) -> Sequence[int]:
+        """The tokens of a request that others can begin with."""
+        return slot.request.tokens[: min(slot.n_held, slot.n_whole) if self._repeatable else slot.n_held]
+
+    # --- where nothing was computed ---
+
+    def _without_batch(self, parts: Sequence[BatchPart], status: int | Exception) -> None:
+        """Does what a batch that was not computed calls for."""
+        if status == _STOPPED:
+            for slot in [part.slot for part in parts if part.slot]:  # none of them is wanted any more
+                slot.lose()
+                self._finish(slot)
+        elif status == _NO_ROOM:
+            if not self._verifier.drop_drafts(parts):
+                self._make_room()
+        elif status == _INVALID and len(parts) > 1:
+            # one of them, and each alone will tell which
+            self._suspects = [part.slot for part in parts if part.slot]
+        else:
+            what = f"llama_decode() returned {status}" if isinstance(status, int) else f"llama_decode() failed ({status})"
+            error = DecodeError(
+                f"{what} for a batch of {sum(len(part.tokens) for part in parts)} tokens.",
+                remedy="The model can be used again; the log (llama_cpp.native) has more.",
+            )
+            self._finish_lost([part.slot for part in parts if part.slot], error)
 
     def _make_room(self) -> None:
         """The cache has no room for the batch: gives up what is kept, or preempts the last request."""
@@ -531,27 +576,17 @@ class BatchingEngine(Uncopyable):
             return
         last = [slot for slot in self._slots if slot.n_pending][-1]
         if len(self._slots) == 1:
-            self._end(last, DecodeError("The KV cache has no room for this request.", remedy="Raise n_kv or n_ctx."))
-            return
-        self._slots.remove(last)
-        self._sequences.give_back(last.sequence, [], None)
-        self._waiting.appendleft(last.request)
+            self._finish(last, DecodeError("The KV cache has no room for this request.", remedy="Raise n_kv or n_ctx."))
+        else:
+            self._preempt(last)
+
+    def _preempt(self, slot: Slot) -> None:
+        """Takes a request its sequence; it waits, before all others, until somebody ends."""
+        slot.finished = True
+        self._slots.remove(slot)
+        self._sequences.give_back(slot.sequence, [], None)
+        self._waiting.appendleft(slot.request)
         self._blocked = True
-
-    def _end_stopped(self, parts: Sequence[BatchPart]) -> None:
-        """Ends the requests of a batch that was stopped in its middle, because none of them is wanted any more."""
-        for slot in [part.slot for part in parts if part.slot]:
-            slot.n_held = slot.n_ahead = 0  # nobody knows how far it came
-            self._end(slot)
-
-    def _fail(self, parts: Sequence[BatchPart], why: int | Exception) -> None:
-        """The engine failed: the requests in the batch end, the others go on."""
-        what = f"llama_decode() returned {why}" if isinstance(why, int) else f"llama_decode() failed ({why})"
-        error = DecodeError(
-            f"{what} for a batch of {sum(len(part.tokens) for part in parts)} tokens.",
-            remedy="The model can be used again; the log (llama_cpp.native) has more.",
-        )
-        self._lose([part.slot for part in parts if part.slot], error)
 
     def _recover(self, error: Exception) -> None:
         """What nobody has foreseen: whoever runs ends with it, or else who would be next, and the others go on."""
@@ -562,36 +597,48 @@ class BatchingEngine(Uncopyable):
         if not self._slots and self._waiting:
             self._waiting[0].error = failed
             self._outgoing.append((self._waiting.popleft(), None))
-        self._lose(self._slots, failed)
+        self._finish_lost(self._slots, failed)
 
-    def _lose(self, slots: Sequence[Slot], error: BaseException) -> None:
+    # --- the end of requests ---
+
+    def _finish(self, slot: Slot, error: BaseException | None = None) -> None:
+        """Ends a request and frees its sequence; what it holds is kept for others."""
+        self._blocked = False
+        slot.request.error = error
+        slot.rollback(self._sequences)
+        slot.finished = True
+        self._slots.remove(slot)
+        self._sequences.give_back(slot.sequence, self._kept(slot) if slot.request.shares else [], slot.request.key)
+        self._outgoing.append((slot.request, None))
+
+    def _finish_lost(self, slots: Sequence[Slot], error: BaseException) -> None:
         """Ends requests of whose sequences nobody knows what they hold."""
         for slot in slots:
-            slot.n_held = slot.n_ahead = 0
-        self._end_each(slots, error)
+            slot.lose()
+        self._finish_each(slots, error)
 
-    def _hand_out(self) -> None:
-        """Gives tokens to those who wait for them, and logits to those who sample from them."""
-        self._batch_sampler.start_deferred(self._slots)
-        outgoing, self._outgoing = self._outgoing, []
-        put_all(outgoing)
-
-    def _end_each(self, slots: Sequence[Slot], error: BaseException) -> None:
+    def _finish_each(self, slots: Sequence[Slot], error: BaseException) -> None:
         for slot in list(slots):
             try:
-                self._end(slot, error)
+                self._finish(slot, error)
             except Exception:  # whatever happened to its sequence: nobody shall wait for ever
                 logger.exception("a request could not be ended as it should")
                 self._outgoing.append((slot.request, None))
                 self._slots = [other for other in self._slots if other is not slot]
 
-    def _end_all(self, error: BaseException) -> None:
-        self._end_each(self._slots, error)
-        while not self._inbox.empty():
-            self._inbox.get()()
+    def _finish_all(self, error: BaseException) -> None:
+        self._finish_each(self._slots, error)
+        while not self._worker.inbox.empty():
+            self._do(self._worker.inbox.get())
         for request in self._waiting:
             request.error = error
             self._outgoing.append((request, None))
         self._waiting.clear()
-        if not self._exiting:
-            self._hand_out()
+        if not self._worker.exiting:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Gives tokens to those who wait for them, and logits to those who sample from them."""
+        self._sampler.start_deferred(self._slots)
+        outgoing, self._outgoing = self._outgoing, []
+        put_all(outgoing)

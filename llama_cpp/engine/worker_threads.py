@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import queue
 import threading
-import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from ..capi.handle import Uncopyable
 
@@ -47,24 +45,3 @@ class WorkerThreads(Uncopyable):
             function(*args)
             del item, function, args  # what they hold would live until there is more to do
             self._idle.release()
-
-
-class _Stoppable(Protocol):
-    def stop(self, exiting: bool = False) -> None: ...
-
-
-_engines: weakref.WeakSet[_Stoppable] = weakref.WeakSet()
-
-
-def stop_at_exit(engine: _Stoppable) -> None:
-    """Has ``engine.stop(exiting=True)`` called when the interpreter ends.
-
-    A daemon thread dies wherever it is then; one in the middle of a batch must not.
-    """
-    _engines.add(engine)
-
-
-@atexit.register
-def _stop_all() -> None:
-    for engine in list(_engines):
-        engine.stop(exiting=True)

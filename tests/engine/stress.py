@@ -168,7 +168,7 @@ def main() -> int:
         for case in cases:
             engine = case.llm.loaded.engine
             deadline = time.monotonic() + 10
-            while (engine._slots or engine._waiting) and time.monotonic() < deadline:
+            while not engine.snapshot().is_idle and time.monotonic() < deadline:
                 time.sleep(0.05)
             if len(engine._sequences._free) != len(engine._decoder.rows):
                 faults.append(f"{case.name}: {len(engine._sequences._free)} of {len(engine._decoder.rows)} sequences are free")

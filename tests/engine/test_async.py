@@ -68,7 +68,7 @@ def test_leaving_a_stream_and_cancelling_a_task_end_the_request(run):
         with pytest.raises(asyncio.CancelledError):
             await task
         for _ in range(200):
-            if not engine._slots and not engine._waiting:
+            if engine.snapshot().is_idle:
                 return True
             await asyncio.sleep(0.05)
         return False

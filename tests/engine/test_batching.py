@@ -89,7 +89,7 @@ def idle(llm):
     """Waits until the engine has nothing to do."""
     engine = llm.loaded.engine
     for _ in range(600):
-        if not engine._slots and not engine._waiting and engine._inbox.empty():
+        if engine.snapshot().is_idle:
             return engine
         time.sleep(0.05)
     raise AssertionError("the engine is still busy")
@@ -342,7 +342,7 @@ def test_many_prompts_go_first_and_a_long_one_takes_turns(tiny, monkeypatch, uni
         threads = [threading.Thread(target=llm.create_completion, args=(prompt,), kwargs={"max_tokens": 1}) for prompt in prompts]
         for thread in threads:
             thread.start()
-        while engine._inbox.qsize() < n_prompts:
+        while engine.snapshot().n_asked < n_prompts:
             time.sleep(0.01)
         kinds.clear()
         go_on.set()
@@ -457,7 +457,7 @@ def test_what_was_computed_of_a_stream_that_ended_is_forgotten(multi_step, monke
 
 def test_a_token_computed_ahead_and_left_would_be_seen(multi_step, monkeypatch):
     monkeypatch.setattr("llama_cpp.engine.multi_step.N_MOST", 0)
-    monkeypatch.setattr("llama_cpp.engine.scheduler.BatchingEngine._rollback", lambda self, one: None)
+    monkeypatch.setattr("llama_cpp.engine.slots.Slot.rollback", lambda self, pool: None)
     with pytest.raises(AssertionError):
         check_what_is_left_behind(multi_step[0])
 
@@ -514,7 +514,7 @@ def test_a_request_that_waits_can_be_cancelled(smollm2):
             engine.submit(request)
         handles[1].cancel()
         assert list(handles[1]) == []
-        assert len(engine._waiting) == 2, "it made room for others while the first one still runs"
+        assert engine.snapshot().n_waiting == 2, "it made room for others while the first one still runs"
         stream.close()
         assert [len(list(handle)) for handle in (handles[0], handles[2])] == [10, 10]
 

@@ -296,7 +296,7 @@ def test_a_closed_model_ends_what_was_asked_for(minilm_file):
     llm = load(minilm_file)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(llm.embed, ["word " * 200] * 200) for _ in range(2)]
-        while llm.loaded.embedder._thread.is_alive() and not llm.loaded.embedder._jobs:
+        while llm.loaded.embedder._worker.is_alive and not llm.loaded.embedder._jobs:
             time.sleep(0.01)
         llm.close()
         for one in asked:
@@ -574,7 +574,7 @@ def test_closing_while_the_second_context_is_made(models, monkeypatch):
         engines.append(make_engine())
         return engines[-1]
 
-    monkeypatch.setattr(llm, "_make_engine", slow)
+    monkeypatch.setattr(llm.loaded, "_make_engine", slow)
     handle = llm.loaded.model.in_use()
     with concurrent.futures.ThreadPoolExecutor(1) as pool, handle:  # as if it had just begun to use it
         asked = pool.submit(llm.create_completion, [5, 6, 7])
@@ -583,7 +583,7 @@ def test_closing_while_the_second_context_is_made(models, monkeypatch):
         go_on.set()
         with pytest.raises(ModelClosedError):
             asked.result(60)
-    assert not [engine for engine in engines if engine._thread.is_alive()]
+    assert not [engine for engine in engines if engine._worker.is_alive]
 
 
 def test_what_a_cancelled_task_asked_for_is_not_begun(minilm_file):

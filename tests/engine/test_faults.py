@@ -75,7 +75,7 @@ def test_whatever_a_processor_raises_reaches_its_caller(llm, error):
     expected = answer(llm, PROMPT)
     bad = lambda: llm.create_completion([9, 9], max_tokens=9, logits_processor=raising(error))
     assert at_once(bad, lambda: answer(llm, PROMPT)) == [error, expected]
-    assert len(llm.loaded.engine._sequences._free) == 3
+    assert llm.loaded.engine.snapshot().n_free == 3
 
 
 @pytest.mark.parametrize("change", [lambda x: x[None], lambda x: np.append(x, 9e9), lambda x: x[:-1], lambda x: None])
@@ -209,7 +209,7 @@ def test_who_waited_for_room_behind_one_that_was_cancelled_waits_no_longer(model
         assert engine._blocked
         handle.cancel()
         small = llm.create_completion([9, 8], max_tokens=2, logit_bias=bias)
-        assert small["usage"]["completion_tokens"] > 0 and engine._slots, "the first one goes on"
+        assert small["usage"]["completion_tokens"] > 0 and engine.snapshot().slots, "the first one goes on"
         first.close()
 
 
@@ -289,7 +289,7 @@ def test_what_cannot_be_read_ends_its_batch_and_nothing_else(llm, monkeypatch):
         patched.setattr(Decoder, "sample", fail)
         with pytest.raises(DecodeError, match="none left"):
             answer(llm, PROMPT)
-    assert answer(llm, PROMPT) == expected and len(llm.loaded.engine._sequences._free) == 3
+    assert answer(llm, PROMPT) == expected and llm.loaded.engine.snapshot().n_free == 3
 
     def not_numbers(logits, token, n_top):
         raise NativeError("not numbers")
@@ -298,7 +298,7 @@ def test_what_cannot_be_read_ends_its_batch_and_nothing_else(llm, monkeypatch):
     bad = lambda: llm.create_completion([9, 9], max_tokens=9, logprobs=3)
     error, found = at_once(bad, lambda: answer(llm, PROMPT))
     assert isinstance(error, NativeError) and found == expected
-    assert answer(llm, PROMPT) == expected and len(llm.loaded.engine._sequences._free) == 3
+    assert answer(llm, PROMPT) == expected and llm.loaded.engine.snapshot().n_free == 3
 
 
 @pytest.mark.parametrize("broken", ["put", "get", "names", "type"])
@@ -366,11 +366,11 @@ def test_who_closes_may_be_in_any_thread(models):
             engine._post(llm.close)
         with pytest.raises(ModelClosedError):
             list(stream)
-        engine._thread.join(30)
+        engine._worker.join(30)
         for thread in threading.enumerate():
             if thread.name.startswith("llama-cpp"):
                 thread.join(10)  # a processor's is still closing when the engine's has ended
-        assert not engine._thread.is_alive() and engine._decoder._handle.closed and not engine._decoder._handle._owned
+        assert not engine._worker.is_alive and engine._decoder._handle.closed and not engine._decoder._handle._owned
         llm.close()
     assert threading.active_count() <= before
 
@@ -469,7 +469,7 @@ def test_cancelling_wakes_the_engine(models):
         request = Request([9], Sampler(llm.loaded.model, SamplingParams(), 512), 10)
         handle = RequestStream(request)
         llm.loaded.engine.submit(request)
-        while not llm.loaded.engine._waiting:
+        while not llm.loaded.engine.snapshot().n_waiting:
             time.sleep(0.01)
         handle.cancel()
         assert at_once(lambda: list(handle)) == [[]], "it waited for the other one's Python"

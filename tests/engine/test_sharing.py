@@ -32,7 +32,7 @@ def in_one_round(llm, asked):
         found = []
         for n, prompt in enumerate(asked):
             found.append(pool.submit(answer, llm, prompt))
-            while engine._inbox.qsize() <= n:
+            while engine.snapshot().n_asked <= n:
                 time.sleep(0.001)
         go_on.set()
         return [one.result() for one in found]

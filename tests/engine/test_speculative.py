@@ -7,7 +7,7 @@ import pytest
 
 import tiny_models
 from llama_cpp import Llama
-from llama_cpp.engine import batches
+from llama_cpp.engine import slots
 from llama_cpp.engine.speculative.draft_length import DraftLength
 from llama_cpp.errors import ContextFullError, DecodeError, InvalidArgumentError, ModelNotFoundError
 from memory_kinds import GENERATIVE, answer, load, prompts
@@ -124,7 +124,7 @@ def test_a_draft_accepted_unchecked_would_be_seen(models, monkeypatch, tmp_path)
         one.n_ahead -= 1
         return True
 
-    monkeypatch.setattr(batches.Slot, "accept_draft", believe)
+    monkeypatch.setattr(slots.Slot, "accept_draft", believe)
     with pytest.raises(AssertionError):
         check(models, "dense", "another", tmp_path)
 

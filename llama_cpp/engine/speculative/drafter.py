@@ -19,10 +19,10 @@ from ...capi.handle import NativeHandle, Uncopyable
 from ...capi.status import call
 from ...errors import ContextCreationError, InvalidArgumentError, NativeError
 from ...models.model import Model, set_fields
-from ..batches import Slot
 from ..decoder import Decoder, keys_can_shift
 from ..requests import Request
 from ..sampling_params import OWN_HEADS, PROMPT_LOOKUP
+from ..slots import Slot
 from .draft_length import DraftLength
 
 _TYPES = {PROMPT_LOOKUP: "ngram-simple", OWN_HEADS: "draft-mtp"}

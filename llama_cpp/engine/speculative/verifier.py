@@ -1,13 +1,14 @@
-"""Drafts of following tokens, for as long as they can be had: places for them in a batch, and which of them were right."""
+"""Drafts of following tokens, for as long as they can be had: places for them in a batch, and how many were accepted."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ...errors import NativeError
-from ..batches import BatchPart, Slot
+from ..batches import BatchPart
 from ..sampling import Statistics
+from ..slots import Slot
 from .drafter import Drafter
 
 logger = logging.getLogger("llama_cpp")
@@ -17,22 +18,13 @@ class Verifier:
     """What the engine knows of drafts. What drafts may fail: then it goes on without, and what is sampled stays the same.
 
     Args:
-        speculator: what drafts; None for nothing.
+        drafter: what drafts; None for nothing.
         statistics: where to count.
-        sample: samples a token for each output, a request and its row.
-        rollback: removes from a sequence what was computed of a draft and is not its own.
     """
 
-    def __init__(
-        self,
-        drafter: Drafter | None,
-        statistics: Statistics,
-        sample: Callable[[Sequence[tuple[Slot, int]]], None],
-        rollback: Callable[[Slot], None],
-    ) -> None:
+    def __init__(self, drafter: Drafter | None, statistics: Statistics) -> None:
         self._drafter = drafter
         self._statistics = statistics
-        self._sample, self._rollback = sample, rollback
         self._no_room = False
 
     @property
@@ -73,26 +65,12 @@ class Verifier:
             except (NativeError, MemoryError) as error:
                 self._give_up(error, slots)
 
-    def verify(self, outputs: Sequence[tuple[Slot, int]]) -> None:
-        """Samples tokens, and goes on in what was drafted for as long as that is what was sampled."""
-        drafts = {slot: len(slot.draft) for slot, _ in outputs if slot.draft}
-        n_accepted = dict.fromkeys(drafts, 0)
-        left = list(outputs)
-        while left:
-            self._sample(left)
-            following = []
-            for slot, row in left:
-                if slot.accept_draft():
-                    n_accepted[slot] += 1
-                    following.append((slot, row + 1))
-                else:
-                    self._rollback(slot)
-            left = following
-        for slot, n in drafts.items():
-            if self._drafter is not None:
-                self._drafter.learn(slot, n, n_accepted[slot])
-            self._statistics.n_drafted += n
-            self._statistics.n_accepted += n_accepted[slot]
+    def learn(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
+        """Notes how many tokens of a draft were accepted."""
+        if self._drafter is not None:
+            self._drafter.learn(slot, n_drafted, n_accepted)
+        self._statistics.n_drafted += n_drafted
+        self._statistics.n_accepted += n_accepted
 
     def note_time(self, n_sequences: int, n_tokens: int, seconds: float) -> None:
         """Notes how long a batch took in which so many sequences generated so many tokens; 0 when prompts were read in it."""
