@@ -7,8 +7,8 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -197,46 +197,144 @@ def add(
     Args:
         signed, public_keys: signatures that packages bring along from another channel, and the keys they were made with.
     """
-    state = _state_to_sign(channel)
-    with channel.staging() as staging:
-        arrived = _take_in(files, staging / "incoming", channel)
-        added, present = _sort_out(arrived, state)
-        dependencies.check(added, list(state.packages.values()))
-        entries = dict(state.manifest.packages)
-        key = keys.signing_key()
-        for package in added:
-            brought = (signed or {}).get(package.path)
-            entry = ManifestEntry(
-                package.sha256, package.size, state.manifest.generation + 1, package.llama_cpp_commit,
-                dict(brought.signatures) if brought else {},
-            )  # fmt: skip
-            entries[package.path] = manifest.sign_entry(package.path, entry, key)
-            (staging / package.subdir).mkdir(exist_ok=True)
-            os.rename(staging / "incoming" / package.file_name, staging / package.path)
-        shutil.rmtree(staging / "incoming")
-        known = {**state.manifest.keys, **(public_keys or {})}
-        result = Publication(
-            state.manifest.generation + 1,
-            tuple(package.path for package in added),
-            tuple(package.path for package in present),
-        )
-        result = _complete(channel, staging, state, entries, known, wanted, result)
-        if not added and state.folder and _same_content(staging, state):
-            return replace(result, generation=state.manifest.generation)
-        channel.publish(staging, result.generation)
-        return result
+    coming = _NextGeneration(channel, wanted, public_keys or {})
+    with channel.staging() as folder:
+        added, present = coming.stage(files, folder, signed or {})
+        coming.index()
+        coming.describe()
+        content = coming.sign()
+        if not added and coming.is_like_the_last(content):
+            return coming.publication(present=present, generation=coming.last.manifest.generation)
+        coming.commit(content)
+        return coming.publication(added=added, present=present)
 
 
 def remove(paths: Iterable[str], channel: Channel, wanted: Wanted) -> Publication:
     """Publish a generation without these packages, and drop all older generations. Only inside ``Channel.writing``."""
-    state = _state_to_sign(channel)
+    coming = _NextGeneration(channel, wanted)
     gone = set(paths)
-    with channel.staging() as staging:
-        entries = {path: entry for path, entry in state.manifest.packages.items() if path not in gone}
-        result = Publication(state.manifest.generation + 1, removed=tuple(sorted(gone)))
-        result = _complete(channel, staging, state, entries, state.manifest.keys, wanted, result)
-        channel.publish(staging, result.generation, keep=0)
-        return result
+    with channel.staging() as folder:
+        coming.stage((), folder, without=gone)
+        coming.index()
+        coming.describe()
+        coming.commit(coming.sign(), keep=0)
+        return coming.publication(removed=sorted(gone))
+
+
+class _NextGeneration:
+    """A generation on its way: stage, index, describe, sign, commit, in this order. Only inside ``Channel.writing``.
+
+    Attributes:
+        last: the channel's current state.
+    """
+
+    def __init__(self, channel: Channel, wanted: Wanted, public_keys: Mapping[str, str] | None = None) -> None:
+        self.last = _state_to_sign(channel)
+        self._channel = channel
+        self._wanted = wanted
+        self._number = self.last.manifest.generation + 1
+        self._keys = {**self.last.manifest.keys, **(public_keys or {})}
+        self._entries: dict[str, ManifestEntry] = {}
+        self._new: list[str] = []
+        self._also: tuple[str, ...] = ()
+        self._notes: list[str] = []
+        self._addressed: Mapping[str, str] = {}
+
+    def stage(
+        self,
+        files: Iterable[Path],
+        folder: Path,
+        signed: Mapping[str, ManifestEntry] | None = None,
+        without: Collection[str] = (),
+    ) -> tuple[list[ChannelPackage], list[ChannelPackage]]:
+        """Puts packages into the generation's folder: those of the last one, and new ones, each read once.
+
+        Args:
+            signed: entries that packages bring along from another channel, with signatures.
+            without: paths of those that are left out.
+
+        Returns:
+            Packages that were not there before, and those that were, byte for byte.
+        """
+        self._folder = folder
+        arrived = _take_in(files, folder / "incoming", self._channel)
+        added, present = _sort_out(arrived, self.last)
+        dependencies.check(added, list(self.last.packages.values()))
+        for subdir in SUBDIRS:
+            (folder / subdir).mkdir()
+        for path, entry in self.last.manifest.packages.items():
+            if path not in without:
+                assert self.last.folder, "what it holds is somewhere"
+                self._entries[path] = entry
+                link_or_copy(self.last.folder / path, folder / path)
+        for package in added:
+            brought = (signed or {}).get(package.path)
+            self._entries[package.path] = ManifestEntry(
+                package.sha256, package.size, self._number, package.llama_cpp_commit,
+                dict(brought.signatures) if brought else {},
+            )  # fmt: skip
+            self._new.append(package.path)
+            os.rename(folder / "incoming" / package.file_name, folder / package.path)
+        shutil.rmtree(folder / "incoming")
+        return added, present
+
+    def index(self) -> None:
+        """Lists the packages as conda reads them."""
+        if self.last.folder:
+            for subdir in SUBDIRS:
+                # what the indexer finds here it does not read again: nobody may have changed it since it was signed
+                _carry(f"{subdir}/{INDEX}", self.last, self._folder)
+        index_channel(self._folder)
+        # the indexer leaves an empty folder
+        shutil.rmtree(self._folder / ".tmp", ignore_errors=True)
+
+    def describe(self) -> None:
+        """Writes the channel's environment files and locks, of what the index has."""
+        packages = _check_index(self._folder, self._entries)
+        needed = [one for package in packages for one in package.depends]
+        needed += environment_files.dependencies_of(self._wanted, packages)
+        self._also = (COMPLEMENT,) if dependencies.missing(needed, packages) else ()
+        self._notes, self._addressed = environment_files.write(self._folder, self._channel, self._wanted, packages, self._also)
+        if self.last.folder:
+            link_young_shards(self.last.folder, self._folder, self.last.manifest.files)
+
+    def sign(self) -> Manifest:
+        """Signs the new packages, and the manifest of everything in the folder."""
+        key = keys.signing_key()
+        for path in self._new:
+            self._entries[path] = manifest.sign_entry(path, self._entries[path], key)
+        (self._folder / CHANNEL_KEY).write_text(keys.public_pem(key.public_key()))
+        content = Manifest(
+            self._number, self._entries, _other_files(self._folder), self._also, self._keys, environment=self._wanted,
+            addressed=self._addressed,
+        )  # fmt: skip
+        (self._folder / MANIFEST).write_text(manifest.dump(content, key))
+        return content
+
+    def commit(self, content: Manifest, **how: int) -> None:
+        """Makes it the channel's current one."""
+        self._channel.publish(self._folder, content.generation, **how)
+
+    def is_like_the_last(self, content: Manifest) -> bool:
+        """Whether it says the same: the index holds times and its old shards, and with the same packages it lists the same."""
+
+        def of(files: Mapping[str, str]) -> dict[str, str]:
+            return {path: digest for path, digest in files.items() if "/" not in path and path != MANIFEST}
+
+        return self.last.folder is not None and of(content.files) == of(self.last.manifest.files)
+
+    def publication(
+        self,
+        added: Sequence[ChannelPackage] = (),
+        present: Sequence[ChannelPackage] = (),
+        removed: Sequence[str] = (),
+        generation: int | None = None,
+    ) -> Publication:
+        """What was done."""
+        return Publication(
+            self._number if generation is None else generation, tuple(package.path for package in added),
+            tuple(package.path for package in present), tuple(removed), not self._also, tuple(self._notes),
+        )  # fmt: skip
 
 
 def _state_to_sign(channel: Channel) -> State:
@@ -303,43 +401,6 @@ def _sort_out(arrived: Sequence[ChannelPackage], state: State) -> tuple[list[Cha
     return added, present
 
 
-def _complete(
-    channel: Channel,
-    staging: Path,
-    state: State,
-    entries: Mapping[str, ManifestEntry],
-    public_keys: Mapping[str, str],
-    wanted: Wanted,
-    result: Publication,
-) -> Publication:
-    """Make everything of the next generation that is not a new package."""
-    for subdir in SUBDIRS:
-        (staging / subdir).mkdir(exist_ok=True)
-    if state.folder:
-        for path in entries.keys() & state.manifest.packages.keys():
-            link_or_copy(state.folder / path, staging / path)
-        for subdir in SUBDIRS:
-            # what the indexer finds here it does not read again: nobody may have changed it since it was signed
-            _carry(f"{subdir}/{INDEX}", state, staging)
-    _index(staging)
-    packages = _check_index(staging, entries)
-    lacking = dependencies.missing(
-        [*(one for package in packages for one in package.depends), *environment_files.dependencies_of(wanted, packages)],
-        packages,
-    )
-    also = (COMPLEMENT,) if lacking else ()
-    notes, addressed = environment_files.write(staging, channel, wanted, packages, also)
-    key = keys.signing_key()
-    (staging / CHANNEL_KEY).write_text(keys.public_pem(key.public_key()))
-    if state.folder:
-        link_young_shards(state.folder, staging, state.manifest.files)
-    content = Manifest(
-        result.generation, entries, _other_files(staging), also, public_keys, environment=wanted, addressed=addressed
-    )
-    (staging / MANIFEST).write_text(manifest.dump(content, key))
-    return replace(result, complete=not also, notes=tuple(notes))
-
-
 def _carry(path: str, state: State, staging: Path) -> None:
     """Copy a file that is no package from the current generation, if it is still the one that was signed."""
     assert state.folder, "the current generation is in a folder"
@@ -347,12 +408,6 @@ def _carry(path: str, state: State, staging: Path) -> None:
     if hashlib.sha256(data).hexdigest() != state.manifest.files.get(path):
         raise ChannelDamagedError(f"{path} in {state.folder} was changed since it was published", manifest.REMEDY)
     (staging / path).write_bytes(data)
-
-
-def _index(folder: Path) -> None:
-    index_channel(folder)
-    # the indexer leaves an empty folder
-    shutil.rmtree(folder / ".tmp", ignore_errors=True)
 
 
 def _check_index(folder: Path, entries: Mapping[str, ManifestEntry]) -> list[ChannelPackage]:
@@ -372,11 +427,3 @@ def _check_index(folder: Path, entries: Mapping[str, ManifestEntry]) -> list[Cha
 def _other_files(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".conda")
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(files)}
-
-
-def _same_content(staging: Path, state: State) -> bool:
-    # the index holds times and its old shards; with the same packages it says the same
-    def of(files: Mapping[str, str]) -> dict[str, str]:
-        return {path: digest for path, digest in files.items() if "/" not in path and path != MANIFEST}
-
-    return of(_other_files(staging)) == of(state.manifest.files)

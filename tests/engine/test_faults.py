@@ -363,7 +363,7 @@ def test_who_closes_may_be_in_any_thread(models):
             with pytest.raises(ModelClosedError):
                 llm.create_completion([9], max_tokens=3, logits_processor=close)
         else:
-            engine._post(llm.close)
+            engine._worker.post(llm.close)
         with pytest.raises(ModelClosedError):
             list(stream)
         engine._worker.join(30)

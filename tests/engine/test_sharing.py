@@ -28,7 +28,7 @@ def in_one_round(llm, asked):
     """Asks for several prompts that the engine takes in at once; returns what each one was answered."""
     engine, go_on = llm.loaded.engine, threading.Event()
     with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
-        engine._post(lambda: go_on.wait() and None)
+        engine._worker.post(lambda: go_on.wait() and None)
         found = []
         for n, prompt in enumerate(asked):
             found.append(pool.submit(answer, llm, prompt))
@@ -158,7 +158,7 @@ def test_what_is_restored_does_not_reach_a_copy(models):
         llm.reset()
         engine = llm.loaded.engine
         answer(llm, b)
-        engine._post(lambda: engine._sequences._drop(0))  # it has to make room
+        engine._worker.post(lambda: engine._sequences._drop(0))  # it has to make room
         answer(llm, a)
         answer(llm, c)
         # the first is a copy of 0 in 2, which is empty; then 0 is the one that was not used for the longest time
