@@ -98,7 +98,7 @@ def test_arguments_follow_their_schema_with_every_template(shipped):
         called = thought = n = 0
         for text in drawn(prompt, 12, rng):
             n += 1
-            message = prompt.reader().whole(text, truncated=False)
+            message = prompt.response_parser().whole(text, truncated=False)
             thought += bool(message.get("reasoning_content"))
             for call in message.get("tool_calls", ()):
                 called += 1
@@ -118,7 +118,7 @@ def test_a_format_follows_its_schema_with_every_template(shipped):
     for how in ({}, {"tools": [tool(PARAMETERS)], "tool_choice": "none"}):
         for name, prompt in rendered(shipped, response_format={"type": "json_schema", "schema": PARAMETERS}, **how):
             for text in drawn(prompt, 4, rng):
-                message = prompt.reader().whole(text, truncated=False)
+                message = prompt.response_parser().whole(text, truncated=False)
                 if not message.get("content") and message.get("reasoning_content"):
                     continue  # where a template always thinks, its reader takes what is not told from thoughts for them
                 try:

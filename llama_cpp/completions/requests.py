@@ -89,7 +89,7 @@ class GenerationRequest(SamplerOptions):
             logits_processor=read_functions("logits_processor", self.logits_processor),
             abort_callback=read_callback(self.abort_callback),
             speculate=flag("speculate", self.speculate),
-            **SamplingParams.checked({name: getattr(self, name) for name in _SAMPLERS}),
+            **SamplingParams.checked({name: self.__dict__[name] for name in _SAMPLERS}),
         )
         if self.penalty_last_n is not None:
             self._set(**SamplingParams.checked({"penalty_last_n": self.penalty_last_n}))
@@ -109,8 +109,7 @@ class GenerationRequest(SamplerOptions):
         return cls(*args, **keywords)
 
     def _set(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(values)  # a frozen dataclass keeps its fields there; setting them one by one takes much longer
 
     @property
     def include_usage(self) -> bool:
@@ -131,7 +130,7 @@ class GenerationRequest(SamplerOptions):
         """
         seed = self.seed if self.seed is not None else seed
         return SamplingParams(
-            **{name: getattr(self, name) for name in _SAMPLERS},
+            **{name: self.__dict__[name] for name in _SAMPLERS},
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             seed=None if seed is None or seed < 0 else seed,
             penalty_last_n=penalty_last_n if self.penalty_last_n is None else self.penalty_last_n,

@@ -303,7 +303,7 @@ class World:
             ("seed.pins", "fetch", _no_network),
             # a process of pip takes a second; there is nothing for it to find
             ("pip", "_download", _no_network),
-            ("packaging.packages", "ROOT", self.root / "building"),
+            ("packaging.build", "ROOT", self.root / "building"),
         ):  # fmt: skip
             module = importlib.import_module(f"distribution.{name}")
             changes.append((module, attribute, value))

@@ -59,13 +59,13 @@ exec "$2" -c "
 import sys
 from pathlib import Path
 from distribution import demo
-from distribution.packaging import packages
+from distribution.packaging import build
 packages.ROOT = Path(sys.argv[1], 'llama-cpp-build')
 $3" "$1"
 """
 
 
-@pytest.mark.parametrize("what", ["demo._check_places()", "packages.build(['cpu'], output=Path(sys.argv[1], 'made'))"])
+@pytest.mark.parametrize("what", ["demo._check_places()", "build.build(['cpu'], output=Path(sys.argv[1], 'made'))"])
 def test_where_no_program_can_run_nothing_is_begun(writable: Path, what: str) -> None:
     own = ["unshare", "--mount", "--map-root-user"]
     if not shutil.which("unshare") or subprocess.run([*own, "true"], capture_output=True).returncode:

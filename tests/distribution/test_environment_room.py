@@ -38,10 +38,10 @@ def elsewhere_than_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def nothing_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def install(*_: object, **__: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("it was given to the installer")
 
-    monkeypatch.setattr(install, "install", install)
+    monkeypatch.setattr(install, "install", refuse)
 
 
 def package(folder: Path, pkg: bytes, info: bytes = b"", ending: str = ".conda", listed: Sequence[str] = ()) -> Path:

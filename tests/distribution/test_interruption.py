@@ -143,7 +143,7 @@ def test_what_waits_for_py_rattler_is_cancelled():
     script = f"""
 import asyncio, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from distribution import console, interruption, waiting
+from distribution import console, interruption, rattler_async
 async def forever():
     try:
         print("waiting", flush=True)
@@ -151,7 +151,7 @@ async def forever():
     finally:
         print("cancelled", flush=True)
 interruption.install()
-sys.exit(console.run(lambda: waiting.wait(forever())))
+sys.exit(console.run(lambda: rattler_async.wait(forever())))
 """
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
