@@ -18,7 +18,7 @@ pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
 
 from distribution.channel import package_file
-from distribution.environment import room
+from distribution.environment import install, room
 from distribution.errors import ChannelUnreachableError, DamagedPackageError, DiskSpaceError
 from measuring import measured
 from packed_by_hand import Entry, claims, model, write
