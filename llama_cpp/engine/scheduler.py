@@ -1,11 +1,11 @@
 """The batching engine: one thread owns the context, and everybody's requests share its batches.
 
-A turn of its loop takes in what was asked meanwhile, gives free sequences to waiting requests, computes a batch, samples a
-token for each output and hands the tokens out. As long as nobody comes or goes, the call that samples goes on from batch to
+A turn of its loop takes in what was asked meanwhile, and gives free sequences to waiting requests. It computes a batch, samples
+a token for each output and hands the tokens out. As long as nobody comes or goes, the call that samples goes on from batch to
 batch without Python (multi-step decoding). On a GPU the tokens of one batch are handed out while the next is computed.
 
-One token's way: ``_begin`` puts the last one into a batch and decodes it, ``_step`` samples the next one, ``_apply`` appends
-it to its request, ``_deliver`` puts it into the queue that its caller reads.
+One token's way: ``_begin`` puts the last one into a batch and decodes it. ``_step`` samples the next one, and ``_apply`` appends
+it to its request. ``_deliver`` puts it into the queue that its caller reads.
 """
 
 from __future__ import annotations
