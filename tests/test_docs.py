@@ -228,6 +228,13 @@ def test_variables_that_are_named_exist(path):
         assert re.search(rf"\b{named}\b", read), f"nothing reads {named}"
 
 
+def test_documents_that_code_names_exist():
+    for file in tracked():
+        if not file.endswith((".md", ".patch")) and file != "tests/test_docs.py":
+            for named in re.findall(r"(?<![\w/])docs/[\w./-]+\.md", (ROOT / file).read_text("utf-8", "replace")):
+                assert (ROOT / named).exists() or named == "docs/gguf.md", f"{file}: there is no {named}"  # the latter is ggml's
+
+
 # --- commands ---
 
 
@@ -373,6 +380,8 @@ def test_every_logger_is_in_the_reference():
     found = set()
     for path in sorted((ROOT / "llama_cpp").rglob("*.py")):
         text = path.read_text(encoding="utf-8")
+        if not re.search(r"\b(?:logger|_log)\.\w+\(", text):
+            continue  # it has one and says nothing
         found |= set(re.findall(r'getLogger\("([\w.]+)"\)', text))
         if "getLogger(__name__)" in text:
             found.add(".".join(path.relative_to(ROOT).with_suffix("").parts))
@@ -380,8 +389,7 @@ def test_every_logger_is_in_the_reference():
 
 
 LOGGERS = {
-    "llama_cpp", "llama_cpp.native", "llama_cpp.native.common", "llama_cpp.native.mtmd", "llama_cpp.backends",
-    "llama_cpp.json_schema.compiler",
+    "llama_cpp", "llama_cpp.native", "llama_cpp.native.common", "llama_cpp.native.mtmd", "llama_cpp.json_schema.compiler",
 }  # fmt: skip
 
 
