@@ -20,10 +20,13 @@ from typing import NamedTuple
 
 import pytest
 
-import distribution.__main__
-import distribution.errors
 import llama_cpp.errors
 from test_structure import ALLOWED
+
+# these tests are about a checkout; where a wheel is tested there is no distribution
+distribution = pytest.importorskip("distribution")
+importlib.import_module("distribution.__main__")
+importlib.import_module("distribution.errors")
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -364,6 +367,16 @@ def test_every_argument_is_in_the_reference():
     sampled = {field.name for field in dataclasses.fields(SamplingParams)}
     limits = {field.name for field in dataclasses.fields(Limits)}
     assert asked | sampled | limits <= reference("completions.md")
+
+
+def test_what_is_said_to_be_missing_is_missing():
+    text = (ROOT / "docs" / "guides" / "from-llama-cpp-python.md").read_text(encoding="utf-8")
+    rows = [line for line in text.partition("## What is not there yet")[2].partition("\n## ")[0].splitlines() if "`" in line]
+    methods, modules = (next(row for row in rows if word in row) for word in ("AttributeError", "ModuleNotFoundError"))
+    for name in re.findall(r"`(\w+)`", methods.rpartition(" | ")[0]):
+        assert not hasattr(llama_cpp.Llama, name) and not hasattr(llama_cpp, name), name
+    for name in re.findall(r"`(\w+)`", modules.rpartition(" | ")[0]):
+        assert not resolves(f"llama_cpp.{name}"), name
 
 
 def test_every_exception_is_in_the_reference():
