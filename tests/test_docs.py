@@ -6,6 +6,7 @@ import argparse
 import ast
 import builtins
 import dataclasses
+import functools
 import importlib
 import inspect
 import os
@@ -14,13 +15,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import llama_cpp.errors
+from documents import anchors, code, count_words, inline_code, paragraphs, sentences, split
 from test_structure import ALLOWED
 
 # these tests are about a checkout; where a wheel is tested there is no distribution
@@ -44,84 +44,6 @@ def name_of(path: Path) -> str:
 
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-
-
-# --- reading markdown ---
-
-
-class Block(NamedTuple):
-    """A fenced block: its language, its text, and how many lines of the document are before it."""
-
-    language: str
-    text: str
-    line: int
-
-
-def split(text: str) -> tuple[list[str], list[Block]]:
-    """Lines of prose, empty where code was, and the blocks of code."""
-    prose: list[str] = []
-    blocks: list[Block] = []
-    fence, inside = "", []
-    for line in text.splitlines():
-        mark = re.match(r"\s*(`{3,})(\w*)", line)
-        if not fence and mark:
-            fence, language, inside = mark[1], mark[2], []
-        elif fence and mark and mark[1] == fence and not mark[2]:
-            blocks.append(Block(language, "\n".join(inside) + "\n", len(prose) - len(inside)))
-            fence = ""
-        elif fence:
-            inside.append(line)
-        prose.append(line if not fence and not mark else "")
-    assert not fence, "a block of code does not end"
-    return prose, blocks
-
-
-def inline_code(prose: list[str]) -> list[str]:
-    """What stands in backquotes, also over the end of a line."""
-    return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", "\n".join(prose))]
-
-
-def paragraphs(prose: list[str]) -> Iterator[str]:
-    """Headings, items of lists and paragraphs, each as one line; no tables."""
-    block: list[str] = []
-    for line in [*prose, ""]:
-        begins = re.match(r"\s*(?:[-*+]|\d+\.)\s+|#+\s+|>\s*", line)
-        ends = not line.strip() or line.lstrip().startswith("|")
-        if (begins or ends) and block:
-            yield " ".join(block)
-            block = []
-        if not ends:
-            block.append(line[begins.end() if begins else 0 :].strip())
-            if line.startswith("#"):
-                yield block.pop()
-
-
-def sentences(paragraph: str) -> list[str]:
-    """Sentences; code in backquotes is one word, and of a link its text counts."""
-    plain = re.sub(r"`[^`]+`", "code", paragraph)
-    plain = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", plain)
-    return [one for one in re.split(r"(?<=[.!?])[\"')*”]*\s+", plain) if one]
-
-
-def count_words(sentence: str) -> int:
-    """Words, and numbers; no dashes."""
-    return sum(any(letter.isalnum() for letter in word) for word in sentence.split())
-
-
-def anchors(path: Path) -> set[str]:
-    """What can be linked to in a document: its headings, as GitHub writes them."""
-    found: set[str] = set()
-    for line in split(path.read_text(encoding="utf-8"))[0]:
-        if heading := re.match(r"#+\s+(.*)", line):
-            plain = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", heading[1]).lower()
-            found.add(re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-"))
-    return found
-
-
-def code(path: Path) -> list[str]:
-    """All code of a document: what stands in backquotes, and the lines of blocks."""
-    prose, blocks = split(path.read_text(encoding="utf-8"))
-    return inline_code(prose) + [line for block in blocks for line in block.text.splitlines()]
 
 
 def tracked() -> list[str]:
@@ -311,6 +233,35 @@ def test_commands_exist(path):
                 pytest.fail(f"{line.strip()}: {error}")
         if target := re.match(r"(?:\$ )?make ([a-z-]+)(?=\s|$)", line):
             assert target[1] in targets, f"{line}: the Makefile has no {target[1]}"
+
+
+@each_document
+def test_scripts_that_are_named_exist(path):
+    for line in code(path):
+        for start in re.finditer(r"(?<!\S)python3? ((?:benchmarks|tools)/\w+\.py)", line):
+            for word in words_after(line, start):
+                assert not word.startswith("--") or word in usage_of(start[1]), f"{line.strip()}: {start[1]} has no {word}"
+
+
+@functools.cache
+def usage_of(script: str) -> list[str]:
+    """The words that a script of the repository says with --help."""
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"[\w-]+", done.stdout)
+
+
+def test_figures_have_their_command_date_and_machine():
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")]
+    assert rows[0] == ["what", "figure", "command", "date", "machine"] and len(rows) > 30
+    assert text.count("\n| --- |") == 1, "one table"
+    machines = set(re.findall(r"^- \*\*([^*]+)\*\*", text, re.M))
+    for what, figure, command, date, machine in rows[2:]:
+        assert re.search(r"[\d,.]+ of [\d,.]+ \S+: [\d.]+", figure), what
+        assert re.fullmatch(r"`python benchmarks/.*`", command), what
+        assert re.fullmatch(r"(\d+ )?(\w{3}|\w+ber) \d{4}", date), what
+        assert machine in machines, what
 
 
 @pytest.mark.parametrize(
