@@ -2,10 +2,10 @@
 
     python benchmarks/repeatable.py MODEL [--cost-of MODEL] [--questions 16] [--tokens 96] [--n-ubatch 512 256 128]
 
-Prints, for each way of sharing the cache, how many questions have the same answer at temperature 0 when asked twice more,
-after other questions and after their own next turn, and after `reset()`. Then, for chats of several turns, the milliseconds to
-the first token of a later turn with and without repeatable=True, the sides taking turns: medians, and how many tokens of the
-prompt were read, as they were not in the cache. `--cost-of` names another model for that; time does not depend on what it says.
+Prints how many questions have the same answer at temperature 0, for each way of sharing the cache: asked twice more, after other
+questions and after their own next turn, and after `reset()`. Then the milliseconds to the first token of a later turn of chats,
+with and without repeatable=True, the sides taking turns. These are medians, with how many tokens of the prompt were read, as they
+were not in the cache. `--cost-of` names another model for that; time does not depend on what it says.
 """
 
 from __future__ import annotations

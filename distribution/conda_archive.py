@@ -1,9 +1,9 @@
 """Reads ``.conda`` files that nobody vouches for: in constant memory, and only those that all readers take alike.
 
 A ``.conda`` file is a zip of ``metadata.json`` and two compressed tars, ``info-*`` and ``pkg-*``. Each of these formats says
-some things twice, or lets some things be said that few readers know: a zip has its names beside the members and in the
-directory at the end, a Zstandard stream may go on after its first frame, a tar may say a size in two headers. One reader then
-takes what another never saw. So this one takes only what the tools write that make packages (conda-build, rattler-build,
+some things twice, or lets some things be said that few readers know. A zip has its names beside the members and in the
+directory at the end. A Zstandard stream may go on after its first frame, and a tar may say a size in two headers. One reader
+then takes what another never saw. So this one takes only what the tools write that make packages (conda-build, rattler-build,
 ours), byte after byte with nothing in between, and everything else is an error.
 
 Of packages of the older format, ``.tar.bz2``, it reads the members of the tar in the same way.

@@ -37,7 +37,7 @@ def variants_for(found: hardware.Hardware, toolkits: Sequence[str] | None = None
         return ["cpu"]
     suitable = hardware.suitable_variants(found.gpus, found.driver)
     if not suitable:
-        say("none of the CUDA variants is for this GPU: building for the CPU (docs/packages.md says how to add one)")
+        say("none of the CUDA variants is for this GPU: building for the CPU (docs/guides/conda.md says how to add one)")
         return ["cpu"]
     chosen = next((variant for variant in suitable if toolkits is None or variant.cuda in toolkits), None)
     if chosen is None:

@@ -238,6 +238,10 @@ class ContextCreationError(LlamaCppError, RuntimeError):
     """The engine could not create a context, most often for lack of memory."""
 
 
+class MediaNotSupportedError(LlamaCppError, NotImplementedError):
+    """A prompt holds an image or sound, which this version does not read yet."""
+
+
 class DecodeError(LlamaCppError, RuntimeError):
     """The engine failed while computing a batch."""
 

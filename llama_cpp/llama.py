@@ -39,7 +39,7 @@ class Llama(ModelFront):
     Args:
         model_path: the GGUF file (the first one of a split model).
         n_gpu_layers: layers to hold on the GPU; -1 is all of them (llama-cpp-python's 0 leaves the GPU idle).
-        split_mode, main_gpu, tensor_split: how to spread over several GPUs (``LLAMA_SPLIT_MODE_*``; docs/devices.md).
+        split_mode, main_gpu, tensor_split: how to spread over several GPUs (``LLAMA_SPLIT_MODE_*``; docs/guides/several-gpus.md).
         rpc_servers: ``host:port`` of llama.cpp's RPC servers, whose devices come before this machine's GPUs. What goes there
             is not encrypted, so only private addresses are taken, and a server that dies ends the process.
         vocab_only: load the vocabulary alone; it can tokenize and nothing else.

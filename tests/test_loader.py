@@ -270,7 +270,7 @@ def test_exactly_one_cpu_plugin_is_in_use(llm, lib_dir):
 def test_a_missing_function_fails_when_called_by_name(attempt, lib_dir):
     said = attempt(
         lib_dir,
-        """from llama_cpp.capi.loader import bind
+        """from llama_cpp.capi.binding import bind
 @bind("llama", None)
 def llama_no_such_function(): ...
 print("defined")

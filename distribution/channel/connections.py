@@ -61,8 +61,8 @@ class Limits:
     ) -> Limits:
         """The limits asked for, and for the rest what goes with the number of files that this process may open.
 
-        A quarter of that number for the connections in all leaves half of it unused, and half of them for one client is
-        room for ten computers behind one address, with ten connections each.
+        A quarter of that number is for the connections in all, which leaves half of it unused. Half of the connections are for
+        one client: that is room for ten computers behind one address, with ten connections each.
 
         Raises:
             ServerError: this process may not open as many files.

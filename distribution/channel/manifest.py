@@ -1,7 +1,7 @@
 """The signed list of what a channel holds: ``manifest.json``.
 
-It lists every file of a generation with its hash, and carries a signature for each package, so that a package that is
-handed on to another channel keeps the signature of who built it. The manifest as a whole is signed by who published last.
+It lists every file of a generation with its hash, and carries a signature for each package. So a package that is handed on to
+another channel keeps the signature of who built it. The manifest as a whole is signed by who published last.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def inspect(
         size: bytes that it must have; of a file of another size nothing is read.
 
     Raises:
-        DamagedPackageError: it is not a ``.conda`` file, or not a whole one, or not what its name says, or holds what an
+        DamagedPackageError: it is not a ``.conda`` file, or not a whole one, or not what its name says. Or it holds what an
             installer refuses, or what two of them would take in different ways.
         DiskSpaceError: there is no room to install it on trial.
         OSError: it cannot be read.

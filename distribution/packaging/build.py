@@ -222,7 +222,7 @@ def variant_files(cuda: str, architectures: Sequence[str], repository: Path = RE
             return list(names)
     raise BuildError(
         f"no variant is for CUDA {cuda} and {' '.join(architectures)}",
-        "add a file to recipe/variants/, as docs/packages.md says",
+        "add a file to recipe/variants/, as docs/guides/conda.md says",
     )
 
 

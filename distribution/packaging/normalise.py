@@ -1,8 +1,8 @@
 """Takes out of a package what its build engine noted about the machine, so that every machine makes the same file.
 
 A ``.conda`` file is a zip of two compressed tars, one with the files and one (``info/``) about them. The engine stamps
-both with the time of the build, records the kernel, the processor, the folders of caches and local channels, and the build
-strings of the other packages of the recipe, and writes dependencies in the order in which a hash table gave them. It also
+both with the time of the build. It records the kernel, the processor, the folders of caches and local channels, and the build
+strings of the recipe's other packages. It writes dependencies in the order in which a hash table gave them. It also
 copies the recipe's whole folder into ``info/recipe``: what the package was not made from would change it without renaming it.
 """
 

@@ -1,8 +1,8 @@
 """Finds the native libraries, proves that they belong to these bindings, and opens them in a safe order.
 
 The order matters: libraries first, then their identity, then the loggers, then every backend plugin by its own path.
-llama.cpp searches for plugins by itself (beside the *python* executable and in the current directory) as soon as
-something asks for a device while none is registered, so nothing may ask before the plugins are in.
+llama.cpp searches for plugins by itself, beside the *python* executable and in the current directory. It does so as soon as
+something asks for a device while none is registered. So nothing may ask before the plugins are in.
 """
 
 from __future__ import annotations

@@ -27,9 +27,10 @@ class Conversation:
         text: the prompt, without a BOS that tokenization adds.
         stop, preserved: as in :class:`~.templates.ChatPrompt`.
         grammar: what the answer has to follow, as ``llama_common_grammar_init()`` reads it; None for nothing.
-        format: what a parser of the answer is made from. how: ``"format"`` reads it by that, ``"parsed"`` does so even where
-            nothing but content can be in it (JSON may have a frame around it), ``"plain"`` takes it as it is, and ``"tools"``
-            reads :mod:`.generic_tools`' JSON. checks: what the finished answer is compared with; None for nothing.
+        format: what a parser of the answer is made from.
+        how: ``"format"`` reads the answer by that. ``"parsed"`` does so even where nothing but content can be in it, since JSON
+            may have a frame around it. ``"plain"`` takes it as it is, and ``"tools"`` reads :mod:`.generic_tools`' JSON.
+        checks: what the finished answer is compared with; None for nothing.
     """
 
     text: str

@@ -9,6 +9,7 @@ from typing import Any
 from ..arguments import read_logprobs
 from ..chat.request import ChatRequest
 from ..engine.detokenizer import Detokenizer
+from ..engine.prompt import Prompt
 from ..engine.requests import Request
 from ..engine.sampler_chain import Sampler
 from ..engine.sampling_params import SamplingParams
@@ -124,14 +125,15 @@ def _request(
 ) -> tuple[Request, Detokenizer]:
     """A request of the engine, not yet submitted, and what turns its tokens into text."""
     model, engine = loaded.model, loaded.engine
-    engine.check_prompt(tokens)
+    prompt = Prompt(tokens)
+    engine.check_prompt(prompt)
     with asking(wanted.abort_callback):
         sampler = Sampler(model, params, engine.n_ctx, loaded.limits)
     sampler.accept_prompt(tokens)
     single = (model.tokenize(text.encode(), add_special=False, parse_special=True) for text in preserved)
     detokenizer = Detokenizer(model, stop, [ids[0] for ids in single if len(ids) == 1])
     request = Request(
-        tokens, sampler, wanted.max_tokens, context_full=wanted.context_full, processors=wanted.processors,
+        prompt, sampler, wanted.max_tokens, context_full=wanted.context_full, processors=wanted.processors,
         adapters=loaded.adapters.choose(wanted.lora), speculate=wanted.speculate, **more,
     )  # fmt: skip
     return request, detokenizer

@@ -20,9 +20,10 @@ CHUNK = 128
 
 @dataclass(slots=True)
 class BatchPart:
-    """Tokens of one sequence in a batch, from a position on.
+    """Tokens of one sequence in a batch, from cell ``start`` on.
 
     Attributes:
+        position: of the first token; where a prompt has media, it can be another number than the cell's.
         slot: whose tokens they are; None for what only fills a gap, and is forgotten again.
         n_outputs: how many of the last ones have an output.
         row: which of the batch's outputs is the first of theirs; -1 for none.
@@ -33,6 +34,7 @@ class BatchPart:
     sequence: int
     start: int
     tokens: list[int]
+    position: int
     slot: Slot | None = None
     n_outputs: int = 0
     row: int = -1
@@ -44,7 +46,8 @@ class BatchPart:
         """The next n tokens of a request."""
         start = slot.n_held
         tokens = slot.request.tokens[start : start + n]
-        return cls(slot.sequence, start, tokens, slot, int(slot.n_pending == n), n_scored=slot.n_scored(n))
+        n_outputs = int(slot.n_pending == n)
+        return cls(slot.sequence, start, tokens, start + slot.n_skew, slot, n_outputs, n_scored=slot.n_scored(n))
 
     @classmethod
     def next_of(cls, slot: Slot, n: int = 0) -> BatchPart:
@@ -54,12 +57,13 @@ class BatchPart:
         needs no new graph, which on a GPU costs more than the token.
         """
         known, n_held = slot.request.tokens, slot.n_held
+        position = n_held + slot.n_skew
         if len(known) == n_held:
-            return cls(slot.sequence, n_held, [0] * (1 + n), n_outputs=1 + n)
+            return cls(slot.sequence, n_held, [0] * (1 + n), position, n_outputs=1 + n)
         if not n:
-            return cls(slot.sequence, n_held, known[-1:], slot, 1)
+            return cls(slot.sequence, n_held, known[-1:], position, slot, 1)
         tokens = [known[-1], *slot.draft[:n]]
-        return cls(slot.sequence, n_held, tokens + [0] * (1 + n - len(tokens)), slot, n_outputs=1 + n)
+        return cls(slot.sequence, n_held, tokens + [0] * (1 + n - len(tokens)), position, slot, n_outputs=1 + n)
 
 
 class Burst:
@@ -254,7 +258,7 @@ class EqualBatches:
         if start >= self._decoder.n_ctx:
             start = self._decoder.n_ctx - 1
             self._decoder.cut(sequence, start)
-        return BatchPart(sequence, start, [0] * (1 + n_draft))
+        return BatchPart(sequence, start, [0] * (1 + n_draft), start)
 
 
 def write(decoder: Decoder, parts: Sequence[BatchPart]) -> int:
@@ -268,7 +272,7 @@ def write(decoder: Decoder, parts: Sequence[BatchPart]) -> int:
     n = len(parts)
     if sum(len(part.tokens) for part in parts) == n:
         decoder.tokens[:n] = [part.tokens[0] for part in parts]
-        decoder.positions[:n] = [part.start for part in parts]
+        decoder.positions[:n] = [part.position for part in parts]
         decoder.sequences[:n] = [part.sequence for part in parts]
         decoder.outputs[:n] = [part.n_outputs or part.n_scored for part in parts]
         return n
@@ -277,7 +281,7 @@ def write(decoder: Decoder, parts: Sequence[BatchPart]) -> int:
         n = len(part.tokens)
         end = at + n
         decoder.tokens[at:end] = part.tokens
-        decoder.positions[at:end] = [*range(part.start, part.start + n)]
+        decoder.positions[at:end] = [*range(part.position, part.position + n)]
         decoder.sequences[at:end] = [part.sequence] * n
         decoder.outputs[at:end] = [1] * part.n_scored + [0] * (n - part.n_scored - part.n_outputs) + [1] * part.n_outputs
         at = end

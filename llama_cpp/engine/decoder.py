@@ -18,8 +18,9 @@ from ..capi.handle import NativeHandle, Uncopyable
 from ..capi.interrupts import DeferredInterrupts
 from ..capi.loader import libraries
 from ..capi.status import call
-from ..errors import ContextCreationError, InvalidArgumentError
+from ..errors import ContextCreationError, InvalidArgumentError, MediaNotSupportedError
 from ..models.model import Model, set_fields
+from .prompt import MediaChunk
 
 _UINT8 = ctypes.POINTER(ctypes.c_uint8)
 _FLOAT = ctypes.POINTER(ctypes.c_float)
@@ -263,6 +264,17 @@ class Decoder(Uncopyable):
         )  # fmt: skip
         self.copies_wait = False
         return self._status.value
+
+    def decode_media(self, chunk: MediaChunk, sequence: int, position: int) -> None:
+        """Computes the embeddings of an image or a sound, which begin at a position of a sequence.
+
+        Raises:
+            MediaNotSupportedError: this version does not do that yet.
+        """
+        raise MediaNotSupportedError(
+            f"The prompt holds media ({chunk.n_tokens} embeddings), which this version cannot read yet.",
+            remedy="Send text alone.",
+        )
 
     def sample(
         self,

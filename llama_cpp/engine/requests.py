@@ -16,6 +16,7 @@ from ..capi.loader import libraries
 from ..capi.status import call
 from ..values import integer, refused
 from .logits_processors import LogitsProcessor, StoppingCriteria
+from .prompt import Prompt
 from .sampler_chain import Sampler
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Request:
     """What the engine knows of a request. Only the engine's thread changes it, except for ``cancelled``.
 
     Attributes:
-        tokens: the prompt and what was generated; a shift of the context removes some.
+        prompt: what it begins with.
+        tokens: the ids of the prompt and what was generated; a shift of the context removes some.
         calls_python: whether functions of its caller are asked about every token.
         adapters: LoRA adapters it is computed with, each with its scale.
         speculate: whether what follows may be drafted.
@@ -85,7 +87,7 @@ class Request:
 
     def __init__(
         self,
-        prompt: Sequence[int],
+        prompt: Prompt | Sequence[int],
         sampler: Sampler,
         max_tokens: int | None,
         *,
@@ -100,7 +102,8 @@ class Request:
         if not isinstance(context_full, str) or context_full not in CONTEXT_FULL:
             raise refused("context_full", context_full, f"one of {', '.join(CONTEXT_FULL)}")
         n_most = -1 if max_tokens is None else integer("max_tokens", max_tokens)
-        self.tokens = list(prompt)
+        self.prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+        self.tokens = list(self.prompt.ids)
         self.sampler = sampler
         self.n_left = n_most if n_most > 0 else -1
         self.context_full = context_full
@@ -114,8 +117,8 @@ class Request:
         self.scores_prompt = scores_prompt and n_logprobs is not None
         self.key: Hashable = object() if self.scores_prompt else adapters
         self.shares = True  # what it leaves behind may serve others
-        self.speculate = speculate
-        self.generation = Generation(n_prompt=len(prompt))
+        self.speculate = speculate and not self.prompt.media
+        self.generation = Generation(n_prompt=len(self.tokens))
         self.cancelled = False
         self.error: BaseException | None = None
         self.token_queue: TokenQueue = TokenQueue()

@@ -1,11 +1,11 @@
 """The batching engine: one thread owns the context, and everybody's requests share its batches.
 
-A turn of its loop takes in what was asked meanwhile, gives free sequences to waiting requests, computes a batch, samples a
-token for each output and hands the tokens out. As long as nobody comes or goes, the call that samples goes on from batch to
+A turn of its loop takes in what was asked meanwhile, and gives free sequences to waiting requests. It computes a batch, samples
+a token for each output and hands the tokens out. As long as nobody comes or goes, the call that samples goes on from batch to
 batch without Python (multi-step decoding). On a GPU the tokens of one batch are handed out while the next is computed.
 
-One token's way: ``_begin`` puts the last one into a batch and decodes it, ``_step`` samples the next one, ``_apply`` appends
-it to its request, ``_deliver`` puts it into the queue that its caller reads.
+One token's way: ``_begin`` puts the last one into a batch and decodes it. ``_step`` samples the next one, and ``_apply`` appends
+it to its request. ``_deliver`` puts it into the queue that its caller reads.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..errors import (
     ContextLengthError,
     DecodeError,
     InvalidArgumentError,
+    LlamaCppError,
     ModelBusyError,
     NativeError,
 )
@@ -38,6 +39,7 @@ from .multi_step import MultiStep
 from .plan import Batches, ModelFacts, Pool, plan_context
 from .prefix_cache.saved_states import SavedStates, fingerprint_of
 from .prefix_cache.stores import BaseLlamaCache
+from .prompt import Prompt
 from .requests import Request, put_all
 from .sampling import BatchSampler, DeferredOutcome, Sampled, Statistics, in_sampling_thread, score_prompt
 from .sequence_pool import PerSequencePool, SharedPool
@@ -151,6 +153,7 @@ class BatchingEngine(Uncopyable):
         self._blocked = False  # who waits does so for room, until somebody ends
         self._waiting: collections.deque[Request] = collections.deque()
         self._slots: list[Slot] = []
+        self._with_media: list[Slot] = []  # those whose prompts have media that is not read yet
         self._outgoing: list[tuple[Request, int | None]] = []
         self._worker: Worker[Callable[[], None] | DeferredOutcome] = Worker(
             "llama-cpp-engine", self._run, self._multi_step.hold_back
@@ -170,11 +173,11 @@ class BatchingEngine(Uncopyable):
         """The ``llama_context *``, for calls this package does not wrap."""
         return self._decoder.pointer
 
-    def check_prompt(self, prompt: Sequence[int]) -> None:
+    def check_prompt(self, prompt: Prompt) -> None:
         """Raises InvalidArgumentError or ContextLengthError for a prompt that cannot be continued."""
-        if not prompt:
+        if not prompt.ids:
             raise InvalidArgumentError("The prompt has no tokens to begin with.", remedy="Give some text.")
-        self._model.check_tokens(prompt)
+        self._model.check_tokens(prompt.text() if prompt.media else prompt.ids)
         if len(prompt) >= self.n_ctx:
             raise ContextLengthError(len(prompt), self.n_ctx)
 
@@ -333,6 +336,8 @@ class BatchingEngine(Uncopyable):
             slot = Slot(request, *taken, n_whole=taken.n_held)
             self._waiting.popleft()
             self._slots.append(slot)
+            if slot.next_media >= 0:
+                self._with_media.append(slot)
             if len(self._slots) > 1:
                 for beside in self._slots:
                     beside.alone = False
@@ -381,6 +386,8 @@ class BatchingEngine(Uncopyable):
 
     def _begin(self) -> tuple[list[BatchPart], int | Exception]:
         """Begins a batch; returns what is in it, nothing when there is nothing to do, and how that went."""
+        if self._with_media:
+            self._read_media()
         slots = self._turns.choose(self._suspect() or self._slots)
         parts = self._batches.choose(slots, self._verifier.draft(slots, self.n_ctx))
         if not parts:
@@ -401,6 +408,20 @@ class BatchingEngine(Uncopyable):
                 self._decoder.stop(False)
         self.statistics.native_seconds += time.perf_counter() - decoding
         return parts, status
+
+    def _read_media(self) -> None:
+        """Computes the media chunks that come next in prompts; they share no batch with text."""
+        self._with_media = [slot for slot in self._with_media if slot.next_media >= 0 and not slot.finished]
+        for slot in self._with_media:
+            if slot.n_held != slot.next_media:
+                continue
+            chunk = slot.request.prompt.media[slot.next_media]
+            try:
+                self._decoder.decode_media(chunk, slot.sequence, slot.n_held + slot.n_skew)
+            except (LlamaCppError, MemoryError) as error:
+                self._finish(slot, error)
+            else:
+                slot.advance_media()
 
     def _may_multi_step(self, outputs: Sequence[tuple[Slot, int]]) -> bool:
         """Whether the next batches, too, will be of those that generate in this one, until one of their tokens is the last."""
@@ -424,7 +445,7 @@ class BatchingEngine(Uncopyable):
         for part in parts:
             slot = part.slot
             if slot is None:
-                self._decoder.cut(part.sequence, part.start)
+                self._decoder.cut(part.sequence, part.position)
                 continue
             n_ahead = max(part.n_outputs - 1, 0)
             if slot.advance(len(part.tokens) - n_ahead, n_ahead):

@@ -44,6 +44,9 @@ class Slot:
     Between two steps the sequence's cells hold ``n_held + n_ahead`` tokens. Ahead may also be the token that was sampled last,
     where a batch of it was begun; it is held as soon as that batch is waited for. Whoever ends, or is deferred, first has what
     is ahead rolled back.
+
+    Batches end before a media chunk of its prompt, too, which begins with the cell ``next_media``. Its next cell has the position
+    ``n_held + n_skew``: media can take fewer positions than cells.
     """
 
     request: Request
@@ -56,6 +59,16 @@ class Slot:
     n_whole: int = 0
     alone: bool = True
     finished: bool = False
+    next_media: int = -1
+    n_skew: int = 0
+
+    def __post_init__(self) -> None:
+        if self.request.prompt.media:
+            self._look_for_media()
+
+    def _look_for_media(self) -> None:
+        prompt = self.request.prompt
+        self.next_media, self.n_skew = prompt.next_media(self.n_held), prompt.position(self.n_held) - self.n_held
 
     @property
     def n_pending(self) -> int:
@@ -81,6 +94,11 @@ class Slot:
             del self.stops[0]
             return True
         return False
+
+    def advance_media(self) -> None:
+        """The media chunk that comes next is computed."""
+        self.n_held += self.request.prompt.media[self.next_media].n_tokens
+        self._look_for_media()
 
     def advance_whole(self, start: int, n: int, n_batch: int) -> None:
         """A batch had ``n`` tokens from ``start`` on and nothing else in it; whether it was a whole one like all before."""
@@ -126,6 +144,8 @@ class Slot:
     def n_next(self, n_most: int, n_outputs: int) -> int:
         """How many tokens to compute next, of ``n_most`` at most, and with ``n_outputs`` at most."""
         end = self.stops[0] if self.stops else len(self.request.tokens)
+        if self.next_media >= 0:
+            end = min(end, self.next_media)
         n = min(end - self.n_held, n_most)
         return min(n, n_outputs) if self.n_scored(n) else n
 

@@ -60,7 +60,7 @@ import sys
 from pathlib import Path
 from distribution import demo
 from distribution.packaging import build
-packages.ROOT = Path(sys.argv[1], 'llama-cpp-build')
+build.ROOT = Path(sys.argv[1], 'llama-cpp-build')
 $3" "$1"
 """
 

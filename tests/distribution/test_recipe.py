@@ -151,7 +151,7 @@ def test_a_compute_capability_finds_its_variant(arch: str, variants: list[str]) 
 def test_a_compute_capability_without_a_variant_says_how_to_add_one() -> None:
     with pytest.raises(BuildError, match="61-real") as caught:
         variants_of("61")
-    assert "docs/packages.md" in caught.value.remedy
+    assert "docs/guides/conda.md" in caught.value.remedy
 
 
 RTX_5090 = hardware.Gpu("NVIDIA GeForce RTX 5090", (12, 0))

@@ -22,7 +22,7 @@ def test_attention_can_be_told_to_compute_a_token_in_one_way(smollm2):
     for sequence, size in enumerate((200, 70, 7)):
         for start in range(0, len(tokens), size):
             part = tokens[start : start + size]
-            decode = batches.BatchPart(sequence, start, part, n_outputs=int(start + size >= len(tokens)))
+            decode = batches.BatchPart(sequence, start, part, start, n_outputs=int(start + size >= len(tokens)))
             assert decoder.decode(batches.write(decoder, [decode])) == 0
         logits.append(decoder.logits(0))
     decoder.close()
@@ -51,7 +51,7 @@ def test_cells_move_where_room_is_only_before_them(smollm2, kind):
 
     def read(decoder, sequence, start, end, token=0):
         for at in range(start, end, 50):
-            part = batches.BatchPart(sequence, at, [token or t for t in tokens[at : min(at + 50, end)]], n_outputs=1)
+            part = batches.BatchPart(sequence, at, [token or t for t in tokens[at : min(at + 50, end)]], at, n_outputs=1)
             assert decoder.decode(batches.write(decoder, [part])) == 0
         return decoder.logits(0)
 

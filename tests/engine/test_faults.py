@@ -220,8 +220,8 @@ def test_who_generates_has_half_of_the_time_however_many_prompts_come():
         patched.setattr(batches.time, "perf_counter", lambda: now[0])
         burst = batches.Burst()
         reading = [types.SimpleNamespace(n_pending=100) for _ in range(5)]
-        generating = [batches.BatchPart(0, 0, [1], None, n_outputs=1)]
-        prompt = [batches.BatchPart(1, 0, [1] * 100, types.SimpleNamespace(), n_outputs=0)]
+        generating = [batches.BatchPart(0, 0, [1], 0, None, n_outputs=1)]
+        prompt = [batches.BatchPart(1, 0, [1] * 100, 0, types.SimpleNamespace(), n_outputs=0)]
         for _ in range(1000):
             goes_first = burst.goes_first(reading, 1)
             seconds = 0.02 if goes_first else 0.005

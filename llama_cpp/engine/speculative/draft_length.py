@@ -8,7 +8,7 @@ class DraftLength:
 
     What a draft costs depends on the model, the machine and the load, and what it brings on the text. So a number is kept for
     a window of batches, and the tokens that came out of them in a second are compared with those of a window without
-    drafts. It begins without, looks how often drafts would have been right (which costs next to nothing), tries two
+    drafts. It begins without, and looks how often drafts would have been right, which costs next to nothing. It tries two
     when that promises something, then more for as long as more is faster. What does not pay is left alone, for a longer
     time each time.
     """
