@@ -7,9 +7,11 @@ here too, under the names of the headers (``llama_cpp.llama_decode``). Nothing i
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than all the rest
 if TYPE_CHECKING:
+    from typing import Any
+
     from .async_llama import AsyncLlama as AsyncLlama
     from .engine.logits_processors import LogitsProcessor as LogitsProcessor
     from .engine.logits_processors import LogitsProcessorList as LogitsProcessorList
