@@ -22,8 +22,8 @@ from .models.model import Model
 from .models.rpc import check_split_mode, note_user, remote_devices
 
 if TYPE_CHECKING:
+    from .engine.batching_engine import BatchingEngine
     from .engine.embedder import Embedder
-    from .engine.scheduler import BatchingEngine
 
 _FLASH_ATTENTION = {
     None: capi.LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -225,7 +225,7 @@ def _open_engine(
     model: Model, model_params: Mapping[str, Any], context_params: Mapping[str, Any], options: Mapping[str, Any]
 ) -> BatchingEngine:
     check_host_memory(model, model_params, context_params)
-    from .engine.scheduler import BatchingEngine  # numpy takes longer to import than all the rest
+    from .engine.batching_engine import BatchingEngine  # numpy takes longer to import than all the rest
 
     return BatchingEngine(
         model, context_params, _n_parallel(model, options, 8), options["n_ctx"],

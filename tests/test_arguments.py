@@ -190,7 +190,7 @@ def test_what_owns_native_memory_is_not_copied(smollm2):
             llm,
             llm.loaded.model,
             llm.loaded.engine,
-            llm.loaded.engine._decoder,
+            llm.loaded.engine.scheduler.decoder,
             llm.loaded.model.in_use(),
             stream,
             ChatTemplates(None, "{{ messages }}"),

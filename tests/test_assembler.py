@@ -294,7 +294,7 @@ def test_an_echoed_prompt_is_scored(smollm2, arguments, one_by_one):
     """In batches of any size, with others beside it: as if each token had been asked for alone."""
     with Llama(smollm2, n_ctx=512, **arguments) as llm:
         if one_by_one:  # as on a GPU
-            llm.loaded.engine._decoder.n_outputs_for_one = 1
+            llm.loaded.engine.scheduler.decoder.n_outputs_for_one = 1
         text = "The quick brown fox jumps over the lazy dog. Ünïcode 🦊 too."
         tokens = llm.tokenize(text.encode())
         expected = scores_one_by_one(llm, tokens)

@@ -1,4 +1,4 @@
-"""The batching engine: one thread owns the context, and everybody's requests share its batches.
+"""The scheduler: the loop of the thread that owns a context, whose batches everybody's requests share.
 
 A turn of its loop takes in what was asked meanwhile, and gives free sequences to waiting requests. It computes a batch, samples
 a token for each output and hands the tokens out. As long as nobody comes or goes, the call that samples goes on from batch to
@@ -17,18 +17,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..capi import llama
 from ..capi.handle import Uncopyable
 from ..errors import (
     ContextFullError,
-    ContextLengthError,
     DecodeError,
-    InvalidArgumentError,
     LlamaCppError,
-    ModelBusyError,
     NativeError,
 )
 from ..models.model import Model
@@ -37,13 +33,10 @@ from .cache_kinds import pays_per_sequence
 from .decoder import Decoder, can_be_cut, ggml_cpu_set_batch_invariant
 from .multi_step import MultiStep
 from .plan import Batches, ModelFacts, Pool, plan_context
-from .prefix_cache.saved_states import SavedStates, fingerprint_of
-from .prefix_cache.stores import BaseLlamaCache
-from .prompt import Prompt
 from .requests import Request, put_all
-from .sampling import BatchSampler, DeferredOutcome, Sampled, Statistics, in_sampling_thread, score_prompt
+from .sampling import BatchSampler, DeferredOutcome, Sampled, Statistics, score_prompt
 from .sequence_pool import PerSequencePool, SharedPool
-from .slots import Slot, SlotState
+from .slots import Slot
 from .speculative.drafter import Drafter
 from .speculative.verifier import Verifier
 from .worker import Worker, model_closed
@@ -54,49 +47,15 @@ logger = logging.getLogger("llama_cpp")
 _NO_ROOM, _STOPPED, _INVALID = 1, 2, -1
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What an engine is doing.
+class Scheduler(Uncopyable):
+    """The loop and what it works on: requests that wait, slots, a context. For its own thread, except what says otherwise.
+
+    The arguments are :class:`~.batching_engine.BatchingEngine`'s.
 
     Attributes:
-        slots: the states of requests that have a sequence. n_waiting: requests that wait for one.
-        n_asked: what was asked of the engine and it has not seen yet.
-        n_free: sequences that a request could be given. n_kept: sequences that are kept for later requests.
-    """
-
-    slots: tuple[SlotState, ...]
-    n_waiting: int
-    n_asked: int
-    n_free: int
-    n_kept: int
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return not self.slots and not self.n_waiting and not self.n_asked
-
-
-class BatchingEngine(Uncopyable):
-    """Generates for any number of requests at once. Any thread may call it.
-
-    Args:
-        params: fields of ``llama_context_params`` by name, without the numbers of sequences.
-        n_parallel: how many requests are computed at once; others wait.
-        n_ctx: tokens of one request at most; 0 is what a sequence can hold.
-        n_kept: how many earlier requests' tokens are kept for those that begin alike; None is n_parallel, at least 8.
-        max_waiting: how many requests may wait.
-        draft_source: where drafts of following tokens come from, as :class:`~.speculative.drafter.Drafter` takes it.
-        n_draft: how many tokens are drafted at most.
-        batch_invariant: a CPU computes a token in one way, whatever else is in its batch or in the cache.
-        repeatable: what a lone request's tokens are computed with does not depend on what was asked before: prompts are read
-            from multiples of n_batch tokens on, and what was computed in other ways is not kept.
-
-    Attributes:
-        n_ctx: tokens of one request at most.
-        statistics: what was done; read it from any thread.
-
-    Raises:
-        ContextCreationError: as :class:`~llama_cpp.engine.decoder.Decoder` does.
+        n_ctx: tokens of one request at most. statistics: what was done. worker: the thread, and its inbox.
+        waiting: requests without a sequence, first come first. slots: requests that have one.
+        sequences: which sequence holds what. decoder: the context.
     """
 
     def __init__(
@@ -106,7 +65,6 @@ class BatchingEngine(Uncopyable):
         n_parallel: int,
         n_ctx: int = 0,
         n_kept: int | None = None,
-        max_waiting: int = 4096,
         draft_source: str | os.PathLike[str] | None = None,
         n_draft: int = 0,
         n_gpu_layers: int = -1,
@@ -114,159 +72,85 @@ class BatchingEngine(Uncopyable):
         repeatable: bool = False,
     ) -> None:
         self._model = model
-        self._rounding = batch_invariant, repeatable
+        self.rounding = batch_invariant, repeatable
         self._repeatable = repeatable
-        self._max_waiting = max_waiting
         plan = plan_context(
             ModelFacts(pays_per_sequence(model), can_be_cut(model)), params, n_parallel,
             n_draft=n_draft if draft_source else 0, n_kept=n_kept, most_sequences=llama.llama_max_parallel_sequences(),
         )  # fmt: skip
-        self._params = plan.params
+        self.params = plan.params
         self._n_cells = plan.n_cells
-        self._decoder = Decoder(model, plan.params, n_parallel, plan.n_draft)
-        unit = self._decoder.n_batch if repeatable else 1
+        self.decoder = Decoder(model, plan.params, n_parallel, plan.n_draft)
+        unit = self.decoder.n_batch if repeatable else 1
         if plan.pool is Pool.SHARED:
-            self._sequences: PerSequencePool = SharedPool(self._decoder, n_parallel, plan.n_kept, unit)
+            self.sequences: PerSequencePool = SharedPool(self.decoder, n_parallel, plan.n_kept, unit)
         else:
-            self._sequences = PerSequencePool(self._decoder, n_parallel, unit)
-        self._batches: MixedBatches | EqualBatches = MixedBatches(self._decoder)
+            self.sequences = PerSequencePool(self.decoder, n_parallel, unit)
+        self._batches: MixedBatches | EqualBatches = MixedBatches(self.decoder)
         if plan.batches is not Batches.MIXED:
-            self._batches = EqualBatches(self._decoder, fill=plan.batches is Batches.EQUAL, whole=repeatable)
-        self._turns = Turns(self._decoder)
+            self._batches = EqualBatches(self.decoder, fill=plan.batches is Batches.EQUAL, whole=repeatable)
+        self._turns = Turns(self.decoder)
         drafter: Drafter | None = None
         if draft_source and plan.n_draft:
             try:
-                drafter = Drafter(self._decoder, plan.params, draft_source, plan.n_draft, n_gpu_layers, always=repeatable)
+                drafter = Drafter(self.decoder, plan.params, draft_source, plan.n_draft, n_gpu_layers, always=repeatable)
             except BaseException:
-                self._decoder.close()
+                self.decoder.close()
                 raise
         # exactly so many: the engine's cache has room for more, as it rounds up
-        self.n_ctx = min(self._decoder.n_ctx, n_ctx or self._decoder.n_ctx)
+        self.n_ctx = min(self.decoder.n_ctx, n_ctx or self.decoder.n_ctx)
         self.statistics = Statistics()
         self._is_end = functools.cache(model.is_end)  # the engine is asked once for each token
-        self._multi_step = MultiStep(self._decoder, n_parallel)
-        self._verifier = Verifier(drafter, self.statistics)
+        self.multi_step = MultiStep(self.decoder, n_parallel)
+        self.verifier = Verifier(drafter, self.statistics)
         self._suspects: list[Slot] = []
         self._cancelled_meanwhile = False
         self._computing: list[Request] = []  # whose tokens are in the batch that the engine's thread waits for
         self._stopping = threading.RLock()  # of who waits for that; the garbage collector may cancel in any thread
         self._blocked = False  # who waits does so for room, until somebody ends
-        self._waiting: collections.deque[Request] = collections.deque()
-        self._slots: list[Slot] = []
+        self.waiting: collections.deque[Request] = collections.deque()
+        self.slots: list[Slot] = []
         self._with_media: list[Slot] = []  # those whose prompts have media that is not read yet
         self._outgoing: list[tuple[Request, int | None]] = []
-        self._worker: Worker[Callable[[], None] | DeferredOutcome] = Worker(
-            "llama-cpp-engine", self._run, self._multi_step.hold_back
+        self.worker: Worker[Callable[[], None] | DeferredOutcome] = Worker(
+            "llama-cpp-engine", self._run, self.multi_step.hold_back
         )
-        self._sampler = BatchSampler(self._decoder, n_parallel, self.statistics, self._worker.put)
-        try:
-            self._worker.start(self)
-        except BaseException:
-            self._verifier.close()
-            self._decoder.close()
-            raise
-
-    # --- for everybody ---
-
-    @property
-    def context_pointer(self) -> Any:
-        """The ``llama_context *``, for calls this package does not wrap."""
-        return self._decoder.pointer
-
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Raises InvalidArgumentError or ContextLengthError for a prompt that cannot be continued."""
-        if not prompt.ids:
-            raise InvalidArgumentError("The prompt has no tokens to begin with.", remedy="Give some text.")
-        self._model.check_tokens(prompt.text() if prompt.media else prompt.ids)
-        if len(prompt) >= self.n_ctx:
-            raise ContextLengthError(len(prompt), self.n_ctx)
-
-    def submit(self, request: Request) -> None:
-        """Queues a request whose prompt was checked; its token_queue gets the tokens.
-
-        Raises:
-            ModelBusyError: too many requests wait, or this one would wait for who waits for it.
-            ModelClosedError, ForkedProcessError.
-        """
-        self._decoder.in_use().require_open()
-        if in_sampling_thread() and not self._sequences.n_free and all(slot.request.calls_python for slot in list(self._slots)):
-            raise ModelBusyError(
-                "Every request that is computed waits for Python code, "
-                "and this one, which is asked by such code, for one of them.",
-                remedy="Raise n_parallel.",
-            )
-        n_waiting = len(self._waiting) + self._worker.inbox.qsize()
-        if n_waiting >= self._max_waiting:
-            raise ModelBusyError(f"{n_waiting} requests are waiting already.", remedy="Try again when some have ended.")
-        request.wake = self._cancelled
-        self._worker.post(lambda: self._waiting.append(request))
-
-    def snapshot(self) -> Snapshot:
-        """What it is doing. Any thread may ask; it may have changed when it is read."""
-        return Snapshot(
-            tuple(slot.state for slot in list(self._slots)), len(self._waiting), self._worker.inbox.qsize(),
-            self._sequences.n_free, self._sequences.n_kept,
-        )  # fmt: skip
-
-    def reset(self) -> None:
-        """Forgets what earlier requests left in the cache."""
-        self._decoder.in_use().require_open()
-        done = threading.Event()
-
-        def clear() -> None:
-            self._sequences.clear()
-            done.set()
-
-        self._worker.post(clear)
-        while not done.wait(0.1) and self._worker.is_alive:
-            pass
-
-    def keep_in(self, cache: BaseLlamaCache | None) -> None:
-        """Keeps in ``cache`` what has to make room, and finds there what was kept; None ends that."""
-        self._decoder.in_use().require_open()
-        saved = None if cache is None else SavedStates(cache, fingerprint_of(self._model, self._params, *self._rounding))
-
-        def change() -> None:
-            self._sequences.saved = saved
-
-        self._worker.post(change)
+        self._sampler = BatchSampler(self.decoder, n_parallel, self.statistics, self.worker.put)
 
     def close(self) -> None:
-        """Ends every request with a ModelClosedError and frees the context. In a forked child it only forgets."""
-        self.stop()
-        self._decoder.close()
+        """Frees the context, of a scheduler whose thread was not started. Else that frees what is its own when it ends."""
+        self.verifier.close()
+        self.decoder.close()
+
+    # --- for any thread ---
 
     def stop(self, exiting: bool = False) -> None:
-        """Ends every request with a ModelClosedError. In a forked child, where there is no thread, it does nothing.
+        """Ends the thread, and every request with a ModelClosedError; in a forked child it does nothing."""
+        if self.worker.stop(exiting):
+            self._sampler.close(self.worker.exiting)
 
-        Args:
-            exiting: the interpreter ends. Only daemon threads can still wait for a request then; they are left waiting, to end
-                as silently as they would otherwise.
-        """
-        if self._worker.stop(exiting):
-            self._sampler.close(self._worker.exiting)
-
-    def _cancelled(self) -> None:
-        if not self._worker.is_here:
+    def cancelled(self) -> None:
+        """Tells it that a request was cancelled."""
+        if not self.worker.is_here:
             return  # a forked child, which may have inherited the lock held
-        self._worker.put(self._note_cancelled)
+        self.worker.put(self._note_cancelled)
         with self._stopping:
             if self._computing and all(request.cancelled for request in self._computing):
-                self._decoder.stop(True)  # nobody wants what is computed
+                self.decoder.stop(True)  # nobody wants what is computed
 
     # --- the engine's thread ---
 
     def _run(self) -> None:
-        ggml_cpu_set_batch_invariant(self._rounding[0])
+        ggml_cpu_set_batch_invariant(self.rounding[0])
         # the garbage collector may end a model in any thread, this one included
-        with self._decoder.in_use():
+        with self.decoder.in_use():
             self._work()
-            self._verifier.close()
+            self.verifier.close()
 
     def _work(self) -> None:
         try:
             worked = False
-            while not self._worker.closing:
+            while not self.worker.closing:
                 try:
                     self._take_in(wait=not worked)
                     started = time.perf_counter()
@@ -277,28 +161,28 @@ class BatchingEngine(Uncopyable):
                     worked = True
                     self._recover(error)
         except BaseException as error:
-            self._worker.closing = True
+            self.worker.closing = True
             logger.exception("the engine's thread failed")
             self._finish_all(error)
         finally:
             self._finish_all(model_closed())
-            self._sequences.save_all()
+            self.sequences.save_all()
 
     def _take_in(self, wait: bool) -> None:
         """Does what was asked of the engine; waits for something to be asked when there is nothing else to do."""
-        inbox = self._worker.inbox
+        inbox = self.worker.inbox
         if wait:
             self._deliver()
             self._do(inbox.get())
         while not inbox.empty():
             self._do(inbox.get())
-        for slot in [slot for slot in self._slots if slot.request.cancelled]:
+        for slot in [slot for slot in self.slots if slot.request.cancelled]:
             self._finish(slot)
         if self._cancelled_meanwhile:
             self._cancelled_meanwhile = False
             self._blocked = False  # whoever it was for may be among them
-            self._outgoing += [(request, None) for request in self._waiting if request.cancelled]
-            self._waiting = collections.deque(request for request in self._waiting if not request.cancelled)
+            self._outgoing += [(request, None) for request in self.waiting if request.cancelled]
+            self.waiting = collections.deque(request for request in self.waiting if not request.cancelled)
 
     def _do(self, item: Callable[[], None] | DeferredOutcome | None) -> None:
         if isinstance(item, DeferredOutcome):
@@ -311,35 +195,35 @@ class BatchingEngine(Uncopyable):
 
     def _admit(self) -> None:
         """Gives free sequences to those that wait and fit in, first come, first served."""
-        while self._waiting and not self._blocked:
-            request = self._waiting[0]
+        while self.waiting and not self._blocked:
+            request = self.waiting[0]
             if request.cancelled:
-                self._waiting.popleft()
+                self.waiting.popleft()
                 self._outgoing.append((request, None))
                 continue
-            if self._decoder.copies_wait:
-                if self._slots:
+            if self.decoder.copies_wait:
+                if self.slots:
                     return  # what they compute next settles it
                 try:
-                    self._sequences.settle()
+                    self.sequences.settle()
                 except (NativeError, MemoryError) as error:
                     request.error = DecodeError(f"llama_decode() failed ({error}).", remedy="Try again, or open the model anew.")
-                    self._outgoing.append((self._waiting.popleft(), None))
+                    self._outgoing.append((self.waiting.popleft(), None))
                     continue
             if not self._fits(request):
                 self._blocked = True
                 return
-            first = self._repeatable and self._n_cells is not None and not self._slots
-            taken = self._sequences.take(request.tokens, request.key, first)
+            first = self._repeatable and self._n_cells is not None and not self.slots
+            taken = self.sequences.take(request.tokens, request.key, first)
             if taken is None:
                 return
             slot = Slot(request, *taken, n_whole=taken.n_held)
-            self._waiting.popleft()
-            self._slots.append(slot)
+            self.waiting.popleft()
+            self.slots.append(slot)
             if slot.next_media >= 0:
                 self._with_media.append(slot)
-            if len(self._slots) > 1:
-                for beside in self._slots:
+            if len(self.slots) > 1:
+                for beside in self.slots:
                     beside.alone = False
             if not request.begun:
                 request.begun = time.perf_counter()
@@ -347,16 +231,16 @@ class BatchingEngine(Uncopyable):
 
     def _fits(self, request: Request) -> bool:
         """Whether there is room for another request beside those that run, if all that is kept is given up."""
-        if self._n_cells is None or not self._slots:
+        if self._n_cells is None or not self.slots:
             return True
-        n_own = len(request.tokens) - self._sequences.n_shareable(request.tokens, request.key)
-        return bool(n_own + sum(len(slot.request.tokens) - slot.n_shared for slot in self._slots) < self._n_cells)
+        n_own = len(request.tokens) - self.sequences.n_shareable(request.tokens, request.key)
+        return bool(n_own + sum(len(slot.request.tokens) - slot.n_shared for slot in self.slots) < self._n_cells)
 
     def _step(self) -> bool:
         """Computes a batch, samples what follows, and gives each request its token; False when there was nothing to compute."""
         started = time.perf_counter()
         status: int | Exception
-        parts, status = self._multi_step.take_begun(self._slots)
+        parts, status = self.multi_step.take_begun(self.slots)
         if not parts:
             parts, status = self._begin()
         if not parts:
@@ -369,7 +253,7 @@ class BatchingEngine(Uncopyable):
         if status != 0:
             self._without_batch(parts, status)
             return True
-        self._verifier.process(n_tokens, self._slots)
+        self.verifier.process(n_tokens, self.slots)
         self._advance(parts)
         outputs = self._outputs(parts)
         n_before = self.statistics.n_outputs
@@ -377,35 +261,35 @@ class BatchingEngine(Uncopyable):
             self._verify(outputs)
         else:
             more = n_tokens == len(outputs) and self._may_multi_step(outputs)
-            self._apply(outputs, self._sampler.sample(outputs, self._multi_step if more else None, parts))
+            self._apply(outputs, self._sampler.sample(outputs, self.multi_step if more else None, parts))
         seconds = (time.perf_counter() - started) / (self.statistics.n_steps - n_steps)
-        self._batches.burst.note(parts, seconds, waited=bool(outputs) or not self._decoder.on_device)
+        self._batches.burst.note(parts, seconds, waited=bool(outputs) or not self.decoder.on_device)
         generated = n_tokens == sum(part.n_outputs for part in parts)
-        self._verifier.note_time(len(outputs) * generated, self.statistics.n_outputs - n_before, seconds)
+        self.verifier.note_time(len(outputs) * generated, self.statistics.n_outputs - n_before, seconds)
         return True
 
     def _begin(self) -> tuple[list[BatchPart], int | Exception]:
         """Begins a batch; returns what is in it, nothing when there is nothing to do, and how that went."""
         if self._with_media:
             self._read_media()
-        slots = self._turns.choose(self._suspect() or self._slots)
-        parts = self._batches.choose(slots, self._verifier.draft(slots, self.n_ctx))
+        slots = self._turns.choose(self._suspect() or self.slots)
+        parts = self._batches.choose(slots, self.verifier.draft(slots, self.n_ctx))
         if not parts:
             return [], 0
-        n_tokens = write(self._decoder, parts)
-        if not self._decoder.on_device:
+        n_tokens = write(self.decoder, parts)
+        if not self.decoder.on_device:
             self._deliver()  # as late as that: who wakes up before this thread is in the library has to wait for it
         decoding = time.perf_counter()
         with self._stopping:
             self._computing = [part.slot.request for part in parts if part.slot]
         try:
-            status = self._decoder.decode(n_tokens)
+            status = self.decoder.decode(n_tokens)
         except (NativeError, MemoryError) as error:  # for what a batch of another shape needs
             return parts, error
         finally:
             with self._stopping:
                 self._computing = []
-                self._decoder.stop(False)
+                self.decoder.stop(False)
         self.statistics.native_seconds += time.perf_counter() - decoding
         return parts, status
 
@@ -417,7 +301,7 @@ class BatchingEngine(Uncopyable):
                 continue
             chunk = slot.request.prompt.media[slot.next_media]
             try:
-                self._decoder.decode_media(chunk, slot.sequence, slot.n_held + slot.n_skew)
+                self.decoder.decode_media(chunk, slot.sequence, slot.n_held + slot.n_skew)
             except (LlamaCppError, MemoryError) as error:
                 self._finish(slot, error)
             else:
@@ -425,18 +309,18 @@ class BatchingEngine(Uncopyable):
 
     def _may_multi_step(self, outputs: Sequence[tuple[Slot, int]]) -> bool:
         """Whether the next batches, too, will be of those that generate in this one, until one of their tokens is the last."""
-        if self._verifier.wanted or len(outputs) != len(self._slots):
+        if self.verifier.wanted or len(outputs) != len(self.slots):
             return False
-        if self._waiting and not self._blocked and self._sequences.n_free:
+        if self.waiting and not self._blocked and self.sequences.n_free:
             return False
-        self._multi_step.allow()
-        return self._worker.inbox.empty() and self._multi_step.prepare([slot.request for slot, _ in outputs], self.n_ctx)
+        self.multi_step.allow()
+        return self.worker.inbox.empty() and self.multi_step.prepare([slot.request for slot, _ in outputs], self.n_ctx)
 
     def _suspect(self) -> list[Slot]:
         """The next one of a batch that was refused, to be computed alone; empty when there is none."""
         while self._suspects:
             slot = self._suspects.pop()
-            if slot in self._slots and slot.n_pending:
+            if slot in self.slots and slot.n_pending:
                 return [slot]
         return []
 
@@ -445,14 +329,14 @@ class BatchingEngine(Uncopyable):
         for part in parts:
             slot = part.slot
             if slot is None:
-                self._decoder.cut(part.sequence, part.position)
+                self.decoder.cut(part.sequence, part.position)
                 continue
             n_ahead = max(part.n_outputs - 1, 0)
             if slot.advance(len(part.tokens) - n_ahead, n_ahead):
-                self._sequences.checkpoint(slot.sequence, slot.n_held)
+                self.sequences.checkpoint(slot.sequence, slot.n_held)
             # cells that are shared have others between them, or behind, when somebody else runs
             if self._repeatable and len(parts) == 1 and (slot.alone or self._n_cells is None):
-                slot.advance_whole(part.start, len(part.tokens), self._decoder.n_batch)
+                slot.advance_whole(part.start, len(part.tokens), self.decoder.n_batch)
 
     def _outputs(self, parts: Sequence[BatchPart]) -> list[tuple[Slot, int]]:
         """The slots to sample for, with their rows; prompts are scored before."""
@@ -461,7 +345,7 @@ class BatchingEngine(Uncopyable):
             if part.slot is None:
                 continue
             if part.n_scored:
-                error = score_prompt(self._decoder, part, part.slot.request)
+                error = score_prompt(self.decoder, part, part.slot.request)
                 if error is not None:
                     self._finish(part.slot, error)
                     continue
@@ -482,10 +366,10 @@ class BatchingEngine(Uncopyable):
                     n_accepted[slot] += 1
                     following.append((slot, row + 1))
                 else:
-                    slot.rollback(self._sequences)
+                    slot.rollback(self.sequences)
             left = following
         for slot, n in drafted.items():
-            self._verifier.learn(slot, n, n_accepted[slot])
+            self.verifier.learn(slot, n, n_accepted[slot])
 
     # --- what sampling has come to ---
 
@@ -499,12 +383,12 @@ class BatchingEngine(Uncopyable):
         for slot, error in sampled.errors:
             self._finish(slot, error)
         for slot in sampled.deferred:
-            slot.rollback(self._sequences)
+            slot.rollback(self.sequences)
 
     def _apply_deferred(self, outcome: DeferredOutcome) -> None:
         """The same for one request whose token another thread has sampled, if it still runs."""
         slot = outcome.slot
-        if slot not in self._slots:
+        if slot not in self.slots:
             return
         if outcome.error is not None:
             self._finish(slot, outcome.error)
@@ -534,15 +418,15 @@ class BatchingEngine(Uncopyable):
             self._fill_up(slot)
         elif first:
             # from now on others can begin with this prompt
-            self._sequences.note(slot.sequence, self._kept(slot), request.key)
+            self.sequences.note(slot.sequence, self._kept(slot), request.key)
 
     def _fill_up(self, slot: Slot) -> None:
         """Does what a request wants when its context is full."""
-        slot.rollback(self._sequences)
+        slot.rollback(self.sequences)
         request = slot.request
         if request.context_full == "error":
             self._finish(slot, ContextFullError(self.n_ctx))
-        elif request.context_full == "shift" and not self._decoder.can_shift:
+        elif request.context_full == "shift" and not self.decoder.can_shift:
             self._finish(slot, ContextFullError(self.n_ctx, can_shift=False))
         elif request.context_full != "shift" or not self._shift(slot):
             request.generation.finish_reason = "length"
@@ -555,14 +439,14 @@ class BatchingEngine(Uncopyable):
         if not n:
             return False
         slot.shift(n_kept, n)
-        if self._n_cells is None or not self._sequences.is_copied(slot.sequence):
-            self._decoder.shift(slot.sequence, n_kept, n)
+        if self._n_cells is None or not self.sequences.is_copied(slot.sequence):
+            self.decoder.shift(slot.sequence, n_kept, n)
             slot.n_held -= n
         else:
             # others hold these cells, too: what remains is read again, into cells of its own
-            slot.n_held = n_kept if self._sequences.take_back(slot.sequence, n_kept) else 0
+            slot.n_held = n_kept if self.sequences.take_back(slot.sequence, n_kept) else 0
             slot.n_shared = slot.n_held
-        self._sequences.note(slot.sequence, slot.request.tokens[: slot.n_held], slot.request.key)
+        self.sequences.note(slot.sequence, slot.request.tokens[: slot.n_held], slot.request.key)
         return True
 
     def _kept(self, slot: Slot) -> Sequence[int]:
@@ -578,7 +462,7 @@ class BatchingEngine(Uncopyable):
                 slot.lose()
                 self._finish(slot)
         elif status == _NO_ROOM:
-            if not self._verifier.drop_drafts(parts):
+            if not self.verifier.drop_drafts(parts):
                 self._make_room()
         elif status == _INVALID and len(parts) > 1:
             # one of them, and each alone will tell which
@@ -593,10 +477,10 @@ class BatchingEngine(Uncopyable):
 
     def _make_room(self) -> None:
         """The cache has no room for the batch: gives up what is kept, or preempts the last request."""
-        if self._sequences.evict():
+        if self.sequences.evict():
             return
-        last = [slot for slot in self._slots if slot.n_pending][-1]
-        if len(self._slots) == 1:
+        last = [slot for slot in self.slots if slot.n_pending][-1]
+        if len(self.slots) == 1:
             self._finish(last, DecodeError("The KV cache has no room for this request.", remedy="Raise n_kv or n_ctx."))
         else:
             self._preempt(last)
@@ -604,9 +488,9 @@ class BatchingEngine(Uncopyable):
     def _preempt(self, slot: Slot) -> None:
         """Takes a request its sequence; it waits, before all others, until somebody ends."""
         slot.finished = True
-        self._slots.remove(slot)
-        self._sequences.give_back(slot.sequence, [], None)
-        self._waiting.appendleft(slot.request)
+        self.slots.remove(slot)
+        self.sequences.give_back(slot.sequence, [], None)
+        self.waiting.appendleft(slot.request)
         self._blocked = True
 
     def _recover(self, error: Exception) -> None:
@@ -615,10 +499,10 @@ class BatchingEngine(Uncopyable):
         failed = DecodeError(
             f"The engine failed ({error!r}).", remedy="The model can be used again; the log (llama_cpp) has more."
         )
-        if not self._slots and self._waiting:
-            self._waiting[0].error = failed
-            self._outgoing.append((self._waiting.popleft(), None))
-        self._finish_lost(self._slots, failed)
+        if not self.slots and self.waiting:
+            self.waiting[0].error = failed
+            self._outgoing.append((self.waiting.popleft(), None))
+        self._finish_lost(self.slots, failed)
 
     # --- the end of requests ---
 
@@ -626,10 +510,10 @@ class BatchingEngine(Uncopyable):
         """Ends a request and frees its sequence; what it holds is kept for others."""
         self._blocked = False
         slot.request.error = error
-        slot.rollback(self._sequences)
+        slot.rollback(self.sequences)
         slot.finished = True
-        self._slots.remove(slot)
-        self._sequences.give_back(slot.sequence, self._kept(slot) if slot.request.shares else [], slot.request.key)
+        self.slots.remove(slot)
+        self.sequences.give_back(slot.sequence, self._kept(slot) if slot.request.shares else [], slot.request.key)
         self._outgoing.append((slot.request, None))
 
     def _finish_lost(self, slots: Sequence[Slot], error: BaseException) -> None:
@@ -645,21 +529,21 @@ class BatchingEngine(Uncopyable):
             except Exception:  # whatever happened to its sequence: nobody shall wait for ever
                 logger.exception("a request could not be ended as it should")
                 self._outgoing.append((slot.request, None))
-                self._slots = [other for other in self._slots if other is not slot]
+                self.slots = [other for other in self.slots if other is not slot]
 
     def _finish_all(self, error: BaseException) -> None:
-        self._finish_each(self._slots, error)
-        while not self._worker.inbox.empty():
-            self._do(self._worker.inbox.get())
-        for request in self._waiting:
+        self._finish_each(self.slots, error)
+        while not self.worker.inbox.empty():
+            self._do(self.worker.inbox.get())
+        for request in self.waiting:
             request.error = error
             self._outgoing.append((request, None))
-        self._waiting.clear()
-        if not self._worker.exiting:
+        self.waiting.clear()
+        if not self.worker.exiting:
             self._deliver()
 
     def _deliver(self) -> None:
         """Gives tokens to those who wait for them, and logits to those who sample from them."""
-        self._sampler.start_deferred(self._slots)
+        self._sampler.start_deferred(self.slots)
         outgoing, self._outgoing = self._outgoing, []
         put_all(outgoing)

@@ -56,7 +56,7 @@ class Case:
         self.llm = Llama(path, n_ctx=512, n_parallel=threads.pop("n_parallel", 8), **threads)
         self.llm.set_cache(LlamaRAMCache(64 << 20))
         engine = self.llm.loaded.engine
-        engine._multi_step.begins = go_on and engine._decoder.unlimited_cut
+        engine.scheduler.multi_step.begins = go_on and engine.scheduler.decoder.unlimited_cut
         numbers = random.Random(name)
         shared = [numbers.randrange(3, 250) for _ in range(150)]
         self.asked = []
@@ -170,8 +170,9 @@ def main() -> int:
             deadline = time.monotonic() + 10
             while not engine.snapshot().is_idle and time.monotonic() < deadline:
                 time.sleep(0.05)
-            if len(engine._sequences._free) != len(engine._decoder.rows):
-                faults.append(f"{case.name}: {len(engine._sequences._free)} of {len(engine._decoder.rows)} sequences are free")
+            n_free, n_all = engine.snapshot().n_free, len(engine.scheduler.decoder.rows)
+            if n_free != n_all:
+                faults.append(f"{case.name}: {n_free} of {n_all} sequences are free")
             statistics = engine.statistics
             print(f"{case.name}: {statistics.n_steps} batches, {statistics.n_outputs} tokens sampled, "
                   f"{statistics.n_accepted} of {statistics.n_drafted} drafts right")  # fmt: skip

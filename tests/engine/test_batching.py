@@ -59,7 +59,7 @@ def tiny(tmp_path_factory):
 def small(request, smollm2):
     """What a test may fill or break. As on a GPU, a batch is begun before anything is known of the one before it."""
     with Llama(smollm2, n_ctx=512, n_parallel=4) as model:
-        model.loaded.engine._multi_step.begins = request.param == "as on a GPU"
+        model.loaded.engine.scheduler.multi_step.begins = request.param == "as on a GPU"
         yield model
 
 
@@ -118,7 +118,7 @@ def check_alone_and_together(llm, n=24):
     assert at_once(lambda i: text(llm, asked[i]), n) == alone
     assert at_once(lambda i: text(llm, asked[i]), n) == alone, "with what the first ones left"
     engine = idle(llm)
-    assert sorted(engine._sequences._free) == list(range(4))
+    assert sorted(engine.scheduler.sequences._free) == list(range(4))
 
 
 @pytest.mark.cpu
@@ -315,7 +315,7 @@ def test_sixty_four_threads_of_all_kinds(llm):
         if i % 8 == 6:
             assert not set("e ") & set(result)
     engine = idle(llm)
-    assert sorted(engine._sequences._free) == list(range(4))
+    assert sorted(engine.scheduler.sequences._free) == list(range(4))
 
 
 @pytest.mark.parametrize("unified", [True, False])
@@ -338,7 +338,7 @@ def test_many_prompts_go_first_and_a_long_one_takes_turns(tiny, monkeypatch, uni
         prompts = [random.Random(i).choices(range(3, 30), k=300 if n_prompts == 1 else 60) for i in range(n_prompts)]
         stream = llm.create_completion([5, 6, 7], max_tokens=400, temperature=0, stream=True, logit_bias={2: -1e9})
         next(stream)
-        engine._worker.post(lambda: go_on.wait() and None)
+        engine.scheduler.worker.post(lambda: go_on.wait() and None)
         threads = [threading.Thread(target=llm.create_completion, args=(prompt,), kwargs={"max_tokens": 1}) for prompt in prompts]
         for thread in threads:
             thread.start()
@@ -372,7 +372,7 @@ def multi_step(smollm2, monkeypatch):
     decode = Decoder.decode
     monkeypatch.setattr(Decoder, "decode", lambda self, n: (counted.append(n), decode(self, n))[1])
     with Llama(smollm2, n_ctx=512, n_parallel=4) as model:
-        model.loaded.engine._multi_step.begins = True
+        model.loaded.engine.scheduler.multi_step.begins = True
         counted.clear()
         yield model, counted
 
@@ -392,7 +392,7 @@ def test_it_goes_on_by_itself(multi_step):
     assert ended["choices"][0]["finish_reason"] == "stop" and len(counted) == 1
     # as on a CPU, where only what is waited for is computed
     llm.reset()
-    llm.loaded.engine._multi_step.begins = False
+    llm.loaded.engine.scheduler.multi_step.begins = False
     counted.clear()
     assert len(text(llm, "Once upon a time", max_tokens=40)) > 40
     assert len(counted) == 3, "the prompt, the first token, and the one after 32 more"
@@ -443,8 +443,8 @@ def check_what_is_left_behind(llm):
     for i in range(3):
         leave(i)
         engine = idle(llm)
-        for sequence, (_, tokens) in engine._sequences._texts.items():
-            assert engine._decoder.newest(sequence) == len(tokens) - 1
+        for sequence, (_, tokens) in engine.scheduler.sequences._texts.items():
+            assert engine.scheduler.decoder.newest(sequence) == len(tokens) - 1
     llm.reset()
     assert at_once(lambda i: (leave(i), text(llm, asked[i], max_tokens=24))[1], len(asked)) == alone
 

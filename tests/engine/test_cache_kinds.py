@@ -54,7 +54,7 @@ def test_what_cannot_be_shifted_says_so(model_files):
 def test_checkpoints_have_a_limit(model_files, monkeypatch):
     with load(model_files, "state") as llm:
         cached(llm, [9] * 100)
-        kind = llm.loaded.engine._sequences._kind
+        kind = llm.loaded.engine.scheduler.sequences._kind
         size = next(iter(kind._checkpoints.values())).nbytes
         monkeypatch.setattr(memory, "CHECKPOINT_BYTES", int(2.5 * size))
         for i in range(6):
@@ -70,7 +70,7 @@ def test_a_window_that_forgets_nothing_needs_no_checkpoints(model_files):
     for kind, needed in (("window", False), ("window, short", True)):
         with load(model_files, kind) as llm:
             cached(llm, prompt)
-            assert bool(llm.loaded.engine._sequences._kind._checkpoints) == needed
+            assert bool(llm.loaded.engine.scheduler.sequences._kind._checkpoints) == needed
             assert cached(llm, [*prompt[:7], 9]) == (0 if needed else 7)
 
 

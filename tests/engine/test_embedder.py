@@ -583,7 +583,7 @@ def test_closing_while_the_second_context_is_made(models, monkeypatch):
         go_on.set()
         with pytest.raises(ModelClosedError):
             asked.result(60)
-    assert not [engine for engine in engines if engine._worker.is_alive]
+    assert not [engine for engine in engines if engine.scheduler.worker.is_alive]
 
 
 def test_what_a_cancelled_task_asked_for_is_not_begun(minilm_file):

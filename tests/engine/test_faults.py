@@ -106,7 +106,7 @@ def test_keys_that_cannot_be_moved_end_a_request_and_not_the_process(models, typ
         bias = {llm.token_eos(): -1e9}
         if can:
             assert llm.create_completion(PROMPT, logit_bias=bias, **endless)["usage"]["completion_tokens"] == 700
-            keys = [key for key, _ in llm.loaded.engine._sequences._texts.values()]
+            keys = [key for key, _ in llm.loaded.engine.scheduler.sequences._texts.values()]
             assert all(isinstance(key, tuple) for key in keys), "what it leaves serves nobody, and takes up no room"
         else:
             with pytest.raises(ContextFullError, match="shift"):
@@ -121,7 +121,7 @@ def test_keys_of_a_draft_are_to_be_moved_as_well(models, tmp_path, monkeypatch):
     types = {"type_k": llama_cpp.GGML_TYPE_Q8_0, "n_parallel": 2, "n_ctx": 512, "n_threads": 1}
     for draft, can in ((None, True), (rotated, True), (models["dense"], False)):
         with Llama(rotated, draft_model=draft, **types) as llm:
-            assert llm.loaded.engine._decoder.can_shift == can
+            assert llm.loaded.engine.scheduler.decoder.can_shift == can
             never_ending = {"max_tokens": 700, "context_full": "shift", "logit_bias": {llm.token_eos(): -1e9}}
             ask = functools.partial(llm.create_completion, PROMPT, **never_ending)
             if can:
@@ -136,17 +136,17 @@ def test_what_nobody_has_foreseen_ends_who_runs_and_nobody_else(llm, monkeypatch
     engine = llm.loaded.engine
     for where in ("_step", "_admit"):
         with monkeypatch.context() as patched:
-            failing, real = [ZeroDivisionError("a defect")], getattr(engine, where)
+            failing, real = [ZeroDivisionError("a defect")], getattr(engine.scheduler, where)
 
             def fail(failing=failing, real=real):
                 if failing:
                     raise failing.pop()
                 return real()
 
-            patched.setattr(engine, where, fail)
+            patched.setattr(engine.scheduler, where, fail)
             with pytest.raises(DecodeError, match="a defect"):
                 answer(llm, PROMPT)
-            assert answer(llm, PROMPT) == expected and len(engine._sequences._free) == 3
+            assert answer(llm, PROMPT) == expected and engine.snapshot().n_free == 3
 
 
 def test_a_processor_that_closes_the_model_ends_its_request(models):
@@ -204,9 +204,9 @@ def test_who_waited_for_room_behind_one_that_was_cancelled_waits_no_longer(model
         handle = RequestStream(large)
         engine.submit(large)
         deadline = time.monotonic() + 30
-        while not engine._blocked and time.monotonic() < deadline:
+        while not engine.scheduler._blocked and time.monotonic() < deadline:
             time.sleep(0.001)
-        assert engine._blocked
+        assert engine.scheduler._blocked
         handle.cancel()
         small = llm.create_completion([9, 8], max_tokens=2, logit_bias=bias)
         assert small["usage"]["completion_tokens"] > 0 and engine.snapshot().slots, "the first one goes on"
@@ -363,14 +363,18 @@ def test_who_closes_may_be_in_any_thread(models):
             with pytest.raises(ModelClosedError):
                 llm.create_completion([9], max_tokens=3, logits_processor=close)
         else:
-            engine._worker.post(llm.close)
+            engine.scheduler.worker.post(llm.close)
         with pytest.raises(ModelClosedError):
             list(stream)
-        engine._worker.join(30)
+        engine.scheduler.worker.join(30)
         for thread in threading.enumerate():
             if thread.name.startswith("llama-cpp"):
                 thread.join(10)  # a processor's is still closing when the engine's has ended
-        assert not engine._worker.is_alive and engine._decoder._handle.closed and not engine._decoder._handle._owned
+        assert (
+            not engine.scheduler.worker.is_alive
+            and engine.scheduler.decoder._handle.closed
+            and not engine.scheduler.decoder._handle._owned
+        )
         llm.close()
     assert threading.active_count() <= before
 

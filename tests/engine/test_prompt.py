@@ -86,7 +86,7 @@ def test_positions_of_text_behind_media(llm):
     assert slot.n_next(100, 100) == 0 and slot.next_media == slot.n_held
     slot.advance_media()
     assert (slot.n_held, slot.n_held + slot.n_skew, slot.n_next(100, 100)) == (8, 5, 3)
-    decoder = llm.loaded.engine._decoder
+    decoder = llm.loaded.engine.scheduler.decoder
     assert write(decoder, [BatchPart.of(slot, 3)]) == 3
     assert (decoder.tokens[:3], decoder.positions[:3]) == ([7, 8, 9], [5, 6, 7])
 

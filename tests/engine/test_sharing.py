@@ -28,7 +28,7 @@ def in_one_round(llm, asked):
     """Asks for several prompts that the engine takes in at once; returns what each one was answered."""
     engine, go_on = llm.loaded.engine, threading.Event()
     with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
-        engine._worker.post(lambda: go_on.wait() and None)
+        engine.scheduler.worker.post(lambda: go_on.wait() and None)
         found = []
         for n, prompt in enumerate(asked):
             found.append(pool.submit(answer, llm, prompt))
@@ -158,7 +158,7 @@ def test_what_is_restored_does_not_reach_a_copy(models):
         llm.reset()
         engine = llm.loaded.engine
         answer(llm, b)
-        engine._worker.post(lambda: engine._sequences._drop(0))  # it has to make room
+        engine.scheduler.worker.post(lambda: engine.scheduler.sequences._drop(0))  # it has to make room
         answer(llm, a)
         answer(llm, c)
         # the first is a copy of 0 in 2, which is empty; then 0 is the one that was not used for the longest time
@@ -173,12 +173,12 @@ def test_a_copy_that_nobody_waits_for_is_no_harm(models):
         llm.reset()
         answer(llm, a)
         engine = llm.loaded.engine
-        decode = engine._decoder.decode
+        decode = engine.scheduler.decoder.decode
         with pytest.MonkeyPatch.context() as patch:
             # who had the copy leaves before anything was computed
             patch.setattr(Decoder, "decode", lambda self, n: -2 if self.copies_wait else decode(n))
             with pytest.raises(Exception, match="-2"):
                 answer(llm, [*a[:80], 5, 6])
-        assert engine._decoder.copies_wait
+        assert engine.scheduler.decoder.copies_wait
         assert answer(llm, b) == expected
-        assert not engine._decoder.copies_wait
+        assert not engine.scheduler.decoder.copies_wait

@@ -95,14 +95,14 @@ def test_a_draft_reads_a_long_prompt_bit_by_bit(models):
     """Nobody waits for it: there is no draft until it has read what came before, a batch at a time."""
     with load(models, "dense", draft_model=models["dense"], n_batch=64) as llm:
         engine = llm.loaded.engine
-        numbers, draft = [], engine._verifier._drafter._draft_for
+        numbers, draft = [], engine.scheduler.verifier._drafter._draft_for
 
         def counted(wanting, n):
             drafts = draft(wanting, n)
             numbers.append(len(drafts[0]))
             return drafts
 
-        engine._verifier._drafter._draft_for = counted
+        engine.scheduler.verifier._drafter._draft_for = counted
         prompt = random.Random(2).choices(range(3, 270), k=300)
         llm.create_completion(prompt, max_tokens=60, temperature=0, logit_bias={llm.token_eos(): -1e9})
     assert numbers[:4] == [0] * 4 and any(numbers), "299 tokens in batches of 64"
