@@ -17,7 +17,8 @@ from llama_cpp.capi.loader import SONAMES
 
 #: Not run a second time: they are about the checkout, not about what is installed.
 ABOUT_THE_CHECKOUT = (
-    "distribution", "test_wheel.py", "test_build.py", "test_build_folders.py", "test_structure.py", "test_native_leaks.py",
+    "distribution", "test_wheel.py", "test_build.py", "test_build_folders.py", "test_docs.py", "test_structure.py",
+    "test_native_leaks.py",
     "test_plugin_search.py",
 )  # fmt: skip
 

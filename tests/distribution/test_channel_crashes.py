@@ -379,7 +379,8 @@ def test_a_full_disk_at_every_step(place, small_disk, tmp_path):
         assert sorted(os.listdir(here.channel.store)) == ["000001", "000002", "lock"]
 
 
-def test_interrupted_by_hand(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", ["index", "describe", "sign", "commit"])
+def test_interrupted_by_hand(place, tmp_path, monkeypatch, stage):
     """Ctrl-C in the middle leaves the channel as it was, and no folder behind."""
     place.publish(*release(tmp_path / "0", 0))
 
@@ -387,6 +388,6 @@ def test_interrupted_by_hand(place, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
-        patched.setattr(publishing, "_index", interrupt)
+        patched.setattr(publishing._NextGeneration, stage, interrupt)
         place.publish(*release(tmp_path / "1", 1))
     assert len(check_whole(place)) == 4 and sorted(os.listdir(place.channel.store)) == ["000001", "lock"]
