@@ -23,14 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec, Unpack
 
-    from .completions.types import (
-        ChatCompletionKeywords,
-        CompletionKeywords,
-        CreateChatCompletionResponse,
-        CreateChatCompletionStreamResponse,
-        CreateCompletionResponse,
-        CreateCompletionStreamResponse,
-    )
+    from .completions import types
     from .embeddings import Text
 
     P = ParamSpec("P")
@@ -103,16 +96,16 @@ class AsyncLlama(ModelFront):
 
         @overload
         async def create_completion(
-            self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **keywords: Unpack[CompletionKeywords]
-        ) -> CreateCompletionResponse: ...
+            self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **keywords: Unpack[types.CompletionKeywords]
+        ) -> types.CreateCompletionResponse: ...
         @overload
         async def create_completion(
-            self, prompt: str | Sequence[int], *, stream: Literal[True], **keywords: Unpack[CompletionKeywords]
-        ) -> AsyncIterator[CreateCompletionStreamResponse]: ...
+            self, prompt: str | Sequence[int], *, stream: Literal[True], **keywords: Unpack[types.CompletionKeywords]
+        ) -> AsyncIterator[types.CreateCompletionStreamResponse]: ...
         @overload
         async def create_completion(
-            self, prompt: str | Sequence[int], *, stream: bool, **keywords: Unpack[CompletionKeywords]
-        ) -> CreateCompletionResponse | AsyncIterator[CreateCompletionStreamResponse]: ...
+            self, prompt: str | Sequence[int], *, stream: bool, **keywords: Unpack[types.CompletionKeywords]
+        ) -> types.CreateCompletionResponse | AsyncIterator[types.CreateCompletionStreamResponse]: ...
 
     @takes(CompletionRequest)
     async def create_completion(self, *args: Any, **keywords: Any) -> Any:
@@ -129,16 +122,20 @@ class AsyncLlama(ModelFront):
             messages: Sequence[Mapping[str, Any]],
             *,
             stream: Literal[False] = False,
-            **keywords: Unpack[ChatCompletionKeywords],
-        ) -> CreateChatCompletionResponse: ...
+            **keywords: Unpack[types.ChatCompletionKeywords],
+        ) -> types.CreateChatCompletionResponse: ...
         @overload
         async def create_chat_completion(
-            self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **keywords: Unpack[ChatCompletionKeywords]
-        ) -> AsyncIterator[CreateChatCompletionStreamResponse]: ...
+            self,
+            messages: Sequence[Mapping[str, Any]],
+            *,
+            stream: Literal[True],
+            **keywords: Unpack[types.ChatCompletionKeywords],
+        ) -> AsyncIterator[types.CreateChatCompletionStreamResponse]: ...
         @overload
         async def create_chat_completion(
-            self, messages: Sequence[Mapping[str, Any]], *, stream: bool, **keywords: Unpack[ChatCompletionKeywords]
-        ) -> CreateChatCompletionResponse | AsyncIterator[CreateChatCompletionStreamResponse]: ...
+            self, messages: Sequence[Mapping[str, Any]], *, stream: bool, **keywords: Unpack[types.ChatCompletionKeywords]
+        ) -> types.CreateChatCompletionResponse | AsyncIterator[types.CreateChatCompletionStreamResponse]: ...
 
     @takes(ChatCompletionRequest)
     async def create_chat_completion(self, *args: Any, **keywords: Any) -> Any:

@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from .completions.types import (
-        ChatCompletionKeywords,
-        CompletionKeywords,
-        CreateChatCompletionResponse,
-        CreateChatCompletionStreamResponse,
-        CreateCompletionResponse,
-        CreateCompletionStreamResponse,
-    )
+    from .completions import types
     from .embeddings import Text
 
 
@@ -170,16 +163,16 @@ class Llama(ModelFront):
 
         @overload
         def create_completion(
-            self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **keywords: Unpack[CompletionKeywords]
-        ) -> CreateCompletionResponse: ...
+            self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **keywords: Unpack[types.CompletionKeywords]
+        ) -> types.CreateCompletionResponse: ...
         @overload
         def create_completion(
-            self, prompt: str | Sequence[int], *, stream: Literal[True], **keywords: Unpack[CompletionKeywords]
-        ) -> Iterator[CreateCompletionStreamResponse]: ...
+            self, prompt: str | Sequence[int], *, stream: Literal[True], **keywords: Unpack[types.CompletionKeywords]
+        ) -> Iterator[types.CreateCompletionStreamResponse]: ...
         @overload
         def create_completion(
-            self, prompt: str | Sequence[int], *, stream: bool, **keywords: Unpack[CompletionKeywords]
-        ) -> CreateCompletionResponse | Iterator[CreateCompletionStreamResponse]: ...
+            self, prompt: str | Sequence[int], *, stream: bool, **keywords: Unpack[types.CompletionKeywords]
+        ) -> types.CreateCompletionResponse | Iterator[types.CreateCompletionStreamResponse]: ...
 
     @takes(CompletionRequest)
     def create_completion(self, *args: Any, **keywords: Any) -> Any:
@@ -214,16 +207,20 @@ class Llama(ModelFront):
             messages: Sequence[Mapping[str, Any]],
             *,
             stream: Literal[False] = False,
-            **keywords: Unpack[ChatCompletionKeywords],
-        ) -> CreateChatCompletionResponse: ...
+            **keywords: Unpack[types.ChatCompletionKeywords],
+        ) -> types.CreateChatCompletionResponse: ...
         @overload
         def create_chat_completion(
-            self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **keywords: Unpack[ChatCompletionKeywords]
-        ) -> Iterator[CreateChatCompletionStreamResponse]: ...
+            self,
+            messages: Sequence[Mapping[str, Any]],
+            *,
+            stream: Literal[True],
+            **keywords: Unpack[types.ChatCompletionKeywords],
+        ) -> Iterator[types.CreateChatCompletionStreamResponse]: ...
         @overload
         def create_chat_completion(
-            self, messages: Sequence[Mapping[str, Any]], *, stream: bool, **keywords: Unpack[ChatCompletionKeywords]
-        ) -> CreateChatCompletionResponse | Iterator[CreateChatCompletionStreamResponse]: ...
+            self, messages: Sequence[Mapping[str, Any]], *, stream: bool, **keywords: Unpack[types.ChatCompletionKeywords]
+        ) -> types.CreateChatCompletionResponse | Iterator[types.CreateChatCompletionStreamResponse]: ...
 
     @takes(ChatCompletionRequest)
     def create_chat_completion(self, *args: Any, **keywords: Any) -> Any:

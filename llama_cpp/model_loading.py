@@ -147,11 +147,6 @@ class LoadedModel(Uncopyable):
         return self._engine
 
     @property
-    def has_engine(self) -> bool:
-        """Whether what generates was made already."""
-        return self._engine is not None
-
-    @property
     def embedder(self) -> Embedder:
         """What computes vectors.
 
@@ -226,13 +221,15 @@ def _open_engine(
 ) -> BatchingEngine:
     check_host_memory(model, model_params, context_params)
     from .engine.batching_engine import BatchingEngine  # numpy takes longer to import than all the rest
+    from .engine.scheduler import Scheduler
 
-    return BatchingEngine(
+    scheduler = Scheduler(
         model, context_params, _n_parallel(model, options, 8), options["n_ctx"],
         draft_source=options["draft_model"], n_draft=options["n_draft"], n_gpu_layers=options["n_gpu_layers"],
         batch_invariant=options["batch_invariant"],
         repeatable=options["repeatable"] and (has_gpu() or not options["batch_invariant"]),
     )  # fmt: skip
+    return BatchingEngine(scheduler)
 
 
 def _n_parallel(model: Model, options: Mapping[str, Any], otherwise: int) -> int:

@@ -57,7 +57,7 @@ def _text(wanted: CompletionRequest, loaded: LoadedModel) -> Prepared:
     params = _sampling(wanted, loaded, {"grammar": wanted.grammar} if wanted.grammar else None)
     n_logprobs = read_logprobs(wanted.logprobs, loaded.model.n_vocab, "logprobs")
     request, detokenizer = _request(
-        wanted, loaded, tokens, params, wanted.stop or (), n_logprobs=n_logprobs, criteria=wanted.stopping_criteria,
+        wanted, loaded, tokens, params, wanted.stops, n_logprobs=n_logprobs, criteria=wanted.stopping_criteria,
         scores_prompt=wanted.echo and not wanted.suffix,
     )  # fmt: skip
     head = (new_id("cmpl"), now(), wanted.model or loaded.model_path)
@@ -82,7 +82,7 @@ def _chat(wanted: ChatCompletionRequest, loaded: LoadedModel) -> Prepared:
     params = _sampling(wanted, loaded, prompt.grammar)
     n_top = read_logprobs(wanted.top_logprobs, model.n_vocab, "top_logprobs")
     n_logprobs = (n_top or 0) if wanted.logprobs or n_top else None
-    stops = (*(wanted.stop or ()), *prompt.stop)
+    stops = (*wanted.stops, *prompt.stop)
     request, detokenizer = _request(wanted, loaded, tokens, params, stops, prompt.preserved, n_logprobs=n_logprobs)
     head = (new_id("chatcmpl"), now(), wanted.model or loaded.model_path)
     assembler = ChatAssembler(

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from ..arguments import (
     check_unknown,
@@ -78,6 +78,7 @@ class GenerationRequest(SamplerOptions):
     def __post_init__(self) -> None:
         if not isinstance(self.context_full, str) or self.context_full not in CONTEXT_FULL:
             raise refused("context_full", self.context_full, f"one of {', '.join(CONTEXT_FULL)}")
+        checked = [*_SAMPLERS, *(("penalty_last_n",) if self.penalty_last_n is not None else ())]
         self._set(
             max_tokens=None if self.max_tokens is None else integer("max_tokens", self.max_tokens),
             stop=read_stop(self.stop),
@@ -89,10 +90,8 @@ class GenerationRequest(SamplerOptions):
             logits_processor=read_functions("logits_processor", self.logits_processor),
             abort_callback=read_callback(self.abort_callback),
             speculate=flag("speculate", self.speculate),
-            **SamplingParams.checked({name: self.__dict__[name] for name in _SAMPLERS}),
+            **SamplingParams.checked({name: self.__dict__[name] for name in checked}),
         )
-        if self.penalty_last_n is not None:
-            self._set(**SamplingParams.checked({"penalty_last_n": self.penalty_last_n}))
 
     @classmethod
     def read(cls: type[R], args: tuple[Any, ...], keywords: Mapping[str, Any]) -> R:
@@ -119,7 +118,12 @@ class GenerationRequest(SamplerOptions):
     @property
     def processors(self) -> tuple[LogitsProcessor, ...]:
         """The functions of ``logits_processor``."""
-        return read_functions("logits_processor", self.logits_processor)
+        return cast("tuple[LogitsProcessor, ...]", self.logits_processor)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings of ``stop``."""
+        return cast("tuple[str, ...]", self.stop)
 
     def sampling(self, *, seed: int | None, penalty_last_n: int, grammar: Mapping[str, Any] | None) -> SamplingParams:
         """The parameters of its sampler chain.
@@ -131,7 +135,7 @@ class GenerationRequest(SamplerOptions):
         seed = self.seed if self.seed is not None else seed
         return SamplingParams(
             **{name: self.__dict__[name] for name in _SAMPLERS},
-            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            logit_bias=cast("dict[int, float]", self.logit_bias),
             seed=None if seed is None or seed < 0 else seed,
             penalty_last_n=penalty_last_n if self.penalty_last_n is None else self.penalty_last_n,
             grammar=grammar,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..capi.handle import Uncopyable
 from ..errors import ContextLengthError, InvalidArgumentError, ModelBusyError
-from ..models.model import Model
 from .prefix_cache.saved_states import SavedStates, fingerprint_of
 from .prefix_cache.stores import BaseLlamaCache
 from .prompt import Prompt
@@ -46,50 +43,23 @@ class BatchingEngine(Uncopyable):
     """Generates for any number of requests at once. Any thread may call it.
 
     Args:
-        params: fields of ``llama_context_params`` by name, without the numbers of sequences.
-        n_parallel: how many requests are computed at once; others wait.
-        n_ctx: tokens of one request at most; 0 is what a sequence can hold.
-        n_kept: how many earlier requests' tokens are kept for those that begin alike; None is n_parallel, at least 8.
+        scheduler: what computes them; its thread is started here.
         max_waiting: how many requests may wait.
-        draft_source: where drafts of following tokens come from, as :class:`~.speculative.drafter.Drafter` takes it.
-        n_draft: how many tokens are drafted at most.
-        batch_invariant: a CPU computes a token in one way, whatever else is in its batch or in the cache.
-        repeatable: what a lone request's tokens are computed with does not depend on what was asked before: prompts are read
-            from multiples of n_batch tokens on, and what was computed in other ways is not kept.
 
     Attributes:
         n_ctx: tokens of one request at most.
         statistics: what was done; read it from any thread.
-
-    Raises:
-        ContextCreationError: as :class:`~llama_cpp.engine.decoder.Decoder` does.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        params: Mapping[str, Any],
-        n_parallel: int,
-        n_ctx: int = 0,
-        n_kept: int | None = None,
-        max_waiting: int = 4096,
-        draft_source: str | os.PathLike[str] | None = None,
-        n_draft: int = 0,
-        n_gpu_layers: int = -1,
-        batch_invariant: bool = True,
-        repeatable: bool = False,
-    ) -> None:
-        self._model = model
+    def __init__(self, scheduler: Scheduler, max_waiting: int = 4096) -> None:
         self._max_waiting = max_waiting
-        self.scheduler = Scheduler(
-            model, params, n_parallel, n_ctx, n_kept, draft_source, n_draft, n_gpu_layers, batch_invariant, repeatable
-        )
-        self.n_ctx = self.scheduler.n_ctx
-        self.statistics = self.scheduler.statistics
+        self.scheduler = scheduler
+        self.n_ctx = scheduler.n_ctx
+        self.statistics = scheduler.statistics
         try:
-            self.scheduler.worker.start(self.scheduler)
+            scheduler.worker.start(scheduler)
         except BaseException:
-            self.scheduler.close()
+            scheduler.close()
             raise
 
     @property
@@ -101,7 +71,7 @@ class BatchingEngine(Uncopyable):
         """Raises InvalidArgumentError or ContextLengthError for a prompt that cannot be continued."""
         if not prompt.ids:
             raise InvalidArgumentError("The prompt has no tokens to begin with.", remedy="Give some text.")
-        self._model.check_tokens(prompt.text() if prompt.media else prompt.ids)
+        self.scheduler.model.check_tokens(prompt.text() if prompt.media else prompt.ids)
         if len(prompt) >= self.n_ctx:
             raise ContextLengthError(len(prompt), self.n_ctx)
 
@@ -155,7 +125,7 @@ class BatchingEngine(Uncopyable):
         saved = (
             None
             if cache is None
-            else SavedStates(cache, fingerprint_of(self._model, self.scheduler.params, *self.scheduler.rounding))
+            else SavedStates(cache, fingerprint_of(self.scheduler.model, self.scheduler.params, *self.scheduler.rounding))
         )
 
         def change() -> None:

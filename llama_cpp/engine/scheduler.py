@@ -50,12 +50,24 @@ _NO_ROOM, _STOPPED, _INVALID = 1, 2, -1
 class Scheduler(Uncopyable):
     """The loop and what it works on: requests that wait, slots, a context. For its own thread, except what says otherwise.
 
-    The arguments are :class:`~.batching_engine.BatchingEngine`'s.
+    Args:
+        params: fields of ``llama_context_params`` by name, without the numbers of sequences.
+        n_parallel: how many requests are computed at once; others wait.
+        n_ctx: tokens of one request at most; 0 is what a sequence can hold.
+        n_kept: how many earlier requests' tokens are kept for those that begin alike; None is n_parallel, at least 8.
+        draft_source: where drafts of following tokens come from, as :class:`~.speculative.drafter.Drafter` takes it.
+        n_draft: how many tokens are drafted at most.
+        batch_invariant: a CPU computes a token in one way, whatever else is in its batch or in the cache.
+        repeatable: what a lone request's tokens are computed with does not depend on what was asked before: prompts are read
+            from multiples of n_batch tokens on, and what was computed in other ways is not kept.
 
     Attributes:
         n_ctx: tokens of one request at most. statistics: what was done. worker: the thread, and its inbox.
         waiting: requests without a sequence, first come first. slots: requests that have one.
         sequences: which sequence holds what. decoder: the context.
+
+    Raises:
+        ContextCreationError: as :class:`~.decoder.Decoder` does.
     """
 
     def __init__(
@@ -71,7 +83,7 @@ class Scheduler(Uncopyable):
         batch_invariant: bool = True,
         repeatable: bool = False,
     ) -> None:
-        self._model = model
+        self.model = model
         self.rounding = batch_invariant, repeatable
         self._repeatable = repeatable
         plan = plan_context(
@@ -297,15 +309,14 @@ class Scheduler(Uncopyable):
         """Computes the media chunks that come next in prompts; they share no batch with text."""
         self._with_media = [slot for slot in self._with_media if slot.next_media >= 0 and not slot.finished]
         for slot in self._with_media:
-            if slot.n_held != slot.next_media:
-                continue
-            chunk = slot.request.prompt.media[slot.next_media]
-            try:
-                self.decoder.decode_media(chunk, slot.sequence, slot.n_held + slot.n_skew)
-            except (LlamaCppError, MemoryError) as error:
-                self._finish(slot, error)
-            else:
-                slot.advance_media()
+            while slot.n_held == slot.next_media and not slot.finished:
+                chunk = slot.request.prompt.media[slot.next_media]
+                try:
+                    self.decoder.decode_media(chunk, slot.sequence, slot.n_held + slot.n_skew)
+                except (LlamaCppError, MemoryError) as error:
+                    self._finish(slot, error)
+                else:
+                    slot.advance_media()
 
     def _may_multi_step(self, outputs: Sequence[tuple[Slot, int]]) -> bool:
         """Whether the next batches, too, will be of those that generate in this one, until one of their tokens is the last."""
@@ -510,8 +521,8 @@ class Scheduler(Uncopyable):
         """Ends a request and frees its sequence; what it holds is kept for others."""
         self._blocked = False
         slot.request.error = error
-        slot.rollback(self.sequences)
         slot.finished = True
+        slot.rollback(self.sequences)
         self.slots.remove(slot)
         self.sequences.give_back(slot.sequence, self._kept(slot) if slot.request.shares else [], slot.request.key)
         self._outgoing.append((slot.request, None))

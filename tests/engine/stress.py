@@ -22,30 +22,6 @@ import contextlib
 import tiny_models
 from llama_cpp import Llama, LlamaRAMCache
 
-WORDS = [
-    "the",
-    "hello",
-    "a",
-    "of",
-    "and",
-    "to",
-    "in",
-    "world",
-    "that",
-    "is",
-    "was",
-    "for",
-    "on",
-    "are",
-    "with",
-    "they",
-    "be",
-    "at",
-    "one",
-    "have",
-    "this",
-]
-
 
 class Case:
     """A model and prompts with the answers they have alone."""

@@ -24,28 +24,9 @@ from llama_cpp.engine.sampling_params import SamplingParams
 from llama_cpp.errors import ContextFullError, InvalidArgumentError, ModelBusyError, ModelClosedError
 
 WORDS = [
-    "the",
-    "hello",
-    "a",
-    "of",
-    "and",
-    "to",
-    "in",
-    "world",
-    "that",
-    "is",
-    "was",
-    "for",
-    "on",
-    "are",
-    "with",
-    "they",
-    "be",
-    "at",
-    "one",
-    "have",
-    "this",
-]
+    "the", "hello", "a", "of", "and", "to", "in", "world", "that", "is", "was", "for", "on", "are", "with", "they", "be", "at",
+    "one", "have", "this",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ class DraftLength:
         self._speeds: dict[int, float] = {}  # tokens a second by number of drafts
         self._load = 0
         self._patience = self.N_PATIENCE
-        self._rate = 0.0
         self._rest = 0
         self._begin(0)
 
@@ -53,7 +52,6 @@ class DraftLength:
 
     def probed(self, rate: float) -> None:
         """So many of the tokens drafted for a look were right."""
-        self._rate = rate
         if self._n == 0 and rate >= self.PROMISING:
             self._begin(2)
         elif self._n == 0:
