@@ -14,20 +14,9 @@ PATTERNS = [
     r"\x41", "(?<n>q)+", "^[😀-😂é]{1,2}$",
 ]  # fmt: skip
 FORMATS = [
-    "date",
-    "time",
-    "date-time",
-    "uuid",
-    "ipv4",
-    "ipv6",
-    "email",
-    "hostname",
-    "uri",
-    "duration",
-    "made-up",
-    "json-pointer",
-    "uri-reference",
-]
+    "date", "time", "date-time", "uuid", "ipv4", "ipv6", "email", "hostname", "uri", "duration", "made-up",
+    "json-pointer", "uri-reference",
+]  # fmt: skip
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),

@@ -78,23 +78,9 @@ def test_real_weights_give_what_the_paper_says(minilm_file):
     with load(minilm_file, pooling_type=NONE) as llm:
         tokens = llm.tokenize(TEXT.encode())
         pieces = [
-            "[CLS]",
-            "the",
-            "quick",
-            "brown",
-            "fox",
-            "'",
-            "s",
-            "un",
-            "##bel",
-            "##ie",
-            "##va",
-            "##bly",
-            "token",
-            "##ization",
-            ".",
-            "[SEP]",
-        ]
+            "[CLS]", "the", "quick", "brown", "fox", "'", "s", "un", "##bel", "##ie", "##va", "##bly", "token",
+            "##ization", ".", "[SEP]",
+        ]  # fmt: skip
         assert [words[token] for token in tokens] == pieces
         found = np.array(llm.embed(TEXT))
     expected = minilm.reference(tokens, weights)
