@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import re
+import tracemalloc
 
 import pytest
 
@@ -330,6 +331,35 @@ def test_ten_thousand_values_are_read_quickly():
 
     assert cost(10_000) < 2.5 * cost(5_000) and cost(10_001) < 1_500_000
     assert len(json_schema_to_grammar({"type": "string", "enum": [f"value number {i}" for i in range(10_000)]})) < 200_000
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        lambda n: {"oneOf": [{"enum": [f"a{i}" for i in range(n)]}, {"enum": [f"b{i}" for i in range(n)]}]},
+        lambda n: {"enum": [f"a{i}" for i in range(n)], "not": {"enum": [f"b{i}" for i in range(n)]}},
+        lambda n: {"anyOf": [{"enum": [f"a{i}" for i in range(n)]}, {"enum": [f"a{i}" for i in range(n)]}]},
+        lambda n: {"enum": [{"name": f"a{i}"} for i in range(n)], "not": {"enum": [[f"b{i}"] for i in range(n)]}},
+        lambda n: {"enum": list(range(n)), "oneOf": [{"enum": list(range(n))}, {"enum": list(range(n, 2 * n))}]},
+    ],
+    ids=["one of two lists", "but another list", "any of two lists", "objects but arrays", "numbers in one of two lists"],
+)
+def test_lists_of_values_are_compared_in_linear_time(schema):
+    def cost(n: int) -> int:
+        return calls(lambda: json_schema_to_grammar(schema(n)))[0]
+
+    assert cost(2000) < 2.5 * cost(1000)
+
+
+@pytest.mark.parametrize("text", ["x" * 40_000, "x" * 4_000_000], ids=["long", "longer"])
+def test_a_long_text_that_is_left_out_takes_no_memory_to_speak_of(text):
+    tracemalloc.start()
+    try:
+        with pytest.raises((GrammarError, LimitReachedError)):
+            json_schema_to_grammar({"type": "string", "not": {"const": text}}, Limits(grammar_bytes=100_000_000))
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000  # all its beginnings would be 800 MB, and 8 TB
+    finally:
+        tracemalloc.stop()
 
 
 # --- as programs send them ---

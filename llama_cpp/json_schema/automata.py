@@ -12,6 +12,11 @@ from .characters import Characters
 from .gbnf import NEVER, Expression, Grammar, any_of, seq, times
 from .patterns import Tree
 
+#: Calls of :meth:`Automaton.step` between two looks at the time.
+_STEPS_BETWEEN_TICKS = 1000
+#: The state of a text that is no longer the beginning of one that was listed.
+_OUTSIDE = -1
+
 
 class TooLarge(Exception):
     """It takes more states than there may be."""
@@ -232,11 +237,11 @@ class NotJson:
 
     def start(self) -> Hashable:
         """As in :class:`Automaton`."""
-        return ""
+        return self._words.start()
 
     def step(self, state: Any, code: int) -> Hashable | None:
         """As in :class:`Automaton`."""
-        return None if state == "" and characters.holds(self._first, code) else self._words.step(state, code)
+        return None if state == 0 and characters.holds(self._first, code) else self._words.step(state, code)
 
     def accepts(self, state: Any) -> bool:
         """As in :class:`Automaton`."""
@@ -247,26 +252,30 @@ class Excluded:
     """All texts but some."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = set(texts)
-        self._beginnings = {text[:n] for text in self._texts for n in range(len(text) + 1)}
-        if len(self._beginnings) > 8 * STATES:
-            raise TooLarge
-        self.sets = {characters.of(char) for text in self._texts for char in text}
+        #: the tree of their beginnings: a node's number and a character give the next node
+        self._nodes: dict[tuple[int, str], int] = {}
+        self._ends = {self._add(text) for text in texts}
+        self.sets = {characters.of(char) for _, char in self._nodes}
+
+    def _add(self, text: str) -> int:
+        node = 0
+        for char in text:
+            node = self._nodes.setdefault((node, char), len(self._nodes) + 1)
+            if node > 8 * STATES:
+                raise TooLarge
+        return node
 
     def start(self) -> Hashable:
         """As in :class:`Automaton`."""
-        return "" if self._texts else False
+        return 0 if self._ends else _OUTSIDE
 
     def step(self, state: Any, code: int) -> Hashable | None:
         """As in :class:`Automaton`."""
-        if state is False:
-            return False
-        longer = state + chr(code)
-        return longer if longer in self._beginnings else False
+        return self._nodes.get((state, chr(code)), _OUTSIDE)
 
     def accepts(self, state: Any) -> bool:
         """As in :class:`Automaton`."""
-        return state not in self._texts
+        return state not in self._ends
 
 
 class Listed:
@@ -278,12 +287,12 @@ class Listed:
 
     def start(self) -> Hashable:
         """As in :class:`Automaton`."""
-        return self._excluded.start() or ""
+        return 0
 
     def step(self, state: Any, code: int) -> Hashable | None:
         """As in :class:`Automaton`."""
         found = self._excluded.step(state, code)
-        return None if found is False else found
+        return None if found == _OUTSIDE else found
 
     def accepts(self, state: Any) -> bool:
         """As in :class:`Automaton`."""
@@ -328,14 +337,17 @@ class Table:
         numbers: dict[Any, int] = {first: 0}
         todo, ends = [first], set()
         moves: list[dict[int, Characters]] = []
+        steps = 0
         while len(moves) < len(todo):
             state = todo[len(moves)]
-            if len(moves) % 64 == 0:
-                budget.tick()
             if all(automaton.accepts(one) for automaton, one in zip(automata, state)):
                 ends.add(len(moves))
             found: dict[int, list[Characters]] = {}
             for code, kind in kinds:
+                steps += len(automata)
+                if steps >= _STEPS_BETWEEN_TICKS:  # a step may be of thousands of automata at once
+                    steps = 0
+                    budget.tick()
                 following = tuple(automaton.step(one, code) for automaton, one in zip(automata, state))
                 if None in following:
                     continue

@@ -170,9 +170,9 @@ def _apart(document: Document, one: list[Node], other: list[Node], depth: int) -
         return True
     values = [_values(listed) for listed in schemas]
     if values[0] is not None and values[1] is not None:
-        from .validation import same
+        from .validation import key_of
 
-        if not any(same(first, second) for first in values[0] for second in values[1]):
+        if {key_of(value) for value in values[0]}.isdisjoint(key_of(value) for value in values[1]):
             return True
     if depth and types[0] & types[1] == {"object"}:
         required = [{name for schema in listed for name in schema.get("required", ())} for listed in schemas]

@@ -56,6 +56,8 @@ class Validator:
     def __init__(self, document: Document) -> None:
         self._document = document
         self._matchers: dict[tuple[str, bool], Matches] = {}
+        #: of each list of values, by its identity: the list, which is held so that no other takes its place, and its keys
+        self._listed: dict[int, tuple[list[Any], frozenset[Any]]] = {}
 
     def matches(self, pattern: str, text: str, wide: bool = False, place: str = "") -> bool:
         """Whether a pattern matches somewhere in a text.
@@ -89,6 +91,12 @@ class Validator:
             raise GrammarError(f"{node.place}: schemas refer to each other more than {DEPTH} deep.")
         return all(self.keyword(node, word, value, depth + 1) for word in schema)
 
+    def _is_listed(self, values: list[Any], value: Any) -> bool:
+        known = self._listed.get(id(values))
+        if known is None:
+            known = self._listed[id(values)] = values, frozenset(map(key_of, values))
+        return key_of(value) in known[1]
+
     def keyword(self, node: Node, word: str, value: Any, depth: int = 0) -> bool:
         """Whether one keyword of the schema accepts the value; errors as in :meth:`accepts`."""
         schema, found, child = node.schema, node.schema[word], self._document.child
@@ -99,9 +107,9 @@ class Validator:
         if word == "const":
             return same(found, value)
         if word == "enum":
-            return any(same(one, value) for one in found)
+            return self._is_listed(found, value)
         if word == "$excluded":
-            return not any(same(one, value) for one in found)
+            return not self._is_listed(found, value)
         if word in ("$ref", "$dynamicRef", "$recursiveRef"):
             return self.accepts(self._document.follow(node, word), value, depth)
         if word == "allOf":
