@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .llama import Llama as Llama
 
 # the one place; recipe.yaml cannot read it, and a test compares it
-__version__ = "0.4.0"
+__version__ = "0.3.3600"
 
 _HOME = {
     "Llama": ".llama",

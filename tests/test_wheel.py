@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_cpp import __version__ as VERSION
 from llama_cpp.capi.loader import SONAMES
 
 #: Not run a second time: they are about the checkout, not about what is installed.
@@ -52,7 +53,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_name_says_that_any_python_will_do(wheel: Path) -> None:
-    assert wheel.name == "llama_cpp_python-0.4.0-py3-none-linux_x86_64.whl"
+    assert wheel.name == f"llama_cpp_python-{VERSION}-py3-none-linux_x86_64.whl"
 
 
 def test_holds_each_library_once_and_nothing_foreign(wheel: Path) -> None:
@@ -65,15 +66,15 @@ def test_holds_each_library_once_and_nothing_foreign(wheel: Path) -> None:
     others = [name for name in libraries if Path(name).name not in SONAMES.values()]
     assert others and all(name.startswith("llama_cpp/lib/libggml-") for name in others)
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"llama_cpp", "llama_cpp_python-0.4.0.dist-info"}
+    assert tops == {"llama_cpp", f"llama_cpp_python-{VERSION}.dist-info"}
     assert not [name for name in names if name.endswith((".a", ".cmake", ".pc", ".h"))]
-    assert "llama_cpp_python-0.4.0.dist-info/licenses/LICENSE" in names
+    assert f"llama_cpp_python-{VERSION}.dist-info/licenses/LICENSE" in names
     assert "llama_cpp/licenses/llama.cpp.txt" in names
 
 
 def test_meets_what_others_require_by_name(installed: Path) -> None:
     script = "from importlib.metadata import version; print(version('llama-cpp-python'))"
-    assert subprocess.run([installed, "-c", script], capture_output=True, text=True).stdout.strip() == "0.4.0"
+    assert subprocess.run([installed, "-c", script], capture_output=True, text=True).stdout.strip() == VERSION
 
 
 #: What takes minutes, and is the same wherever the package and its libraries lie.

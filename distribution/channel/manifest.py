@@ -71,7 +71,7 @@ class Manifest:
 
     Attributes:
         generation: counts the publications.
-        packages: by path, such as ``linux-64/libllama-0.4.0-h1_0.conda``.
+        packages: by path, such as ``linux-64/libllama-0.3.3600-h1_0.conda``.
         files: SHA-256 of every other file, by path.
         also: the channels that hold what this one lacks; empty where it is complete in itself.
         environment: what the channel's environment files are rendered from; None in manifests of before 30 November 2026.

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import rattler
 
+from llama_cpp import __version__ as VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
 
 from distribution.channel import publishing
@@ -77,10 +79,10 @@ def release(folder: Path, number: int, commit: str = COMMIT, cuda: bool = True, 
         if name == "libggml-cuda":
             files["lib/libggml-cuda.so"] = b"no machine code"
         extra = {"llama_cpp_commit": commit}
-        return write_package(folder, name, "0.4.0", build, number, subdir, depends, files=files, extra=extra)
+        return write_package(folder, name, VERSION, build, number, subdir, depends, files=files, extra=extra)
 
     engine = f"h{tag}{number}_{number}"
-    tied = f"libllama ==0.4.0 {engine}"
+    tied = f"libllama =={VERSION} {engine}"
     packages = [
         ours("libllama", engine, depends=["__glibc >=2.17"]),
         ours("llama.cpp", engine, depends=[tied]),
@@ -111,17 +113,17 @@ def zstandard(data: bytes) -> bytes:
     return frame
 
 
-TEMPLATE = """\
+TEMPLATE = f"""\
 # How to set the channel in the repository.
 name: llm-dev
 
 channels:
   # the one place
-  - ${LLAMA_CPP_CHANNEL}
+  - ${{LLAMA_CPP_CHANNEL}}
   - conda-forge
 
 dependencies:
-  - llama-cpp-python >=0.4.0
+  - llama-cpp-python >={VERSION}
   # The GPU.
   - libggml-cuda=*=*_sm120_*
   # programs

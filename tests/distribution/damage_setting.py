@@ -20,6 +20,7 @@ from typing import Any
 import damage
 from conda_packages import COMMIT, TEMPLATE, release, write_package
 from engine_carrier import ENGINE, HEADER, PATCH, Setting, commit_engine, make_carrier
+from llama_cpp import __version__ as VERSION
 
 Snapshot = dict[str, tuple[Any, ...]]
 
@@ -67,7 +68,8 @@ CHANNEL = {
     "dist/.channel.generations/000002/manifest.json": "signed",
     "dist/.channel.generations/000002/linux-64/repodata.json": "index",
     "dist/.channel.generations/000002/noarch/repodata.json": "index", "dist/.channel.generations/000002/noarch": "folder",
-    "dist/.channel.generations/000002/linux-64/libllama-0.4.0-ha1_1.conda": "conda", "dist/.channel.generations/000002": "folder",
+    f"dist/.channel.generations/000002/linux-64/libllama-{VERSION}-ha1_1.conda": "conda",
+    "dist/.channel.generations/000002": "folder",
     "dist/.channel.generations/000002/environment.yml": "yml", "dist/.channel.generations/000002/channel-key.pub": "lines",
     "dist/.channel.generations/lock": "file", "dist/.channel.generations": "folder", "dist/channel": "folder", "dist": "folder",
     "dist/.channel.generations/000001": "folder",
@@ -96,8 +98,8 @@ ENVIRONMENT = {"environment-local.yml": "yml", "environment-local.yml ": "yml", 
 FOLDER = ("--folder", "{w}/repo/vendor/llama.cpp")
 SOURCE = ("repo/vendor/llama.cpp/source", "repo/vendor/llama.cpp/.source-state")
 PACKAGES = {f"packages/{name}": "conda" for name in (
-    "libllama-0.4.0-hb2_2.conda", "llama.cpp-0.4.0-hb2_2.conda", "llama-cpp-python-0.4.0-hb2_2.conda",
-    "libggml-cuda-0.4.0-cuda134_sm120_hb2_2.conda",
+    f"libllama-{VERSION}-hb2_2.conda", f"llama.cpp-{VERSION}-hb2_2.conda", f"llama-cpp-python-{VERSION}-hb2_2.conda",
+    f"libggml-cuda-{VERSION}-cuda134_sm120_hb2_2.conda",
 )}  # fmt: skip
 
 RECIPE = """\
@@ -204,12 +206,12 @@ sha256 = "{1}"
 size = 3
 unpacked = 4
 """
-LOCAL = """\
+LOCAL = f"""\
 name: made
 channels:
-  - ${LLAMA_CPP_CHANNEL}
+  - ${{LLAMA_CPP_CHANNEL}}
 dependencies:
-  - llama-cpp-python >=0.4.0
+  - llama-cpp-python >={VERSION}
   # programs
   - llama.cpp
 """
@@ -469,9 +471,9 @@ def _release(folder: Path, number: int, tag: str = "a") -> list[Path]:
         "share/llama.cpp/libggml-cuda/provenance.json": json.dumps(provenance).encode(),
     }
     plugin = write_package(
-        folder, "libggml-cuda", "0.4.0", f"cuda134_sm120_h{tag}{number}_{number}", number, files=files,
+        folder, "libggml-cuda", VERSION, f"cuda134_sm120_h{tag}{number}_{number}", number, files=files,
         extra={"llama_cpp_commit": COMMIT},
-        depends=[f"libllama ==0.4.0 h{tag}{number}_{number}"],
+        depends=[f"libllama =={VERSION} h{tag}{number}_{number}"],
     )  # fmt: skip
     return [*release(folder, number, cuda=False, tag=tag), plugin]
 

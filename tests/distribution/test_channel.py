@@ -35,6 +35,7 @@ from distribution.errors import (
     PackageExistsError,
     UnsatisfiedPinError,
 )
+from llama_cpp import __version__ as VERSION
 
 OTHER_COMMIT = "f" * 40
 
@@ -108,7 +109,7 @@ def test_the_same_again_changes_nothing(place, tmp_path):
 
 def test_a_name_with_other_content_is_refused(place, tmp_path):
     place.publish(*release(tmp_path / "one", 0))
-    other = write_package(tmp_path / "other", "libllama", "0.4.0", "ha0_0", files={"x": b"x"}, extra={"llama_cpp_commit": COMMIT})
+    other = write_package(tmp_path / "other", "libllama", VERSION, "ha0_0", files={"x": b"x"}, extra={"llama_cpp_commit": COMMIT})
     with pytest.raises(PackageExistsError) as caught:
         place.publish(*release(tmp_path / "two", 1), other)
     assert "build number" in caught.value.remedy
@@ -176,7 +177,7 @@ def test_another_commit_is_refused(place, tmp_path):
     with pytest.raises(CommitMismatchError, match=OTHER_COMMIT):
         place.publish(stranger[1])
     with pytest.raises(CommitMismatchError, match="does not say"):
-        place.publish(write_package(tmp_path / "silent", "llama.cpp", "0.4.0", depends=["libllama ==0.4.0 ha0_0"]))
+        place.publish(write_package(tmp_path / "silent", "llama.cpp", VERSION, depends=[f"libllama =={VERSION} ha0_0"]))
     assert place.held() == {ours[0].name}
 
 
@@ -253,13 +254,13 @@ def test_a_package_that_changed_underneath_is_not_published_on(place, tmp_path):
 def test_prune_keeps_the_newest_and_what_they_need(place, tmp_path):
     oldest, older, newest = (release(tmp_path / str(number), number) for number in range(3))
     portable = write_package(
-        tmp_path / "portable", "libggml-cuda", "0.4.0", "cuda129_sm75_90_h1_0", depends=["libllama ==0.4.0 ha1_1"],
+        tmp_path / "portable", "libggml-cuda", VERSION, "cuda129_sm75_90_h1_0", depends=[f"libllama =={VERSION} ha1_1"],
         extra={"llama_cpp_commit": COMMIT},
     )  # fmt: skip
     other = write_package(tmp_path / "other", "numpy")
     for files in (oldest, older, newest, [portable, other]):
         place.publish(*files)
-    expected = {path.name for path in newest} | {portable.name, other.name, "libllama-0.4.0-ha1_1.conda"}
+    expected = {path.name for path in newest} | {portable.name, other.name, f"libllama-{VERSION}-ha1_1.conda"}
     planned = prune(place.channel, environment=place.environment, dry_run=True)
     assert len(planned.removed) == 7 and len(place.held()) == 14
     done = prune(place.channel, environment=place.environment)
@@ -293,15 +294,20 @@ def test_the_environment_file_names_the_channel(place, tmp_path):
     assert yaml.safe_load(with_gpu) == {
         "name": "llm-dev",
         "channels": [place.channel.url],
-        "dependencies": ["libllama=0.4.0=ha0_0", "llama-cpp-python=0.4.0=ha0_0", "libggml-cuda=*=*_sm120_*", "llama.cpp"],
+        "dependencies": [
+            f"libllama={VERSION}=ha0_0",
+            f"llama-cpp-python={VERSION}=ha0_0",
+            "libggml-cuda=*=*_sm120_*",
+            "llama.cpp",
+        ],
     }
     assert "repository" not in with_gpu and f"conda env create -f {place.channel.url}" in with_gpu
     without = (folder / environment_files.ENVIRONMENT_CPU).read_text()
     assert yaml.safe_load(without)["dependencies"] == [
-        "libllama=0.4.0=ha0_0", "llama-cpp-python=0.4.0=ha0_0", "llama.cpp",
+        f"libllama={VERSION}=ha0_0", f"llama-cpp-python={VERSION}=ha0_0", "llama.cpp",
     ]  # fmt: skip
     lock = (folder / environment_files.LOCK).read_text()
-    assert "@EXPLICIT" in lock and f"{place.channel.url}/linux-64/libggml-cuda-0.4.0-cuda134_sm120_ha0_0.conda#" in lock
+    assert "@EXPLICIT" in lock and f"{place.channel.url}/linux-64/libggml-cuda-{VERSION}-cuda134_sm120_ha0_0.conda#" in lock
     assert "libggml-cuda" not in (folder / environment_files.LOCK_CPU).read_text()
 
 
@@ -313,13 +319,13 @@ def test_of_builds_that_differ_in_name_alone_the_last_published_is_taken(place, 
         folder, expected = place.channel.current(), f"h{tag}0_0"
         for file, lock in (("environment.yml", "explicit.txt"), ("environment-cpu.yml", "explicit-cpu.txt")):
             wanted = yaml.safe_load((folder / file).read_text())["dependencies"]
-            assert wanted[:2] == [f"libllama=0.4.0={expected}", f"llama-cpp-python=0.4.0={expected}"]
+            assert wanted[:2] == [f"libllama={VERSION}={expected}", f"llama-cpp-python={VERSION}={expected}"]
             found = solve(place.channel.url, *wanted)
             assert found["llama-cpp-python"] == found["libllama"] == found["llama.cpp"] == expected
             assert found.get("libggml-cuda", f"cuda134_sm120_{expected}") == f"cuda134_sm120_{expected}"
             lines = (folder / lock).read_text().splitlines()
             locked = {Path(line.partition("#")[0]).name for line in lines if "://" in line}
-            assert locked == {f"{name}-0.4.0-{build}.conda" for name, build in found.items()}
+            assert locked == {f"{name}-{VERSION}-{build}.conda" for name, build in found.items()}
     prune(place.channel, environment=place.environment)
     assert place.held() == {path.name for path in release(tmp_path / "again", 0, tag=order[-1])}
 
@@ -327,7 +333,7 @@ def test_of_builds_that_differ_in_name_alone_the_last_published_is_taken(place, 
 def test_an_older_number_that_is_published_last_is_the_newest(place, tmp_path):
     for number in (1, 0):
         place.publish(*release(tmp_path / str(number), number))
-    assert "llama-cpp-python=0.4.0=ha0_0\n" in (place.channel.current() / environment_files.ENVIRONMENT).read_text()
+    assert f"llama-cpp-python={VERSION}=ha0_0\n" in (place.channel.current() / environment_files.ENVIRONMENT).read_text()
     prune(place.channel, environment=place.environment)
     assert place.held() == {path.name for path in release(tmp_path / "again", 0)}
 
@@ -336,22 +342,22 @@ def test_a_build_without_a_plugin_is_the_newest_for_the_cpu_alone(place, tmp_pat
     for tag in "ab":
         place.publish(*release(tmp_path / tag, 0, cuda=tag == "a", tag=tag))
     folder = place.channel.current()
-    assert "llama-cpp-python=0.4.0=ha0_0\n" in (folder / environment_files.ENVIRONMENT).read_text()
-    assert "llama-cpp-python=0.4.0=hb0_0\n" in (folder / environment_files.ENVIRONMENT_CPU).read_text()
+    assert f"llama-cpp-python={VERSION}=ha0_0\n" in (folder / environment_files.ENVIRONMENT).read_text()
+    assert f"llama-cpp-python={VERSION}=hb0_0\n" in (folder / environment_files.ENVIRONMENT_CPU).read_text()
     assert "cuda134_sm120_ha0_0" in (folder / environment_files.LOCK).read_text()
-    assert "llama-cpp-python-0.4.0-hb0_0" in (folder / environment_files.LOCK_CPU).read_text()
+    assert f"llama-cpp-python-{VERSION}-hb0_0" in (folder / environment_files.LOCK_CPU).read_text()
 
 
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        (["llama.cpp"], ["libllama=0.4.0=hb0_0", "llama.cpp"]),
-        (["libllama >=0.4.0"], ["libllama=0.4.0=hb0_0"]),
+        (["llama.cpp"], [f"libllama={VERSION}=hb0_0", "llama.cpp"]),
+        ([f"libllama >={VERSION}"], [f"libllama={VERSION}=hb0_0"]),
         # the build that was published last has no plugin
-        (["libggml-cuda", "libllama"], ["libggml-cuda", "libllama=0.4.0=ha0_0"]),
-        (["numpy", "llama.cpp", "libllama >=9"], ["numpy", "libllama=0.4.0=hb0_0", "llama.cpp"]),
+        (["libggml-cuda", "libllama"], ["libggml-cuda", f"libllama={VERSION}=ha0_0"]),
+        (["numpy", "llama.cpp", "libllama >=9"], ["numpy", f"libllama={VERSION}=hb0_0", "llama.cpp"]),
         (["llama.cpp", "libllama", "llama-cpp-python"],
-         ["llama.cpp", "libllama=0.4.0=hb0_0", "llama-cpp-python=0.4.0=hb0_0"]),
+         ["llama.cpp", f"libllama={VERSION}=hb0_0", f"llama-cpp-python={VERSION}=hb0_0"]),
         (["numpy"], ["numpy"]),
     ],
 )  # fmt: skip
@@ -377,7 +383,7 @@ def test_the_environment_file_asks_for_what_there_is(place, tmp_path):
     assert "libggml-cuda" not in (folder / environment_files.ENVIRONMENT).read_text()
     assert not (folder / environment_files.ENVIRONMENT_CPU).exists() and (folder / environment_files.LOCK).exists()
     hopper = write_package(
-        tmp_path, "libggml-cuda", "0.4.0", "cuda134_sm90_h1_0", depends=["libllama ==0.4.0 ha0_0"],
+        tmp_path, "libggml-cuda", VERSION, "cuda134_sm90_h1_0", depends=[f"libllama =={VERSION} ha0_0"],
         extra={"llama_cpp_commit": COMMIT},
     )  # fmt: skip
     place.publish(hopper)
@@ -422,7 +428,7 @@ def test_command_line(place, tmp_path):
 
     release(tmp_path / "one", 0, cuda=False)
     done = run("publish", tmp_path / "one", "--environment", place.environment)
-    assert done.returncode == 0 and "+ noarch/llama-cpp-python-0.4.0-ha0_0.conda" in done.stdout
+    assert done.returncode == 0 and f"+ noarch/llama-cpp-python-{VERSION}-ha0_0.conda" in done.stdout
     assert "generation 1" in done.stderr and "made a signing key" in done.stderr
     assert COMMIT[:12] in run("list").stdout
     listed = json.loads(run("list", "--json").stdout)

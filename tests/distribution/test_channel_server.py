@@ -25,8 +25,9 @@ from conda_packages import ROOT, release, solve, solve_records, write_package
 from distribution.channel.server import ChannelServer
 from distribution.channel.store import Channel
 from distribution.errors import ChannelNotFoundError, ServerError
+from llama_cpp import __version__ as VERSION
 
-PACKAGE = "/linux-64/libllama-0.4.0-ha0_0.conda"
+PACKAGE = f"/linux-64/libllama-{VERSION}-ha0_0.conda"
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_files_name_the_address_they_were_asked_under(served, place):
         assert answer.status == 200 and yaml.safe_load(body)["channels"] == [f"http://{host}"]
         assert f"conda env create -f http://{host}/environment.yml".encode() in body
         _, lock = ask(served, "/explicit.txt", Host=host)
-        assert f"http://{host}/linux-64/libllama-0.4.0-ha0_0.conda#".encode() in lock and b"file:" not in lock
+        assert f"http://{host}/linux-64/libllama-{VERSION}-ha0_0.conda#".encode() in lock and b"file:" not in lock
     assert b"libggml-cuda" not in ask(served, "/environment-cpu.yml")[1]
     assert place.channel.url.encode() in (place.channel.current() / "environment.yml").read_bytes()
 

@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from distribution.channel.http_messages import Refused, take_request
+from llama_cpp import __version__ as VERSION
 from measures import least_seconds
 from serving import PATIENCE, SMALL, Serving, eventually, read_all, request, serving
 
 STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [A-Za-z][A-Za-z -]*")
 FIELD = re.compile(rb"([A-Za-z-]+): ([ -~]*)")
 PATHS = [
-    SMALL, "/", "/environment.yml", "/explicit.txt", "/manifest.json", "/noarch/llama-cpp-python-0.4.0-ha0_0.conda",
+    SMALL, "/", "/environment.yml", "/explicit.txt", "/manifest.json", f"/noarch/llama-cpp-python-{VERSION}-ha0_0.conda",
     "/linux-64", "/nothing", "/../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/%00", "/%ff", "/%", "/%zz", "/a%0d%0aX:%20y",
     "/\\..\\etc", "//etc/passwd", "/.channel.generations/lock", "/?" + "q" * 300, "/#", "/;a=b", "/linux-64/" + "../" * 50,
     "/" * 900, "/" + "a/" * 2000, "/" + "%41" * 400, "/linux-64/repodata.json/", "/%F0%9F%A6%99", "/" + "n" * 300,

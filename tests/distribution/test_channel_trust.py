@@ -39,6 +39,7 @@ from distribution.errors import (
     ToolkitError,
     UnsignedPackageError,
 )
+from llama_cpp import __version__ as VERSION
 
 
 @pytest.fixture
@@ -287,12 +288,12 @@ def test_an_index_that_says_something_else_is_found(published):
     content = json.loads(index.read_text())
     content["packages.conda"]["tool-1.0-0.conda"]["sha256"] = "0" * 64
     content["packages.conda"]["ghost-1.0-0.conda"] = {**content["packages.conda"]["tool-1.0-0.conda"], "name": "ghost"}
-    del content["packages.conda"]["libllama-0.4.0-ha0_0.conda"]
+    del content["packages.conda"][f"libllama-{VERSION}-ha0_0.conda"]
     rewrite(index, json.dumps(content).encode())
     found = problems(published)
     assert "another hash" in " ".join(found["linux-64/tool-1.0-0.conda"])
     assert "the index lists it" in " ".join(found["linux-64/ghost-1.0-0.conda"])
-    assert "does not list it" in " ".join(found["linux-64/libllama-0.4.0-ha0_0.conda"])
+    assert "does not list it" in " ".join(found[f"linux-64/libllama-{VERSION}-ha0_0.conda"])
 
 
 @pytest.mark.parametrize(
@@ -309,8 +310,8 @@ def test_an_index_that_says_something_else_is_found(published):
 )
 def test_provenance_is_required(place, tmp_path, provenance, complaint):
     files = {"lib/libllama.so": b"x"} | ({"share/llama.cpp/libllama/provenance.json": provenance} if provenance else {})
-    place.publish(write_package(tmp_path, "libllama", "0.4.0", files=files, extra={"llama_cpp_commit": COMMIT}))
-    assert complaint in " ".join(problems(place)["linux-64/libllama-0.4.0-0.conda"])
+    place.publish(write_package(tmp_path, "libllama", VERSION, files=files, extra={"llama_cpp_commit": COMMIT}))
+    assert complaint in " ".join(problems(place)[f"linux-64/libllama-{VERSION}-0.conda"])
 
 
 def plugin(
@@ -328,7 +329,7 @@ def plugin(
     if recorded:
         files["lib/libggml-cuda.json"] = json.dumps({"cuda": "13.4.92", "architectures": recorded.split()}).encode()
     return write_package(
-        folder, "libggml-cuda", "0.4.0", build, depends=["libllama ==0.4.0 ha0_0"], files=files,
+        folder, "libggml-cuda", VERSION, build, depends=[f"libllama =={VERSION} ha0_0"], files=files,
         extra={"llama_cpp_commit": COMMIT},
     )  # fmt: skip
 
@@ -336,7 +337,7 @@ def plugin(
 def about_plugins(place: Place) -> dict[str, Finding]:
     """What is found about each CUDA plugin, by its build string."""
     findings = [one for one in verify(place.channel) if "libggml-cuda-" in one.path]
-    return {one.path.split("cuda-0.4.0-")[1].removesuffix(".conda"): one for one in findings}
+    return {one.path.split(f"cuda-{VERSION}-")[1].removesuffix(".conda"): one for one in findings}
 
 
 @pytest.fixture
@@ -384,7 +385,7 @@ def test_a_failing_cuobjdump_is_no_proof(place, tmp_path, no_cuobjdump):
     program.write_text("#!/bin/sh\necho ELF file 1: x.1.sm_120a.cubin\n")
     program.chmod(0o755)
     assert about_plugins(place)["cuda134_sm120_h1_0"] == Finding(
-        "linux-64/libggml-cuda-0.4.0-cuda134_sm120_h1_0.conda", (), ("llama.cpp 0123456789ab, 0 patches", "code for sm_120a")
+        f"linux-64/libggml-cuda-{VERSION}-cuda134_sm120_h1_0.conda", (), ("llama.cpp 0123456789ab, 0 patches", "code for sm_120a")
     )
     program.write_text(program.read_text() + "echo out of cheese >&2; exit 1\n")
     assert about_plugins(place)["cuda134_sm120_h1_0"].problems == ("cuobjdump cannot read its libggml-cuda.so: out of cheese",)
@@ -461,7 +462,7 @@ def test_export_and_import(place, stranger, tmp_path, monkeypatch, capsys):
 def test_a_plugin_for_every_variant_is_exported(place, tmp_path):
     place.publish(*release(tmp_path / "one", 0))
     older = write_package(
-        tmp_path, "libggml-cuda", "0.4.0", "cuda129_sm120_h1_0", depends=["libllama ==0.4.0 ha0_0", "__cuda >=12.8"],
+        tmp_path, "libggml-cuda", VERSION, "cuda129_sm120_h1_0", depends=[f"libllama =={VERSION} ha0_0", "__cuda >=12.8"],
         extra={"llama_cpp_commit": COMMIT},
     )  # fmt: skip
     place.publish(older)
@@ -472,7 +473,7 @@ def test_a_plugin_of_an_older_build_is_exported_with_what_it_needs(place, tmp_pa
     place.publish(*release(tmp_path / "old", 0, tag="b"))
     place.publish(*release(tmp_path / "new", 0, cuda=False, tag="a"))
     hopper = write_package(
-        tmp_path, "libggml-cuda", "0.4.0", "cuda134_sm90_h1_0", depends=["libllama ==0.4.0 ha0_0"],
+        tmp_path, "libggml-cuda", VERSION, "cuda134_sm90_h1_0", depends=[f"libllama =={VERSION} ha0_0"],
         extra={"llama_cpp_commit": COMMIT},
     )  # fmt: skip
     place.publish(hopper)
@@ -536,7 +537,7 @@ def test_an_export_that_would_write_elsewhere_is_refused(published, tmp_path):
 def test_import_keeps_what_is_there(published, tmp_path):
     done = bundle.export(published.channel, tmp_path / "all.tar")
     there = Place(tmp_path, Channel.at(tmp_path / "there"), published.environment)
-    mine = write_package(tmp_path / "mine", "libllama", "0.4.0", "ha0_0", files={}, extra={"llama_cpp_commit": COMMIT})
+    mine = write_package(tmp_path / "mine", "libllama", VERSION, "ha0_0", files={}, extra={"llama_cpp_commit": COMMIT})
     there.publish(mine)
     with pytest.raises(PackageExistsError):
         bundle.import_(done.path, there.channel)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from llama_cpp import __version__ as VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("rattler")
 pytest.importorskip("rattler_build")
@@ -53,14 +55,14 @@ def clean(tmp_path, monkeypatch) -> None:
 def channel(tmp_path) -> Path:
     """Packages of ours by name and build string; none holds more than a line of text."""
     folder = tmp_path / "channel"
-    add_package(folder, "libllama", "0.4.0", "h1_0")
+    add_package(folder, "libllama", VERSION, "h1_0")
     for cuda in sorted({variant.cuda for variant in VARIANTS}):
         add_package(folder, "cuda-version", cuda, "h1_0")
     for variant in VARIANTS:
         driver = {"cuda129": "12.8", "portable": "12"}.get(variant.file, "13")
-        pins = ("libllama ==0.4.0 h1_0", f"cuda-version >={variant.cuda},<{int(variant.cuda[:2]) + 1}")
+        pins = (f"libllama =={VERSION} h1_0", f"cuda-version >={variant.cuda},<{int(variant.cuda[:2]) + 1}")
         build = f"{variant.build_prefix}_h1_0"
-        add_package(folder, "libggml-cuda", "0.4.0", build, pins, (f"__cuda >={driver}",))
+        add_package(folder, "libggml-cuda", VERSION, build, pins, (f"__cuda >={driver}",))
     return index(folder)
 
 
@@ -173,14 +175,14 @@ def test_plugin_is_taken_from_the_channel_that_the_file_names(channel, tmp_path)
     text = f"channels: {channels}\ndependencies: [libggml-cuda, libllama]\n"
     found = Hardware((RTX_5090,), "580.65")
     pinned = text.replace("[libggml", f"[{channel.as_uri()}::libggml")
-    for wanted, version in ((text, "0.5.0"), (pinned, "0.4.0")):
+    for wanted, version in ((text, "0.5.0"), (pinned, VERSION)):
         records = solving.solve_environment(parse(wanted), found).records
         assert [str(one.version) for one in records if one.name.normalized == "libggml-cuda"] == [version]
 
 
 def test_plugin_falls_back_to_what_is_published(channel):
     found = Hardware((RTX_5090,), "580.65")
-    (channel / "linux-64/libggml-cuda-0.4.0-cuda134_sm120_h1_0.conda").unlink()
+    (channel / f"linux-64/libggml-cuda-{VERSION}-cuda134_sm120_h1_0.conda").unlink()
     assert "libggml-cuda cuda129_sm120_h1_0" in solve(CUDA_FILE, index(channel), found=found)
     for path in channel.glob("linux-64/libggml-cuda-*_sm120_*"):
         path.unlink()
@@ -286,7 +288,7 @@ def test_environment_file_of_this_repository(tmp_path, monkeypatch, folder):
     """From our own folder and from another project's, with the channel set in the variable alone."""
     text = (ROOT / "environment.yml").read_text()
     names = [line.split("#")[0].strip(" -").split("=")[0].split(" ")[0] for line in text.split("dependencies:")[1].splitlines()]
-    versions = {"python": "3.12.1", "llama-cpp-python": "0.4.0"}
+    versions = {"python": "3.12.1", "llama-cpp-python": VERSION}
     for name in filter(None, names):
         build = f"{VARIANTS[0].build_prefix}_h1_0" if name == "libggml-cuda" else "h1_0"
         add_package(tmp_path / "published", name, versions.get(name, "1.0"), build)
@@ -324,14 +326,14 @@ def test_lock_recreates_the_environment_after_newer_builds(channel, tmp_path, se
     text = (tmp_path / "dev.lock").read_text()
     assert capsys.readouterr().out == text == lock.explicit([address], tmp_path / "environment.yml", Hardware())
     assert text.splitlines()[1:3] == ["# platform: linux-64", "@EXPLICIT"] and lock.is_lock(text)
-    add_package(channel, "libllama", "0.4.0", "h2_1")
+    add_package(channel, "libllama", VERSION, "h2_1")
     add_package(channel, "libllama", "0.5.0", "h3_0")
     index(channel)
     run("create", "-f", "dev.lock", "-p", "locked")
     run("create", "-p", "fresh")
-    for folder, package in (("locked", "libllama-0.4.0-h1_0"), ("fresh", "libllama-0.5.0-h3_0")):
+    for folder, package in (("locked", f"libllama-{VERSION}-h1_0"), ("fresh", "libllama-0.5.0-h3_0")):
         assert [path.stem for path in (tmp_path / folder / "conda-meta").glob("*.json")] == [package]
-    assert (tmp_path / "locked/share/libllama").read_text() == "0.4.0\n"
+    assert (tmp_path / "locked/share/libllama").read_text() == f"{VERSION}\n"
 
 
 def test_lock_lists_dependencies_first_and_keeps_metadata(channel, tmp_path):
@@ -342,7 +344,9 @@ def test_lock_lists_dependencies_first_and_keeps_metadata(channel, tmp_path):
     assert names[2:] == ["libggml-cuda"] and set(names[:2]) == {"cuda-version", "libllama"}
     assert all("#sha256:" in entry and entry.startswith(channel.as_uri()) for entry in entries)
     plugin = lock.read(text, "dev.lock")[2]
-    assert plugin.depends == ["libllama ==0.4.0 h1_0", "cuda-version >=13.4,<14"] and plugin.channel == f"{channel.as_uri()}/"
+    assert (
+        plugin.depends == [f"libllama =={VERSION} h1_0", "cuda-version >=13.4,<14"] and plugin.channel == f"{channel.as_uri()}/"
+    )
 
 
 def test_lock_with_md5_as_conda_writes_it(channel, tmp_path):
@@ -356,18 +360,18 @@ def test_lock_with_md5_as_conda_writes_it(channel, tmp_path):
 
 
 def test_locks_that_cannot_be_used(channel, tmp_path, served):
-    package = f"{channel.as_uri()}/linux-64/libllama-0.4.0-h1_0.conda"
+    package = f"{channel.as_uri()}/linux-64/libllama-{VERSION}-h1_0.conda"
     good = "#sha256:" + "0" * 64
     for line, error, complaint in (
         (package, EnvironmentFileError, "no URL of a package with its hash"),
         (f"{package}#sha256:12", EnvironmentFileError, "no URL"),
-        ("linux-64/libllama-0.4.0-h1_0.conda" + good, EnvironmentFileError, "no URL"),
+        (f"linux-64/libllama-{VERSION}-h1_0.conda" + good, EnvironmentFileError, "no URL"),
         (f"{channel.as_uri()}/osx-arm64/a-1-0.conda{good}", EnvironmentFileError, "osx-arm64"),
         (f"{channel.as_uri()}/linux-64/gone-1-0.conda{good}", ChannelUnreachableError, "gone-1-0"),
         (f"{served}/linux-64/gone-1-0.conda{good}", ChannelUnreachableError, "gone-1-0"),
         (f"{channel.as_uri()}/linux-64/repodata.conda{good}", ChannelUnreachableError, "repodata"),
         (package + good, HashMismatchError, "libllama"),
-        (f"{served}/linux-64/libllama-0.4.0-h1_0.conda{good}", HashMismatchError, "libllama"),
+        (f"{served}/linux-64/libllama-{VERSION}-h1_0.conda{good}", HashMismatchError, "libllama"),
     ):
         (channel / "linux-64/repodata.conda").write_text("no package")
         (tmp_path / "dev.lock").write_text(f"@EXPLICIT\n{line}\n")

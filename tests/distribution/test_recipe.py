@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from llama_cpp import __version__ as VERSION
+
 rattler_build = pytest.importorskip("rattler_build", reason="pip install llama_cpp_python[conda]")
 
 import llama_cpp
@@ -63,7 +65,7 @@ def test_every_variant_that_hardware_is_matched_with_can_be_built() -> None:
     for variant in hardware.VARIANTS:
         files = build.variant_files(variant.cuda, variant.architectures)
         assert files == ([variant.file] if variant.file else [])
-        assert names(rendered(*files))["libggml-cuda"].startswith(f"0.4.0-{variant.build_prefix}_h")
+        assert names(rendered(*files))["libggml-cuda"].startswith(f"{VERSION}-{variant.build_prefix}_h")
 
 
 def test_every_variant_file_stands_alone_for_versions_of_conda_build_that_read_the_last_file_only() -> None:
@@ -198,7 +200,7 @@ def test_a_new_architecture_and_the_cuda_build_rename_no_other_package(tmp_path:
     added = (REPOSITORY / "recipe" / "variants" / "86.yaml").read_text().replace("86-real", "87-real")
     (tmp_path / "recipe" / "variants" / "87.yaml").write_text(added)
     assert names(rendered(repository=tmp_path)) == before
-    assert names(rendered("87", repository=tmp_path))["libggml-cuda"].startswith("0.4.0-cuda134_sm87_h")
+    assert names(rendered("87", repository=tmp_path))["libggml-cuda"].startswith(f"{VERSION}-cuda134_sm87_h")
 
     for name in inputs.CUDA:
         file = tmp_path / name

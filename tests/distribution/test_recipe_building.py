@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llama_cpp import __version__ as VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
 
 from distribution import pip, vendor
@@ -92,9 +94,10 @@ class Build:
         environment = {
             "PATH": f"{self.root / 'tools'}:/usr/bin:/bin", "HOME": str(work), "SRC_DIR": str(work), "PREFIX": str(installed),
             "BUILD_PREFIX": str(place / "build_env"), "BUILD_DIR": str(place), "RECIPE_DIR": str(self.checkout / "recipe"),
-            "CPU_COUNT": "2", "BUILT": str(self.root), "PKG_NAME": package, "PKG_VERSION": "0.4.0",
+            "CPU_COUNT": "2", "BUILT": str(self.root), "PKG_NAME": package, "PKG_VERSION": VERSION,
             "PKG_BUILD_STRING": "h1234567_0",
-            "LLAMA_CPP_PACKAGES": "libllama-0.4.0-h*_0 llama.cpp-0.4.0-h*_0", "PIP_NO_DEPENDENCIES": "True", "PIP_NO_INDEX": "1",
+            "LLAMA_CPP_PACKAGES": f"libllama-{VERSION}-h*_0 llama.cpp-{VERSION}-h*_0",
+            "PIP_NO_DEPENDENCIES": "True", "PIP_NO_INDEX": "1",
             "PIP_CACHE_DIR": str(place / "pip_cache"), "PIP_IGNORE_INSTALLED": "True", "PIP_NO_BUILD_ISOLATION": "False",
             "PIP_FIND_LINKS": str(self.setting.index), "PIP_CONFIG_FILE": os.devnull, "LLAMA_CPP_HOME": str(self.home),
             "LLAMA_CPP_PWD": str(self.root), **variables,
@@ -107,7 +110,7 @@ class Build:
 
     def package(self, name: str = "libllama", suffix: str = "conda") -> Path:
         """What the engine does after the scripts."""
-        made = self.output / "linux-64" / f"{name}-0.4.0-h1234567_0.{suffix}"
+        made = self.output / "linux-64" / f"{name}-{VERSION}-h1234567_0.{suffix}"
         made.parent.mkdir(exist_ok=True)
         made.write_text("packed")
         return made
@@ -387,13 +390,13 @@ def test_a_package_of_other_sources_is_not_overwritten(build: Build) -> None:
     compiles = build.compiles
     build.run("build-engine.sh", expect=1)
     assert build.compiles == compiles, "before anything is compiled"
-    assert "libllama-0.4.0-h1234567_0 in" in build.said and "raise build_number" in build.said and made.exists()
+    assert f"libllama-{VERSION}-h1234567_0 in" in build.said and "raise build_number" in build.said and made.exists()
 
     # each way out works: the old sources, another build number, the file moved away
     (build.checkout / "native" / "chat.cpp").write_text(before)
     build.run("build-engine.sh")
     (build.checkout / "native" / "chat.cpp").write_text("// changed\n")
-    build.run("build-engine.sh", LLAMA_CPP_PACKAGES="libllama-0.4.0-h*_1 llama.cpp-0.4.0-h*_1")
+    build.run("build-engine.sh", LLAMA_CPP_PACKAGES=f"libllama-{VERSION}-h*_1 llama.cpp-{VERSION}-h*_1")
     made.unlink()
     build.package_script(build.run("build-engine.sh"))
 
@@ -421,13 +424,13 @@ def test_another_gpus_plugin_may_be_made_from_newer_scripts(build: Build) -> Non
         (build.root / "tools" / tool).touch()
     variables = {
         "LLAMA_CPP_CUDA_ARCHITECTURES": "120a-real", "LLAMA_CPP_CUDA_FA_QUANTS": "f16-f16",
-        "PKG_BUILD_STRING": "cuda134_sm120_h1_0", "LLAMA_CPP_PACKAGES": "libggml-cuda-0.4.0-cuda134_sm120_h*_0",
+        "PKG_BUILD_STRING": "cuda134_sm120_h1_0", "LLAMA_CPP_PACKAGES": f"libggml-cuda-{VERSION}-cuda134_sm120_h*_0",
     }  # fmt: skip
     (build.checkout / "recipe" / "nvidia_licences.py").write_text("# none here\n")
     engine = build.run("build-cuda.sh", "libggml-cuda", **variables)
     build.package_script(engine, PKG_NAME="libggml-cuda", PKG_BUILD_STRING="cuda134_sm120_h1_0")
     (build.output / "linux-64").mkdir()
-    (build.output / "linux-64" / "libggml-cuda-0.4.0-cuda134_sm120_h1_0.conda").write_text("packed")
+    (build.output / "linux-64" / f"libggml-cuda-{VERSION}-cuda134_sm120_h1_0.conda").write_text("packed")
     (build.checkout / "recipe" / "NVIDIA.txt").open("a").write("changed\n")
     build.run("build-cuda.sh", "libggml-cuda", expect=1, **variables)
     other = {name: value.replace("120", "90") for name, value in variables.items()}
@@ -450,7 +453,7 @@ def test_the_folder_that_pip_installed_from_is_forgotten_and_no_setting_reaches_
 def test_a_python_package_of_other_sources_is_not_overwritten(build: Build) -> None:
     build.run("build-python.sh", "llama-cpp-python")
     (build.output / "noarch").mkdir()
-    (build.output / "noarch" / "llama-cpp-python-0.4.0-h1234567_0.conda").write_text("packed")
+    (build.output / "noarch" / f"llama-cpp-python-{VERSION}-h1234567_0.conda").write_text("packed")
     build.run("build-python.sh", "llama-cpp-python")
     (build.checkout / "llama_cpp" / "llama.py").write_text("# changed\n")
     build.run("build-python.sh", "llama-cpp-python", expect=1)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from llama_cpp import __version__ as VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
 
 from distribution.errors import DistributionError
@@ -31,7 +33,7 @@ def run(*command: object, path: str = "", **environment: str) -> subprocess.Comp
 # check_files.py -------------------------------------------------------------------------------------------------------
 
 
-THIS_LIBLLAMA = "libllama ==0.4.0 h1a_0"
+THIS_LIBLLAMA = f"libllama =={VERSION} h1a_0"
 
 
 def installed(
@@ -99,7 +101,7 @@ def test_a_link_to_the_build_folder_is_found(tmp_path: Path) -> None:
         ((THIS_LIBLLAMA, "gcc_linux-64 14.*"), "brings gcc_linux-64 14.*"),
         ((THIS_LIBLLAMA, "cuda-driver-dev >=13"), "brings cuda-driver-dev"),
         ((THIS_LIBLLAMA, "nccl >=2"), "brings nccl"),
-        (("libllama >=0.4.0", "python >=3.10"), "does not ask for one libllama alone"),
+        ((f"libllama >={VERSION}", "python >=3.10"), "does not ask for one libllama alone"),
         (("python",), "does not ask for one libllama alone"),
     ],
 )

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from llama_cpp import __version__ as VERSION
+
 rattler = pytest.importorskip("rattler", reason="pip install llama_cpp_python[conda]")
 pytest.importorskip("rattler_build")
 
@@ -58,11 +60,11 @@ def channel(rendered: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPa
         for name in OURS:
             one = found[name]
             string, needs = one.recipe.build.string, one.recipe.to_dict()["requirements"]
-            if (folder / "linux-64" / f"{name}-0.4.0-{string}.conda").exists():
+            if (folder / "linux-64" / f"{name}-{VERSION}-{string}.conda").exists():
                 continue
-            engine = f"libllama ==0.4.0 {found['libllama'].recipe.build.string}"
+            engine = f"libllama =={VERSION} {found['libllama'].recipe.build.string}"
             depends = tuple(engine if isinstance(spec, dict) else spec for spec in needs.get("run", ()))
-            add_package(folder, name, "0.4.0", string, depends=depends, constrains=tuple(needs.get("run_constraints", ())))
+            add_package(folder, name, VERSION, string, depends=depends, constrains=tuple(needs.get("run_constraints", ())))
     return index(folder)
 
 
@@ -126,7 +128,7 @@ def test_the_driver_decides_what_can_be_installed(
             solve(channel, wanted, driver=driver)
         return
     found = solve(channel, wanted, driver=driver)
-    assert found["libllama"] == f"0.4.0 {rendered[label]['libllama'].recipe.build.string}"
+    assert found["libllama"] == f"{VERSION} {rendered[label]['libllama'].recipe.build.string}"
     assert "gcc_linux-64" not in found and "cuda-nvcc_linux-64" not in found
 
 
@@ -155,9 +157,9 @@ def test_the_capability_counts_where_something_tells_it(
 
 def test_the_gpus_number_is_enough_to_ask_for_a_build(channel: Path, rendered: dict[str, dict[str, Any]]) -> None:
     found = solve(channel, "libggml-cuda * *_sm120_*", driver="13.4")
-    assert found["libggml-cuda"] == f"0.4.0 {build_of(rendered, 'default')}", "the newest CUDA that the driver takes"
+    assert found["libggml-cuda"] == f"{VERSION} {build_of(rendered, 'default')}", "the newest CUDA that the driver takes"
     found = solve(channel, "libggml-cuda * *_sm120_*", driver="12.8")
-    assert found["libggml-cuda"] == f"0.4.0 {build_of(rendered, 'cuda129')}"
+    assert found["libggml-cuda"] == f"{VERSION} {build_of(rendered, 'cuda129')}"
 
 
 # other channels -------------------------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ FOREIGN = [
     ("llama.cpp", "0.0.7229", "cpu_openblas_h1_0", ("libllama ==0.0.7229 h1_0",)),
     ("libllama", "0.0.7229", "h1_0", ()),
     ("llama-cpp-python", "0.3.36", "py312h1_0", ("llama.cpp",)),
-    ("llama-cpp-python", "0.4.0", "py312h1_0", ("llama.cpp ==10003",)),
+    ("llama-cpp-python", VERSION, "py312h1_0", ("llama.cpp ==10003",)),
     ("llama-cpp-python", "0.5.0", "pyhd8ed1ab_0", ("llama.cpp ==10003",)),
     ("ggml", "0.25.3", "cuda_h1_0", ()),
     ("libggml", "0.25.3", "h1_0", ()),
@@ -191,7 +193,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ours(found: dict[str, str], rendered: dict[str, dict[str, Any]], label: str = "default") -> bool:
     """Whether all that is installed of our names is one build of ours."""
-    expected = {name: f"0.4.0 {one.recipe.build.string}" for name, one in rendered[label].items()}
+    expected = {name: f"{VERSION} {one.recipe.build.string}" for name, one in rendered[label].items()}
     names = found.keys() & {name for name, *_ in FOREIGN}
     return bool(names) and {name: found[name] for name in names} == {name: expected.get(name) for name in names}
 
@@ -201,9 +203,9 @@ def ours(found: dict[str, str], rendered: dict[str, dict[str, Any]], label: str 
 @pytest.mark.parametrize(
     "specs",
     [
-        ("libllama >=0.4.0", "llama.cpp"),
+        (f"libllama >={VERSION}", "llama.cpp"),
         ("libggml-cuda", "llama.cpp", "llama-cpp-python"),
-        ("libllama ==0.4.0", "llama-cpp-python >=0.4.0", "llama.cpp"),
+        (f"libllama =={VERSION}", f"llama-cpp-python >={VERSION}", "llama.cpp"),
         ("libggml-cuda * *_sm120_*", "llama-cpp-python >=0.3"),
     ],
 )
@@ -229,7 +231,9 @@ def test_the_channels_own_environment_file_gets_our_packages(
     # the default variant is published last
     last = {one.recipe.build.string for one in rendered["default"].values()}
     packages = [ChannelPackage.from_record(one) for one in sorted(entries, key=lambda one: one["build"] in last)]
-    specs = [one.replace("=0.4.0=", " ==0.4.0 ") for one in environment_files.dependencies_of(Wanted("x", wanted), packages)]
+    specs = [
+        one.replace(f"={VERSION}=", f" =={VERSION} ") for one in environment_files.dependencies_of(Wanted("x", wanted), packages)
+    ]
     found = solve((channel, foreign), *specs, driver="13.4", priority=priority)
     assert ours(found, rendered), found
     if priority == "disabled" and wanted == ("llama.cpp",):
@@ -243,7 +247,7 @@ def test_the_channels_own_environment_file_gets_our_packages(
 def test_what_would_overwrite_our_libraries_is_refused(channel: Path, foreign: Path, name: str, priority: str) -> None:
     assert solve((channel, foreign), name, priority="disabled"), "it can be had by itself"
     with pytest.raises(SolverError):
-        solve((channel, foreign), "libllama >=0.4.0", name, priority=priority)
+        solve((channel, foreign), f"libllama >={VERSION}", name, priority=priority)
 
 
 @pytest.mark.parametrize("priority", PRIORITIES)
