@@ -1,74 +1,76 @@
-"""Keyword arguments: which ones exist, which llama-cpp-python only pretends to have, which come later, and what each
-can be and what it means. The engine asserts on some values that it could refuse, so they are checked here."""
+"""Keyword arguments: what becomes of those that there are not, and what each of the others can be and what it means.
+
+The engine asserts on some values that it could refuse, so they are checked here.
+"""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .capi import ggml, llama
+from .capi import ggml, ggml_cpu, llama
 from .errors import IgnoredArgumentWarning, InvalidArgumentError, UnknownArgumentError
 from .limits import Limits
 from .values import flag, integer, items, number, path, refused, text
 
-#: Accepted by llama-cpp-python without effect, there or here.
-_IGNORED = {
-    "Llama": {
-        "lora_base": "llama.cpp no longer applies an adapter to another base",
-        "logits_all": "logits are copied for the tokens that need them only",
-    },
-    "create_completion": {"tfs_z": "llama.cpp removed tail-free sampling"},
-    "create_chat_completion": {"tfs_z": "llama.cpp removed tail-free sampling"},
-}
+logger = logging.getLogger("llama_cpp")
 
-#: Parts of llama-cpp-python's interface that this version does not have yet.
-_LATER = {
-    "Llama": {"chat_handler", "tokenizer", "numa"},
-    "create_chat_completion": {"functions", "function_call"},
-}
-
-#: What every caller may write out although it does nothing: the default of the argument in llama-cpp-python.
-_HARMLESS: dict[str, tuple[Any, ...]] = {
-    "tfs_z": (1.0,),
-    "logits_all": (False,),
-    "numa": (False,),
+#: Keywords that programs still send although no llama-cpp-python of today has them, and what to give instead.
+_LEGACY = {
+    "n_parts": "A split model is found by its first file.",
+    "f16_kv": "The KV cache's types are type_k and type_v.",
+    "device": "The GPU is main_gpu, and n_gpu_layers=0 leaves it alone.",
+    "gpu": "n_gpu_layers says how much of a model a GPU holds.",
+    "mlock": "Did you mean 'use_mlock'?",
+    "batch_size": "Did you mean 'n_batch'?",
+    "hf_tokenizer_path": "Give tokenizer=LlamaHFTokenizer.from_pretrained(…).",
+    "rms_norm_eps": "The model's file has it; kv_overrides can replace it.",
+    "n_gqa": "The model's file has it.",
+    "low_vram": "offload_kqv=False keeps the KV cache in the host's memory.",
+    "load_mtp": "draft_model='mtp' uses the model's own heads.",
+    "local_dir_use_symlinks": "The Hugging Face hub no longer has it.",
+    "temperature": "It is for each request.",
+    "top_k": "It is for each request.",
+    "top_p": "It is for each request.",
+    "stop": "It is for each request.",
 }
 
 
 def check_unknown(parameters: Iterable[str], name: str, extra: Mapping[str, Any], stacklevel: int = 3) -> None:
-    """Warns of ignored keywords and raises for all others.
+    """Warns of keywords that there are not, with the nearest one that there is.
 
     Args:
-        parameters: those that there are, to suggest one for a misspelt name.
-        name: under which its keywords are listed above.
-        stacklevel: where a warning points, as ``warnings.warn()`` has it.
+        parameters: those that there are.
+        name: of the class or method that was called.
+        stacklevel: where the warning points, as ``warnings.warn()`` has it. Python shows it once for each place.
 
     Raises:
-        InvalidArgumentError: a keyword llama-cpp-python has and this version does not.
-        UnknownArgumentError: nobody has it.
+        UnknownArgumentError: with ``LLAMA_CPP_STRICT=1`` in the environment.
     """
-    for keyword, value in extra.items():
-        accepted = keyword in _IGNORED.get(name, {}) or keyword in _LATER.get(name, set())
-        harmless = value is None or (isinstance(value, (bool, int, float)) and value in _HARMLESS.get(keyword, ()))
-        if accepted and harmless:
-            continue
-        if keyword in _IGNORED.get(name, {}):
-            reason = _IGNORED[name][keyword]
-            warnings.warn(f"{name}({keyword}=…) has no effect: {reason}.", IgnoredArgumentWarning, stacklevel=stacklevel)
-        elif keyword in _LATER.get(name, set()):
-            raise InvalidArgumentError(
-                f"{name}({keyword}=…) is not supported by this version.", remedy="Leave it out; it is on the way."
-            )
-        else:
-            known = [parameter for parameter in parameters if parameter not in ("self", "unknown")]
-            close = difflib.get_close_matches(keyword, known, n=1)
-            remedy = f"Did you mean {close[0]!r}?" if close else f"Known are: {', '.join(known)}."
-            raise UnknownArgumentError(f"{name}() has no argument {keyword!r}.", remedy=remedy)
+    known = [parameter for parameter in parameters if parameter not in ("self", "kwargs")]
+    for keyword in extra:
+        what = f"{name}() has no argument {keyword!r}."
+        close = difflib.get_close_matches(keyword, known, n=1)
+        remedy = _LEGACY.get(keyword) if keyword not in known else None
+        remedy = remedy or (f"Did you mean {close[0]!r}?" if close else f"Known are: {', '.join(known)}.")
+        if is_strict():
+            raise UnknownArgumentError(what, remedy=remedy)
+        warnings.warn(f"{what} It has no effect. {remedy}", IgnoredArgumentWarning, stacklevel=stacklevel)
 
+
+def is_strict() -> bool:
+    """Whether unknown keywords are errors: ``LLAMA_CPP_STRICT`` in the environment is not empty and not 0."""
+    return os.environ.get("LLAMA_CPP_STRICT", "") not in ("", "0")
+
+
+#: The seed that stands for a random one, besides negative ones (``LLAMA_DEFAULT_SEED``).
+RANDOM_SEED = 0xFFFFFFFF
 
 #: The least and the greatest value of whole numbers; None is allowed where the default is None.
 _INT32_MAX = 0x7FFFFFFF
@@ -86,7 +88,7 @@ _RANGES = {
     "last_n_tokens_size": (-1, _INT32_MAX),
     "main_gpu": (0, _INT32_MAX),
     "yarn_orig_ctx": (0, _INT32_MAX),
-    "seed": (-_INT32_MAX - 1, 0xFFFFFFFF),
+    "seed": (-_INT32_MAX - 1, RANDOM_SEED),
 }
 _RANGE_HELP = {"n_ctx": "0 takes the length the model was trained with.", "n_gpu_layers": "-1 means all layers."}
 _OPTIONAL = {"n_parallel", "n_kv", "n_threads", "n_threads_batch", "seed"}
@@ -124,6 +126,16 @@ _CHOICES = {
     "type_v": _KV_TYPES,
 }  # fmt: skip
 
+#: What None is for arguments whose default is something else.
+_DEFAULTED: dict[str, Any] = {
+    "rope_freq_base": 0.0, "rope_freq_scale": 0.0, "yarn_ext_factor": -1.0, "yarn_attn_factor": 1.0, "yarn_beta_fast": 32.0,
+    "yarn_beta_slow": 1.0, "yarn_orig_ctx": 0, "lora_scale": 1.0, "n_gpu_layers": -1, "main_gpu": 0, "last_n_tokens_size": 64,
+    "vocab_only": False, "use_mmap": True, "use_mlock": False, "embedding": False, "offload_kqv": True, "no_perf": True,
+    "batch_invariant": True, "repeatable": False, "spm_infill": False, "logits_all": False, "numa": False,
+    "split_mode": llama.LLAMA_SPLIT_MODE_LAYER, "rope_scaling_type": llama.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED,
+    "pooling_type": llama.LLAMA_POOLING_TYPE_UNSPECIFIED, "attention_type": llama.LLAMA_ATTENTION_TYPE_UNSPECIFIED,
+}  # fmt: skip
+
 
 def read_creation(given: Mapping[str, Any]) -> dict[str, Any]:
     """What ``Llama()`` was given by name, as Python's own numbers.
@@ -131,14 +143,15 @@ def read_creation(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidArgumentError: a value of another type, or one the engine does not know or would abort on.
     """
-    values = dict(given)
+    # programs hand None through for what they do not set
+    values = {name: _DEFAULTED.get(name) if value is None else value for name, value in given.items()}
     values["model_path"] = path("model_path", values["model_path"])
     for name, (least, most) in _RANGES.items():
         if values[name] is not None or name not in _OPTIONAL:
             values[name] = integer(name, values[name], least, most, _RANGE_HELP.get(name, ""))
     for name in _NUMBERS:
-        values[name] = number(name, values[name])
-        if not math.isfinite(values[name]):
+        found = values[name] = number(name, values[name])
+        if not math.isfinite(found):
             raise refused(name, values[name], "a finite number")
     for name in _FLAGS:
         values[name] = flag(name, values[name])
@@ -147,6 +160,17 @@ def read_creation(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, choices in _CHOICES.items():
         if values[name] is not None or not name.startswith("type_"):
             values[name] = _choice(name, values[name], choices)
+    if (values["rope_freq_base"], values["rope_freq_scale"]) == (10000.0, 1.0):
+        # LangChain always sends them; taken by the letter they would break every model that has another base
+        logger.info("rope_freq_base=10000.0 with rope_freq_scale=1.0 is taken as a default: the model's own are used.")
+        values["rope_freq_base"] = values["rope_freq_scale"] = 0.0
+    if values["lora_base"] is not None:
+        raise InvalidArgumentError(
+            f"lora_base={values['lora_base']!r} cannot be: llama.cpp applies an adapter to no other base.",
+            remedy="Leave it out; give lora_path alone.",
+        )
+    values["numa"] = _numa(values["numa"])
+    values["seed"] = read_seed(values["seed"])
     if values["draft_model"] is not None:
         values["draft_model"] = path("draft_model", values["draft_model"])
     if values["lora_path"] is not None:
@@ -173,6 +197,13 @@ def _choice(name: str, value: Any, choices: Sequence[str]) -> int:
         listed = ", ".join(f"{choice} ({number})" for number, choice in known.items())
         raise InvalidArgumentError(f"{name}={value!r} does not exist.", remedy=f"There are {listed}.")
     return found
+
+
+def _numa(given: Any) -> int:
+    """A way to spread over the processors' memories (``GGML_NUMA_STRATEGY_*``); True is the first one, False none."""
+    if isinstance(given, bool):
+        return ggml_cpu.GGML_NUMA_STRATEGY_DISTRIBUTE if given else ggml_cpu.GGML_NUMA_STRATEGY_DISABLED
+    return integer("numa", given, ggml_cpu.GGML_NUMA_STRATEGY_DISABLED, ggml_cpu.GGML_NUMA_STRATEGY_COUNT - 1)
 
 
 def _shares(split: Any) -> list[float]:
@@ -257,8 +288,9 @@ def read_logprobs(n: int | None, n_vocab: int, name: str) -> int | None:
 
 
 def read_seed(seed: Any) -> int | None:
-    """A request's seed; None, or a negative one, for a random one."""
-    return None if seed is None else integer("seed", seed, -(1 << 63), (1 << 64) - 1)
+    """A request's seed; None is the model's, negative ones and 2³² - 1 (the C API's default) are random, -1 from here on."""
+    found = None if seed is None else integer("seed", seed, -(1 << 63), (1 << 64) - 1)
+    return -1 if found == RANDOM_SEED else found
 
 
 def read_model_name(model: Any, otherwise: str) -> str:

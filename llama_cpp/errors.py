@@ -1,6 +1,7 @@
 """Every exception and warning of the package.
 
-Each one derives from :class:`LlamaCppError` and from the builtin a caller would expect, says what was
+Each one derives from :class:`LlamaCppError` and from the builtin a caller would expect; what a constructor raises is a
+``ValueError``, too, because callers of llama-cpp-python catch that. Each says what was
 wrong, and carries the way out in :attr:`LlamaCppError.remedy`.
 """
 
@@ -52,11 +53,11 @@ class BackendLoadError(LlamaCppError, OSError):
     """A backend plugin (``libggml-*.so``) exists but could not be opened."""
 
 
-class NoUsableDeviceError(LlamaCppError, RuntimeError):
+class NoUsableDeviceError(LlamaCppError, RuntimeError, ValueError):
     """A GPU was asked for and no compiled backend can use one."""
 
 
-class UnsupportedGPUError(LlamaCppError, RuntimeError):
+class UnsupportedGPUError(LlamaCppError, RuntimeError, ValueError):
     """The GPU's compute capability is not among the architectures compiled into the CUDA backend."""
 
 
@@ -71,11 +72,11 @@ class ModelFileError(LlamaCppError):
     """Base of what can be wrong with a model file."""
 
 
-class ModelNotFoundError(ModelFileError, FileNotFoundError):
+class ModelNotFoundError(ModelFileError, FileNotFoundError, ValueError):
     """The model path does not exist."""
 
 
-class ModelIsADirectoryError(ModelFileError, IsADirectoryError):
+class ModelIsADirectoryError(ModelFileError, IsADirectoryError, ValueError):
     """The model path is a directory."""
 
 
@@ -103,15 +104,15 @@ class GGUFLimitError(InvalidGGUFError):
     """A count, length or size in the header is absurd: more than the file, or any file, can hold."""
 
 
-class ModelLoadError(LlamaCppError, RuntimeError):
+class ModelLoadError(LlamaCppError, RuntimeError, ValueError):
     """The engine refused a model file that passed the file check."""
 
 
-class AdapterLoadError(LlamaCppError, RuntimeError):
+class AdapterLoadError(LlamaCppError, RuntimeError, ValueError):
     """The engine refused a LoRA adapter: most often it was made for another model."""
 
 
-class RemoteDeviceError(LlamaCppError, ConnectionError):
+class RemoteDeviceError(LlamaCppError, ConnectionError, ValueError):
     """An RPC server cannot be reached, is busy, or is of another version."""
 
 
@@ -142,12 +143,12 @@ class MetadataOverrideError(InvalidArgumentError):
         self.key = key
 
 
-class UnknownArgumentError(LlamaCppError, TypeError):
+class UnknownArgumentError(LlamaCppError, TypeError, ValueError):
     """A keyword argument that does not exist."""
 
 
 class IgnoredArgumentWarning(UserWarning):
-    """A keyword that llama-cpp-python accepts and that has no effect here."""
+    """A keyword that there is not, or that has no effect. Python shows it once for each place in the caller's program."""
 
 
 class ContextLengthError(LlamaCppError, ValueError):
@@ -234,11 +235,11 @@ class TokenizationError(LlamaCppError, ValueError):
     """The vocabulary cannot tokenize or detokenize this."""
 
 
-class ContextCreationError(LlamaCppError, RuntimeError):
+class ContextCreationError(LlamaCppError, RuntimeError, ValueError):
     """The engine could not create a context, most often for lack of memory."""
 
 
-class MediaNotSupportedError(LlamaCppError, NotImplementedError):
+class MediaNotSupportedError(LlamaCppError, NotImplementedError, ValueError):
     """A prompt holds an image or sound, which this version does not read yet."""
 
 

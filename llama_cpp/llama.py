@@ -68,11 +68,15 @@ class Llama(ModelFront):
         n_draft: tokens drafted at once at most.
         lora_path, lora_scale: a LoRA adapter that every request has unless it chooses others; its name is the file's.
         lora_adapters: more of them by name, for requests to choose from.
+        lora_base: has no meaning any more, and must be None.
+        numa: spread over the processors' memories (``GGML_NUMA_STRATEGY_*``); for the whole process, from the first model on.
         limits: what chat templates and grammars may cost; None is :class:`~llama_cpp.limits.Limits`' defaults.
         chat_format: "chatml" or another Jinja template's source, instead of the model's own template.
         type_k, type_v: data types of the KV cache (``GGML_TYPE_*``); None is f16.
         verbose: True prints the engine's log to stderr. None and False leave it to Python's ``logging``
             (logger ``llama_cpp``).
+        kwargs: a keyword that there is not gives an IgnoredArgumentWarning with the nearest one; with ``LLAMA_CPP_STRICT=1`` in
+            the environment it is an UnknownArgumentError.
 
     Raises:
         ModelFileError: a file that cannot be a model, one exception for each kind of damage.

@@ -68,19 +68,21 @@ class ModelFront(Uncopyable):
         spm_infill: bool = False,
         draft_model: str | os.PathLike[str] | None = None,
         n_draft: int = 8,
+        lora_base: None = None,
         lora_path: str | os.PathLike[str] | None = None,
         lora_scale: float = 1.0,
         lora_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+        numa: bool | int = False,
         chat_format: str | None = None,
         limits: Limits | None = None,
         type_k: int | None = None,
         type_v: int | None = None,
         verbose: bool | None = None,
-        **unknown: Any,
+        **kwargs: Any,
     ) -> None:
-        options = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
+        options = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
         self._loaded: LoadedModel | None = None
-        check_unknown(inspect.signature(ModelFront.__init__).parameters, "Llama", unknown)
+        check_unknown(inspect.signature(ModelFront.__init__).parameters, "Llama", kwargs)
         options = read_creation(options)
         if options["verbose"]:
             _log_to_stderr()

@@ -74,6 +74,8 @@ class LoadedModel(Uncopyable):
         self._opening = threading.Lock()
         adapters = read_adapters(options["lora_path"], options["lora_scale"], options["lora_adapters"])
         model_params = _model_params(options)
+        if options["numa"]:
+            capi.llama_numa_init(options["numa"])
         try:
             self._model = Model(
                 self.model_path, params=model_params, kv_overrides=options["kv_overrides"], tensor_split=options["tensor_split"]

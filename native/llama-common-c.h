@@ -155,6 +155,14 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_dry_init(const struct l
 LLAMA_COMMON_C_API enum llama_common_status llama_common_grammar_init(const struct llama_vocab * vocab,
         const char * format, const struct llama_common_limits * limits, struct llama_sampler ** sampler, char ** error);
 
+// A sampler that ends what a model thinks before it answers after `budget` tokens (-1 is no limit): it writes `message` (NULL is
+// nothing) and the tag that ends thoughts. In thoughts it keeps `grammar` (NULL allowed) from waking, if that is lazy. `format` is
+// the result of llama_common_chat_apply(), with the tags around thoughts; there must be some. `grammar` belongs to *sampler from
+// here on, also when this fails.
+LLAMA_COMMON_C_API enum llama_common_status llama_common_thinking_init(const struct llama_vocab * vocab,
+        const char * format, int32_t budget, const char * message, struct llama_sampler * grammar,
+        struct llama_sampler ** sampler, char ** error);
+
 // The best tokens of every sequence, found on the device that holds the logits, so that only they cross the bus.
 // Made before a context: its params.samplers is llama_common_top_k_configs(), params.n_samplers is `n_seq`. The caller
 // owns *top_k and must free it after the context.

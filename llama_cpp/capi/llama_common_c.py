@@ -415,6 +415,34 @@ def llama_common_grammar_init(
     ...
 
 
+@bind(
+    "llama-common-c",
+    llama_common_status,
+    llama_vocab_p_ctypes,
+    c_char_p,
+    c_int32,
+    c_char_p,
+    POINTER(llama_sampler),
+    POINTER(POINTER(llama_sampler)),
+    POINTER(c_char_p),
+)
+def llama_common_thinking_init(
+    vocab: llama_vocab_p | c_void_p | None,
+    format: bytes | None,
+    budget: int,
+    message: bytes | None,
+    grammar: PointerLike[llama_sampler],
+    sampler: PointerLike[Pointer[llama_sampler]],
+    error: PointerLike[c_char_p],
+    /,
+) -> int:
+    """enum llama_common_status llama_common_thinking_init(
+        const struct llama_vocab * vocab, const char * format, int32_t budget, const char * message,
+        struct llama_sampler * grammar, struct llama_sampler ** sampler, char ** error
+    )"""
+    ...
+
+
 @bind("llama-common-c", llama_common_status, c_int32, POINTER(llama_common_top_k_p_ctypes), POINTER(c_char_p))
 def llama_common_top_k_init(
     n_seq: int, top_k: PointerLike[llama_common_top_k_p_ctypes], error: PointerLike[c_char_p], /
@@ -909,9 +937,9 @@ __all__ = [
     "llama_common_speculator_accept", "llama_common_speculator_begin", "llama_common_speculator_draft",
     "llama_common_speculator_free", "llama_common_speculator_init", "llama_common_speculator_p",
     "llama_common_speculator_p_ctypes", "llama_common_speculator_process", "llama_common_status",
-    "llama_common_string_free", "llama_common_token_queue_free", "llama_common_token_queue_init",
-    "llama_common_token_queue_p", "llama_common_token_queue_p_ctypes", "llama_common_token_queue_put",
-    "llama_common_token_queue_take", "llama_common_token_to_piece", "llama_common_tokenize",
-    "llama_common_top_k_configs", "llama_common_top_k_free", "llama_common_top_k_init", "llama_common_top_k_p",
-    "llama_common_top_k_p_ctypes", "llama_common_top_logits",
+    "llama_common_string_free", "llama_common_thinking_init", "llama_common_token_queue_free",
+    "llama_common_token_queue_init", "llama_common_token_queue_p", "llama_common_token_queue_p_ctypes",
+    "llama_common_token_queue_put", "llama_common_token_queue_take", "llama_common_token_to_piece",
+    "llama_common_tokenize", "llama_common_top_k_configs", "llama_common_top_k_free", "llama_common_top_k_init",
+    "llama_common_top_k_p", "llama_common_top_k_p_ctypes", "llama_common_top_logits",
 ]  # fmt: skip

@@ -41,30 +41,48 @@ def read_tools(given: Any) -> list[dict[str, Any]]:
     return [_tool(f"tools[{at}]", tool) for at, tool in enumerate(items("tools", given))] if given is not None else []
 
 
-def choose_tools(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[str, Any]], str]:
+def read_functions(given: Any) -> list[dict[str, Any]]:
+    """Functions in OpenAI's older form, which is what a tool has below "function".
+
+    Raises:
+        InvalidArgumentError: they are no such definitions.
+    """
+    functions = enumerate(items("functions", given))
+    return [_tool(f"functions[{at}]", {"type": "function", "function": function}) for at, function in functions]
+
+
+def choose_tools(
+    tools: list[dict[str, Any]], choice: Any, argument: str = "tool_choice"
+) -> tuple[list[dict[str, Any]], str]:
     """The tools there are to choose from, and whether one has to be called: "auto", "none" or "required".
+
+    Args:
+        argument: the name under which the caller gave the ``choice``. True is "required", and False "none".
 
     Raises:
         InvalidArgumentError: no such choice, or there is nothing to choose from.
     """
     if choice is None:
         return tools, "auto"
+    if isinstance(choice, bool):
+        choice = "required" if choice else "none"
     if isinstance(choice, str) and choice in _CHOICES:
         if _CHOICES[choice] == "required" and not tools:
-            raise InvalidArgumentError(f"tool_choice={choice!r}, and there are no tools.")
+            raise InvalidArgumentError(f"{argument}={choice!r}, and there are no tools.")
         return tools, _CHOICES[choice]
-    named = _mapping("tool_choice", choice) if not isinstance(choice, str) else {}
+    named = _mapping(argument, choice) if not isinstance(choice, str) else {}
     kind = named.get("type", "function")
     if kind in _CHOICES and "function" not in named:
-        return choose_tools(tools, kind)
+        return choose_tools(tools, kind, argument)
     function = named.get("function", named)
     name = function.get("name") if isinstance(function, Mapping) else None
     if kind != "function" or not isinstance(name, str):
-        raise refused("tool_choice", choice, '"auto", "none", "required", or {"type": "function", "function": {"name": …}}')
+        wanted = '"auto", "none", "required", or {"type": "function", "function": {"name": …}}'
+        raise refused(argument, choice, wanted if argument == "tool_choice" else '"auto", "none", or {"name": …}')
     # one function by name: the same as being required to call it, with no other there
     found = [tool for tool in tools if tool["function"]["name"] == name]
     if not found:
-        raise InvalidArgumentError(f"tool_choice names {name!r}, which is not among the tools.")
+        raise InvalidArgumentError(f"{argument} names {name!r}, which is not among the tools.")
     return found, "required"
 
 

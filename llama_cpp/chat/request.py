@@ -9,14 +9,17 @@ from typing import Any
 
 from ..errors import InvalidArgumentError
 from ..json_schema.check import can_check
-from ..values import flag, refused
+from ..values import flag, refused, text
 from . import generic_tools, schemas
-from .messages import choose_tools, is_strict, read_messages, read_response_format, read_tools
+from .messages import choose_tools, is_strict, read_functions, read_messages, read_response_format, read_tools
 from .response_parser import ResponseParser
 from .schemas import AnswerChecks
 from .templates import ChatPrompt, ChatTemplates, json_schema_to_grammar
 
 logger = logging.getLogger("llama_cpp")
+
+#: What of a format tells where the model thinks.
+_THINKING = ("thinking_start_tag", "thinking_end_tags", "generation_prompt", "grammar_lazy")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Conversation:
         how: ``"format"`` reads the answer by that. ``"parsed"`` does so even where nothing but content can be in it, since JSON
             may have a frame around it. ``"plain"`` takes it as it is, and ``"tools"`` reads :mod:`.generic_tools`' JSON.
         checks: what the finished answer is compared with; None for nothing.
+        thinking: what tells where the model thinks: a part of ``format``; None where it does not.
     """
 
     text: str
@@ -40,6 +44,7 @@ class Conversation:
     format: Mapping[str, Any]
     how: str = "format"
     checks: AnswerChecks | None = None
+    thinking: Mapping[str, Any] | None = None
 
     def response_parser(self) -> ResponseParser:
         """What reads the answer."""
@@ -52,11 +57,14 @@ class ChatRequest:
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
-    tool_choice: str | Mapping[str, Any] | None = None
+    tool_choice: str | bool | Mapping[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: Mapping[str, Any] | None = None
     user_grammar: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    reasoning_effort: str | None = None
+    functions: Sequence[Mapping[str, Any]] | None = None
+    function_call: str | Mapping[str, Any] | None = None
 
     def render(self, templates: ChatTemplates) -> Conversation:
         """Renders the conversation, with a grammar for everything that was asked of the answer.
@@ -68,8 +76,11 @@ class ChatRequest:
             InvalidArgumentError: messages, tools or formats that are none, or that contradict each other.
             GrammarError: a schema that no grammar can be made of. ChatTemplateError, LimitReachedError.
         """
-        messages, tools = read_messages(self.messages), read_tools(self.tools)
-        tools, choice = choose_tools(tools, self.tool_choice)
+        messages = read_messages(self.messages)
+        if self.functions is not None:
+            tools, choice = choose_tools(read_functions(self.functions), self.function_call, "function_call")
+        else:
+            tools, choice = choose_tools(read_tools(self.tools), self.tool_choice)
         schema, strict = self._schema()
         if tools and choice == "required":
             schema = None  # it is for what is said, and a call is what is wanted
@@ -103,8 +114,14 @@ class ChatRequest:
     def _conversation(
         self, prompt: ChatPrompt, grammar: Mapping[str, Any] | None, how: str, checks: AnswerChecks | None = None
     ) -> Conversation:
-        text = prompt.text if how in ("format", "parsed") else _without_thoughts(prompt)
-        return Conversation(text, prompt.stop, prompt.preserved, grammar, prompt.format, how, checks)
+        thinking = None
+        if how in ("format", "parsed"):
+            text = prompt.text
+            if prompt.format["thinking_start_tag"] and prompt.format["thinking_end_tags"]:
+                thinking = {name: prompt.format[name] for name in _THINKING}
+        else:
+            text = _without_thoughts(prompt)
+        return Conversation(text, prompt.stop, prompt.preserved, grammar, prompt.format, how, checks, thinking)
 
     def _options(self) -> dict[str, Any]:
         """What else the template is told."""
@@ -115,6 +132,10 @@ class ChatRequest:
             raise refused("chat_template_kwargs", self.chat_template_kwargs, "a mapping from variables to values")
         kwargs = {str(name): value for name, value in (self.chat_template_kwargs or {}).items()}
         thinking = kwargs.get("enable_thinking")
+        if self.reasoning_effort is not None:
+            effort = text("reasoning_effort", self.reasoning_effort)
+            kwargs.setdefault("reasoning_effort", effort)
+            thinking = thinking if thinking is not None or effort != "none" else False
         if thinking is not None:
             kwargs["enable_thinking"] = flag("enable_thinking", thinking)
         elif self.user_grammar:

@@ -54,7 +54,8 @@ def prepare(wanted: CompletionRequest | ChatCompletionRequest, loaded: LoadedMod
 
 def _text(wanted: CompletionRequest, loaded: LoadedModel) -> Prepared:
     text, tokens = _read_prompt(wanted, loaded)
-    params = _sampling(wanted, loaded, {"grammar": wanted.grammar} if wanted.grammar else None)
+    grammar = {"grammar": wanted.grammar} if wanted.grammar else None
+    params = wanted.sampling(seed=loaded.seed, penalty_last_n=loaded.penalty_last_n, grammar=grammar)
     n_logprobs = read_logprobs(wanted.logprobs, loaded.model.n_vocab, "logprobs")
     request, detokenizer = _request(
         wanted, loaded, tokens, params, wanted.stops, n_logprobs=n_logprobs, criteria=wanted.stopping_criteria,
@@ -73,13 +74,15 @@ def _chat(wanted: ChatCompletionRequest, loaded: LoadedModel) -> Prepared:
     loaded.require_engine()
     asked = ChatRequest(
         wanted.messages, wanted.tools, wanted.tool_choice, wanted.parallel_tool_calls, wanted.response_format, wanted.grammar,
-        wanted.chat_template_kwargs,
+        wanted.chat_template_kwargs, wanted.reasoning_effort, wanted.functions, wanted.function_call,
     )  # fmt: skip
     with asking(wanted.abort_callback):
         prompt = asked.render(templates)
     model = loaded.model
     tokens = model.tokenize(prompt.text.encode("utf-8", "replace"), add_special=True, parse_special=True)
-    params = _sampling(wanted, loaded, prompt.grammar)
+    params = wanted.sampling(
+        seed=loaded.seed, penalty_last_n=loaded.penalty_last_n, grammar=prompt.grammar, thinking=prompt.thinking
+    )
     n_top = read_logprobs(wanted.top_logprobs, model.n_vocab, "top_logprobs")
     n_logprobs = (n_top or 0) if wanted.logprobs or n_top else None
     stops = (*wanted.stops, *prompt.stop)
@@ -108,10 +111,6 @@ def _read_prompt(wanted: CompletionRequest, loaded: LoadedModel) -> tuple[str, l
     if wanted.suffix is not None:
         tokens = model.infill(tokens, wanted.suffix, suffix_first=loaded.suffix_first)
     return text, tokens
-
-
-def _sampling(wanted: GenerationRequest, loaded: LoadedModel, grammar: Any) -> SamplingParams:
-    return wanted.sampling(seed=loaded.seed, penalty_last_n=loaded.penalty_last_n, grammar=grammar)
 
 
 def _request(

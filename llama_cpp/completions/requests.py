@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast
@@ -23,8 +24,8 @@ from ..arguments import (
 from ..engine.logits_processors import LogitsProcessor, StoppingCriteria
 from ..engine.requests import CONTEXT_FULL
 from ..engine.sampling_params import SamplerOptions, SamplingParams
-from ..errors import InvalidArgumentError
-from ..values import flag, integer, refused, token_ids
+from ..errors import IgnoredArgumentWarning, InvalidArgumentError
+from ..values import flag, integer, number, refused, text, token_ids
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R", bound="GenerationRequest")
@@ -52,6 +53,7 @@ class GenerationRequest(SamplerOptions):
             older half of what was said.
         lora: scales of LoRA adapters by name, in place of lora_path's; ``{}`` is the model without any.
         speculate: whether a model loaded with draft_model may draft for this request.
+        tfs_z: had a meaning once; another value than 1.0 gives an IgnoredArgumentWarning.
 
     Raises:
         InvalidArgumentError: a value of another kind.
@@ -59,6 +61,8 @@ class GenerationRequest(SamplerOptions):
 
     #: The method of :class:`~llama_cpp.Llama` that takes these parameters.
     METHOD: ClassVar[str]
+    #: Those that can be given by place, in llama-cpp-python's order.
+    ORDER: ClassVar[tuple[str, ...]]
 
     max_tokens: int | None = None
     stop: str | Sequence[str] | None = None
@@ -74,6 +78,7 @@ class GenerationRequest(SamplerOptions):
     context_full: str = "truncate"
     lora: Mapping[str, float] | None = None
     speculate: bool = True
+    tfs_z: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.context_full, str) or self.context_full not in CONTEXT_FULL:
@@ -90,6 +95,7 @@ class GenerationRequest(SamplerOptions):
             logits_processor=read_functions("logits_processor", self.logits_processor),
             abort_callback=read_callback(self.abort_callback),
             speculate=flag("speculate", self.speculate),
+            tfs_z=_tail_free(self.tfs_z),
             **SamplingParams.checked({name: self.__dict__[name] for name in checked}),
         )
 
@@ -98,10 +104,12 @@ class GenerationRequest(SamplerOptions):
         """A request from what a method was called with.
 
         Raises:
-            InvalidArgumentError: a value, or a keyword that llama-cpp-python has and this version does not.
-            UnknownArgumentError: nobody has such a keyword.
+            InvalidArgumentError: a value, or one that is given twice. UnknownArgumentError: as ``check_unknown()`` does.
         """
         parameters = _parameters(cls)
+        if len(args) > 1:
+            keywords = {**_by_place(cls, args[1:], keywords), **keywords}
+            args = args[:1]
         if unknown := {name: value for name, value in keywords.items() if name not in parameters}:
             check_unknown(parameters, cls.METHOD, unknown, stacklevel=4)
             keywords = {name: value for name, value in keywords.items() if name in parameters}
@@ -146,10 +154,29 @@ _known: dict[str, dict[str, inspect.Parameter]] = {}
 
 
 def _parameters(kind: type[GenerationRequest]) -> dict[str, inspect.Parameter]:
-    """The parameters of a kind of request by name."""
+    """The parameters of a kind of request by name: those that can be given by place, and the others."""
     if kind.METHOD not in _known:
-        _known[kind.METHOD] = dict(inspect.signature(kind).parameters)
+        own = dict(inspect.signature(kind).parameters)
+        placed = {name: own.pop(name).replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in kind.ORDER}
+        _known[kind.METHOD] = placed | own
     return _known[kind.METHOD]
+
+
+def _by_place(kind: type[GenerationRequest], args: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given by place after the first one, by name."""
+    names = kind.ORDER[1:]
+    if len(args) > len(names):
+        raise InvalidArgumentError(f"{kind.METHOD}() takes {len(names) + 1} arguments by place, and {len(args) + 1} were given.")
+    placed = dict(zip(names, args))
+    if twice := placed.keys() & keywords.keys():
+        raise InvalidArgumentError(f"{kind.METHOD}() was given {min(twice)!r} by place and by name.")
+    return placed
+
+
+def _tail_free(value: Any) -> float:
+    if (found := number("tfs_z", value)) != 1.0:
+        warnings.warn("tfs_z has no effect: llama.cpp removed tail-free sampling.", IgnoredArgumentWarning, stacklevel=6)
+    return found
 
 
 def takes(kind: type[GenerationRequest]) -> Callable[[F], F]:
@@ -157,7 +184,8 @@ def takes(kind: type[GenerationRequest]) -> Callable[[F], F]:
 
     def decorate(method: F) -> F:
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        signature = inspect.Signature([own, *_parameters(kind).values()])
+        rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+        signature = inspect.Signature([own, *_parameters(kind).values(), rest])
         method.__signature__ = signature  # type: ignore[attr-defined]  # what inspect looks for
         return method
 
@@ -182,6 +210,11 @@ class CompletionRequest(GenerationRequest):
     """
 
     METHOD = "create_completion"
+    ORDER = (
+        "prompt", "suffix", "max_tokens", "temperature", "top_p", "min_p", "typical_p", "logprobs", "echo", "stop",
+        "frequency_penalty", "presence_penalty", "repeat_penalty", "top_k", "stream", "seed", "tfs_z", "mirostat_mode",
+        "mirostat_tau", "mirostat_eta", "model", "stopping_criteria", "logits_processor", "grammar", "logit_bias",
+    )  # fmt: skip
 
     prompt: str | Sequence[int]
     suffix: str | None = dataclasses.field(default=None, kw_only=True)
@@ -212,25 +245,71 @@ class ChatCompletionRequest(GenerationRequest):
     Attributes:
         messages: in OpenAI's form.
         tools, tool_choice, parallel_tool_calls: functions the model may call, read by the parser that belongs to its template;
-            ``tool_choice`` is "auto", "required" or "none", or names one.
+            ``tool_choice`` is "auto", "required" (or True), "none" (or False), or names one as the tool itself does.
+        functions, function_call: the same in OpenAI's older form, which the answer then has, too.
         response_format: ``{"type": "json_object"}`` or ``{"type": "json_schema", "json_schema": {"schema": …}}``.
         chat_template_kwargs: variables for the template; ``{"enable_thinking": False}`` switches reasoning off where the template
             can.
+        reasoning_effort: how much the model is to think, for templates that know it; "none" is not at all.
+        reasoning_budget_tokens: tokens that the model may think before it answers; None or less than 0 is no limit, 0 ends its
+            thoughts at once. reasoning_budget_message: what is written in its place before they end.
         logprobs, top_logprobs: log-probabilities of each token, and of so many most probable ones.
     """
 
     METHOD = "create_chat_completion"
+    ORDER = (
+        "messages", "functions", "function_call", "tools", "tool_choice", "temperature", "top_p", "top_k", "min_p", "typical_p",
+        "stream", "stop", "seed", "response_format", "max_tokens", "presence_penalty", "frequency_penalty", "repeat_penalty",
+        "tfs_z", "mirostat_mode", "mirostat_tau", "mirostat_eta", "model", "logits_processor", "grammar", "logit_bias",
+        "logprobs", "top_logprobs",
+    )  # fmt: skip
 
     messages: Sequence[Mapping[str, Any]]
+    functions: Sequence[Mapping[str, Any]] | None = dataclasses.field(default=None, kw_only=True)
+    function_call: str | Mapping[str, Any] | None = dataclasses.field(default=None, kw_only=True)
     tools: Sequence[Mapping[str, Any]] | None = dataclasses.field(default=None, kw_only=True)
-    tool_choice: str | Mapping[str, Any] | None = dataclasses.field(default=None, kw_only=True)
+    tool_choice: str | bool | Mapping[str, Any] | None = dataclasses.field(default=None, kw_only=True)
     parallel_tool_calls: bool | None = dataclasses.field(default=None, kw_only=True)
     response_format: Mapping[str, Any] | None = dataclasses.field(default=None, kw_only=True)
     chat_template_kwargs: Mapping[str, Any] | None = dataclasses.field(default=None, kw_only=True)
+    reasoning_effort: str | None = dataclasses.field(default=None, kw_only=True)
+    reasoning_budget_tokens: int | None = dataclasses.field(default=None, kw_only=True)
+    reasoning_budget_message: str | None = dataclasses.field(default=None, kw_only=True)
     temperature: float = dataclasses.field(default=0.2, kw_only=True)
     logprobs: bool | None = dataclasses.field(default=None, kw_only=True)
     top_logprobs: int | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(logprobs=flag("logprobs", self.logprobs, none=False))
+        self._set(
+            logprobs=flag("logprobs", self.logprobs, none=False),
+            reasoning_budget_tokens=_budget(self.reasoning_budget_tokens),
+            reasoning_budget_message=text("reasoning_budget_message", self.reasoning_budget_message or ""),
+        )
+        if self.tools is not None and self.functions is not None:
+            raise InvalidArgumentError(
+                "tools and functions cannot both be given.", remedy="functions is the older form of tools."
+            )
+
+    def sampling(
+        self,
+        *,
+        seed: int | None,
+        penalty_last_n: int,
+        grammar: Mapping[str, Any] | None,
+        thinking: Mapping[str, Any] | None = None,
+    ) -> SamplingParams:
+        """As above; ``thinking`` is what :class:`~llama_cpp.engine.sampling_params.SamplingParams` has."""
+        params = super().sampling(seed=seed, penalty_last_n=penalty_last_n, grammar=grammar)
+        return dataclasses.replace(
+            params,
+            thinking=thinking,
+            reasoning_budget_tokens=self.reasoning_budget_tokens,
+            reasoning_budget_message=self.reasoning_budget_message or "",
+        )
+
+
+def _budget(value: Any) -> int | None:
+    if value is None or (found := integer("reasoning_budget_tokens", value, None, 0x7FFFFFFF)) < 0:
+        return None
+    return found

@@ -25,14 +25,17 @@ class Sampler(Uncopyable):
 
     Attributes:
         pointer: the native object.
-        has_grammar, has_bias: what can leave no token to choose from.
+        has_grammar, has_bias: what can leave no token to choose from; a limit of what is thought counts as a grammar.
     """
 
     def __init__(self, model: Model, params: SamplingParams, n_ctx: int, limits: Limits = Limits()) -> None:
         params.validate(model.n_vocab)
         self._model = model
         self._n_ctx = n_ctx
-        self.has_grammar, self.has_bias = bool(params.grammar), bool(params.logit_bias)
+        limits_thinking = params.thinking is not None and (
+            params.reasoning_budget_tokens is not None or bool(params.grammar and params.grammar.get("grammar_lazy"))
+        )
+        self.has_grammar, self.has_bias = bool(params.grammar) or limits_thinking, bool(params.logit_bias)
         self.pointer = native.llama_common_sampler_p_ctypes()
         with model.in_use(), DeferredInterrupts() as interrupts:
             before, after = _Chain(), _Chain()
@@ -40,6 +43,8 @@ class Sampler(Uncopyable):
             self._change(before, params)
             self._truncate_and_choose(after, params)
             grammar = self._grammar(params.grammar, limits.native(interrupts)) if params.grammar else None
+            if limits_thinking:
+                grammar = self._thinking(params, grammar)
             call(
                 native.llama_common_sampler_init,
                 before.release() if before else None,
@@ -138,6 +143,17 @@ class Sampler(Uncopyable):
             ctypes.byref(limits),
             ctypes.byref(sampler),
         )
+        return sampler
+
+    def _thinking(self, p: SamplingParams, grammar: Any) -> Any:
+        budget = -1 if p.reasoning_budget_tokens is None else p.reasoning_budget_tokens
+        if "\0" in p.reasoning_budget_message:
+            raise InvalidArgumentError("reasoning_budget_message contains a NUL character.")
+        sampler = ctypes.POINTER(llama.llama_sampler)()
+        call(
+            native.llama_common_thinking_init, self._model.vocab_pointer, json.dumps(p.thinking).encode(), budget,
+            p.reasoning_budget_message.encode("utf-8", "replace"), grammar, ctypes.byref(sampler),
+        )  # fmt: skip
         return sampler
 
 

@@ -83,12 +83,17 @@ class SamplingParams(SamplerOptions):
         seed: for the random choice; None takes a random one.
         grammar: what the answer must follow, as ``llama_common_grammar_init()`` reads it: ``{"grammar": GBNF}`` with,
             for a chat format's own, its triggers and generation prompt; None is no grammar.
+        thinking: the tags around what the model thinks, as ``llama_common_thinking_init()`` reads them; None where it does not.
+        reasoning_budget_tokens: tokens that it may think; None is no limit. reasoning_budget_message: written after those.
     """
 
     penalty_last_n: int = 64
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     grammar: Mapping[str, Any] | None = None
+    thinking: Mapping[str, Any] | None = None
+    reasoning_budget_tokens: int | None = None
+    reasoning_budget_message: str = ""
 
     @staticmethod
     def checked(given: Mapping[str, Any]) -> dict[str, Any]:
