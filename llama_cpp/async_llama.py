@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from . import embeddings
-from .arguments import read_model_name
+from . import embeddings, rerank
+from .arguments import check_unknown, read_model_name
 from .capi.interrupts import unwanted
 from .completions.async_streaming import run
 from .completions.prepare import Prepared, prepare
@@ -73,21 +74,40 @@ class AsyncLlama(ModelFront):
         normalize: bool = False,
         truncate: bool = True,
         return_count: bool = False,
+        *,
+        lora: Mapping[str, float] | None = None,
     ) -> Any:
         """As :meth:`Llama.embed`."""
         normalize, return_count = flag("normalize", normalize), flag("return_count", return_count)
-        texts, vectors = await self._vectors(input, flag("truncate", truncate))
+        texts, vectors = await self._vectors(input, flag("truncate", truncate), lora)
         return await asyncio.to_thread(embeddings.output, self.loaded, texts, vectors, normalize, return_count)
 
-    async def create_embedding(self, input: str | Sequence[int] | Sequence[Text], model: str | None = None) -> dict[str, Any]:
+    async def create_embedding(
+        self,
+        input: str | Sequence[int] | Sequence[Text],
+        model: str | None = None,
+        *,
+        encoding_format: str = "float",
+        lora: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         """As :meth:`Llama.create_embedding`."""
-        name = read_model_name(model, self.model_path)
-        texts, vectors = await self._vectors(input, truncate=True)
-        return await asyncio.to_thread(embeddings.response, self.loaded, texts, vectors, name)
+        check_unknown(inspect.signature(AsyncLlama.create_embedding).parameters, "create_embedding", kwargs)
+        name, encoding = read_model_name(model, self.model_path), embeddings.read_encoding(encoding_format)
+        texts, vectors = await self._vectors(input, True, lora)
+        return await asyncio.to_thread(embeddings.response, self.loaded, texts, vectors, name, encoding)
 
-    async def _vectors(self, input: Any, truncate: bool) -> tuple[embeddings.Texts, Any]:
+    async def rerank(
+        self, query: str, documents: Sequence[str], top_n: int | None = None, *, return_documents: bool = False
+    ) -> dict[str, Any]:
+        """As :meth:`Llama.rerank`."""
+        return await in_thread(rerank.run, self.loaded, query, documents, top_n, return_documents)
+
+    async def _vectors(self, input: Any, truncate: bool, lora: Mapping[str, float] | None) -> tuple[embeddings.Texts, Any]:
         texts = await asyncio.to_thread(embeddings.read, self.loaded, input, truncate)
-        job = self.loaded.embedder.submit(texts.tokens)  # here, so that nothing is computed for a task that was cancelled
+        adapters = self.loaded.adapters.choose(lora)
+        # here, so that nothing is computed for a task that was cancelled
+        job = self.loaded.embedder.submit(texts.tokens, adapters)
         return texts, await asyncio.wrap_future(job.future)
 
     # --- completions ---

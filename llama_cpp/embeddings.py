@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .capi import llama as capi
 from .errors import ContextLengthError, InvalidArgumentError, TokenizationError
 from .models.model import Model
-from .values import items, token_ids
+from .values import items, refused, token_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,9 +114,24 @@ def output(loaded: LoadedModel, texts: Texts, vectors: list[np.ndarray], normali
     return (result, texts.n_tokens) if return_count else result
 
 
-def response(loaded: LoadedModel, texts: Texts, vectors: list[np.ndarray], model: str) -> dict[str, Any]:
-    """What OpenAI's API answers; ``model`` is the name that it gives."""
-    found = listed(vectors, False, loaded.embedder.pooling_type)
+def read_encoding(given: Any) -> str:
+    """How OpenAI's API is to write vectors: "float" or "base64".
+
+    Raises:
+        InvalidArgumentError: something else.
+    """
+    if given not in ("float", "base64"):
+        raise refused("encoding_format", given, '"float" or "base64"')
+    return str(given)
+
+
+def response(loaded: LoadedModel, texts: Texts, vectors: list[np.ndarray], model: str, encoding: str = "float") -> dict[str, Any]:
+    """What OpenAI's API answers; ``model`` is the name that it gives. With "base64" a vector is its float32, little-endian."""
+    found: list[Any]
+    if encoding == "base64":
+        found = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
+    else:
+        found = listed(vectors, False, loaded.embedder.pooling_type)
     data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(found)]
     usage = {"prompt_tokens": texts.n_tokens, "total_tokens": texts.n_tokens}
     return {"object": "list", "data": data, "model": model, "usage": usage}

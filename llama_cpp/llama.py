@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import embeddings
-from .arguments import read_model_name
+from . import embeddings, rerank
+from .arguments import check_unknown, read_model_name
 from .completions.prepare import prepare
 from .completions.requests import ChatCompletionRequest, CompletionRequest, takes
 from .completions.streaming import run
@@ -132,6 +133,8 @@ class Llama(ModelFront):
         normalize: bool = False,
         truncate: bool = True,
         return_count: bool = False,
+        *,
+        lora: Mapping[str, float] | None = None,
     ) -> Any:
         """Vectors of texts, for a model loaded with embedding=True. What several threads ask for is computed together.
 
@@ -140,6 +143,7 @@ class Llama(ModelFront):
             normalize: scale them to a length of 1 (L2); a classifier's scores stay as they are.
             truncate: leave out the end of a text of more than n_ctx tokens, instead of raising.
             return_count: return the number of tokens, too.
+            lora: scales of LoRA adapters by name, in place of lora_path's.
 
         Returns:
             A list of floats, of n_embd numbers, or of the scores of a model that ranks; with ``LLAMA_POOLING_TYPE_NONE`` a list
@@ -151,15 +155,50 @@ class Llama(ModelFront):
         """
         normalize, return_count = flag("normalize", normalize), flag("return_count", return_count)
         texts = embeddings.read(self.loaded, input, flag("truncate", truncate))
-        job = self.loaded.embedder.submit(texts.tokens)
+        job = self.loaded.embedder.submit(texts.tokens, self.loaded.adapters.choose(lora))
         return embeddings.output(self.loaded, texts, job.result(), normalize, return_count)
 
-    def create_embedding(self, input: str | Sequence[int] | Sequence[Text], model: str | None = None) -> dict[str, Any]:
-        """Vectors of texts in OpenAI's form; see :meth:`embed`."""
-        name = read_model_name(model, self.model_path)
+    def create_embedding(
+        self,
+        input: str | Sequence[int] | Sequence[Text],
+        model: str | None = None,
+        *,
+        encoding_format: str = "float",
+        lora: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Vectors of texts in OpenAI's form; see :meth:`embed`.
+
+        Args:
+            encoding_format: "float" for lists of numbers, "base64" for little-endian float32 in base64.
+        """
+        check_unknown(inspect.signature(Llama.create_embedding).parameters, "create_embedding", kwargs)
+        name, encoding = read_model_name(model, self.model_path), embeddings.read_encoding(encoding_format)
         texts = embeddings.read(self.loaded, input, truncate=True)
-        job = self.loaded.embedder.submit(texts.tokens)
-        return embeddings.response(self.loaded, texts, job.result(), name)
+        job = self.loaded.embedder.submit(texts.tokens, self.loaded.adapters.choose(lora))
+        return embeddings.response(self.loaded, texts, job.result(), name, encoding)
+
+    def rerank(
+        self, query: str, documents: Sequence[str], top_n: int | None = None, *, return_documents: bool = False
+    ) -> dict[str, Any]:
+        """Sorts documents by how well they answer a query, best first.
+
+        With embedding=True, a model that classifies (``LLAMA_POOLING_TYPE_RANK``) scores each pair. Any other model is asked
+        whether the document answers the query: the score is the probability of "yes" against "no".
+
+        Args:
+            query, documents: texts. top_n: how many of the best; None is all.
+            return_documents: give each result its text, too.
+
+        Returns:
+            ``{"results": [{"index", "relevance_score"}], "usage", …}`` in Jina's and Cohere's form; ``index`` is the place in
+            ``documents``. A classifier's scores are its logits.
+
+        Raises:
+            InvalidArgumentError: an argument, or a model that computes vectors and does not classify.
+            ContextLengthError: a pair does not fit. What :meth:`embed` and :meth:`create_completion` raise.
+        """
+        return rerank.run(self.loaded, query, documents, top_n, return_documents)
 
     # --- completions ---
 

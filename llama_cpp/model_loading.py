@@ -149,6 +149,11 @@ class LoadedModel(Uncopyable):
         return self._engine
 
     @property
+    def generates(self) -> bool:
+        """Whether the model was loaded to generate, and not for vectors."""
+        return self._embedder is None
+
+    @property
     def embedder(self) -> Embedder:
         """What computes vectors.
 

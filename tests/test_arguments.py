@@ -150,7 +150,7 @@ def test_a_model_takes_numbers_of_numpy(smollm2):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in inspect.signature(Llama.__init__).parameters if name not in ("self", "unknown", "model_path")]
+    "name", [name for name in inspect.signature(Llama.__init__).parameters if name not in ("self", "kwargs", "model_path")]
 )
 def test_a_model_refuses_other_kinds(smollm2, name):
     for value in ("x\0y", 1j, object(), {None: None}, b"\xff", -(10**400), np.array(["a"])):

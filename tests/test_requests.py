@@ -16,7 +16,7 @@ import pytest
 from llama_cpp import AsyncLlama, Llama
 from llama_cpp.completions import types
 from llama_cpp.completions.requests import ChatCompletionRequest, CompletionRequest
-from llama_cpp.errors import InvalidArgumentError, UnknownArgumentError
+from llama_cpp.errors import IgnoredArgumentWarning, InvalidArgumentError, UnknownArgumentError
 
 KINDS = {
     CompletionRequest: (types.CompletionKeywords, "prompt", "create_completion"),
@@ -38,11 +38,12 @@ def test_signatures_show_every_parameter(kind, front):
     _, first, method = KINDS[kind]
     parameters = inspect.signature(getattr(front, method)).parameters
     fields = {field.name for field in dataclasses.fields(kind)}
-    assert list(parameters)[:2] == ["self", first] and set(parameters) == {"self", *fields}
+    assert list(parameters)[:2] == ["self", first] and set(parameters) == {"self", "kwargs", *fields}
+    assert list(parameters)[1 : 1 + len(kind.ORDER)] == list(kind.ORDER)
     assert parameters["temperature"].default == (0.2 if kind is ChatCompletionRequest else 0.8)
     mocked = mock.create_autospec(front, instance=True)
     with pytest.raises(TypeError):
-        getattr(mocked, method)("x", no_such_parameter=1)
+        getattr(mocked, method)(*["x"] * (2 + len(kind.ORDER)))
 
 
 def test_a_request_is_a_value():
@@ -72,7 +73,10 @@ def test_a_prompt_is_text_or_tokens(prompt):
         CompletionRequest(prompt)
 
 
-def test_keywords_that_nobody_has_are_refused_with_the_nearest():
+def test_keywords_that_nobody_has_are_told_with_the_nearest(monkeypatch):
+    with pytest.warns(IgnoredArgumentWarning, match="'temperature'"):
+        assert CompletionRequest.read(("x",), {"temprature": 1}).temperature == 0.8
+    monkeypatch.setenv("LLAMA_CPP_STRICT", "1")
     with pytest.raises(UnknownArgumentError, match="temperature"):
         CompletionRequest.read(("x",), {"temprature": 1})
     with pytest.raises(TypeError, match="prompt"):

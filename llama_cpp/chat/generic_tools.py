@@ -21,7 +21,7 @@ def add_to_messages(
     how = 'Answer with JSON: {"tool_calls": [{"name": …, "arguments": {…}}]} to call tools'
     how += "." if required else ', or {"response": …} to say something.'
     told = f"You can call these tools:\n{listed}\n\n{how}"
-    rest = [_as_text(message) for message in messages]
+    rest = as_texts(messages)
     if rest and rest[0]["role"] in ("system", "developer") and isinstance(rest[0].get("content"), str):
         first = {**rest[0], "content": f"{rest[0]['content']}\n\n{told}"}
         return [first, *rest[1:]]
@@ -82,6 +82,24 @@ def deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"content": message["content"]}
     for index, call in enumerate(message.get("tool_calls", ())):
         yield {"tool_calls": [{"index": index, **call}]}
+
+
+def as_texts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation with calls and their results as text, for templates that know neither.
+
+    What the user says in a row is one message then: many templates want them to take turns.
+    """
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        text, answered = _as_text(message), message["role"] == "tool"
+        after_answer = bool(found) and found[-1]["role"] == "user" == text["role"] and (answered or found[-1].get("answered"))
+        if after_answer and isinstance(text["content"], str) and isinstance(found[-1]["content"], str):
+            found[-1] = {**found[-1], "content": f"{found[-1]['content']}\n\n{text['content']}", "answered": answered}
+        else:
+            found.append({**text, "answered": answered})
+    for message in found:
+        del message["answered"]
+    return found
 
 
 def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..errors import InvalidArgumentError
 from ..values import flag, items, plain, refused
 
 #: Of a function's definition or call, what has to be text.
-_TEXTS = ("role", "name", "tool_call_id", "reasoning_content")
+_TEXTS = ("role", "name", "tool_call_id", "reasoning_content", "reasoning")
 _CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 #: What ``response_format["json_schema"]`` has around its schema.
 _AROUND_SCHEMA = {"name", "description", "strict", "schema"}
@@ -26,7 +26,9 @@ def read_messages(given: Any) -> list[dict[str, Any]]:
     Raises:
         InvalidArgumentError: it is none.
     """
-    messages = [_message(f"messages[{at}]", message) for at, message in enumerate(items("messages", given))]
+    messages: list[dict[str, Any]] = []
+    for at, message in enumerate(items("messages", given)):
+        messages.append(_as_tool(_message(f"messages[{at}]", message), messages))
     if not messages:
         raise InvalidArgumentError("messages is empty.", remedy='Give at least [{"role": "user", "content": "…"}].')
     return messages
@@ -51,9 +53,7 @@ def read_functions(given: Any) -> list[dict[str, Any]]:
     return [_tool(f"functions[{at}]", {"type": "function", "function": function}) for at, function in functions]
 
 
-def choose_tools(
-    tools: list[dict[str, Any]], choice: Any, argument: str = "tool_choice"
-) -> tuple[list[dict[str, Any]], str]:
+def choose_tools(tools: list[dict[str, Any]], choice: Any, argument: str = "tool_choice") -> tuple[list[dict[str, Any]], str]:
     """The tools there are to choose from, and whether one has to be called: "auto", "none" or "required".
 
     Args:
@@ -161,6 +161,11 @@ def _message(place: str, given: Any) -> dict[str, Any]:
             raise refused(f'{place}["{name}"]', message[name], "a str")
     if "role" not in message:
         raise InvalidArgumentError(f'{place}["role"] is missing.', remedy='It is "system", "user", "assistant" or "tool".')
+    if "reasoning" in message:  # some servers' name of the same
+        message.setdefault("reasoning_content", message.pop("reasoning"))
+    if "function_call" in message and "tool_calls" not in message:
+        function = message.pop("function_call")
+        message["tool_calls"] = [{"id": "call_function", "type": "function", "function": function}]
     calls = message.get("tool_calls")
     if calls is not None:
         where = f'{place}["tool_calls"]'
@@ -177,6 +182,15 @@ def _message(place: str, given: Any) -> dict[str, Any]:
         where = f'{place}["content"]'
         message["content"] = [_part(f"{where}[{at}]", part) for at, part in enumerate(items(where, content))]
     return message
+
+
+def _as_tool(message: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a function answered, in OpenAI's older form, as what a tool answered: templates know that."""
+    if message["role"] != "function":
+        return message
+    calls = [call for earlier in before for call in earlier.get("tool_calls", ())]
+    ids = [call["id"] for call in calls if "id" in call and call["function"]["name"] == message.get("name")]
+    return {"tool_call_id": ids[-1] if ids else "call_function", **message, "role": "tool"}
 
 
 def _part(place: str, given: Any) -> dict[str, Any]:

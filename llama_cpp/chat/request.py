@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InvalidArgumentError
+from ..errors import ChatTemplateError, InvalidArgumentError
 from ..json_schema.check import can_check
 from ..values import flag, refused, text
-from . import generic_tools, schemas
+from . import generic_tools, placement, schemas
 from .messages import choose_tools, is_strict, read_functions, read_messages, read_response_format, read_tools
 from .response_parser import ResponseParser
 from .schemas import AnswerChecks
@@ -76,7 +76,7 @@ class ChatRequest:
             InvalidArgumentError: messages, tools or formats that are none, or that contradict each other.
             GrammarError: a schema that no grammar can be made of. ChatTemplateError, LimitReachedError.
         """
-        messages = read_messages(self.messages)
+        messages = placement.joined(read_messages(self.messages))
         if self.functions is not None:
             tools, choice = choose_tools(read_functions(self.functions), self.function_call, "function_call")
         else:
@@ -94,9 +94,16 @@ class ChatRequest:
             own = schemas.told("response_format", lambda: schemas.own_grammar(schema, templates.limits, strict))
         called = tools if choice != "none" else []
         schemas.check_tools(called, templates.limits)
-        prompt = templates.apply({**request, **given, **enforced}, strict=strict)
-        found = prompt.format
         loose = {at for at, tool in enumerate(called) if not schemas.is_strict_tool(tool)}
+        try:
+            prompt, messages = _apply(templates, {**request, **given, **enforced}, strict)
+        except ChatTemplateError:
+            if not called and not any(message["role"] == "tool" or "tool_calls" in message for message in messages):
+                raise
+            # a template that knows no tools may refuse what was said with them
+            messages = generic_tools.as_texts(messages)
+            prompt, messages = _apply(templates, {**request, "messages": messages, **enforced}, strict)
+        found = prompt.format
         if self.user_grammar:
             thinks = bool(request.get("enable_thinking"))
             return self._conversation(prompt, {"grammar": self.user_grammar}, "format" if thinks else "plain")
@@ -105,7 +112,7 @@ class ChatRequest:
         if tools and choice != "none" and not found["grammar"]:
             described = generic_tools.add_to_messages(messages, tools, choice == "required")
             answers = generic_tools.schema(tools, choice == "required", bool(request.get("parallel_tool_calls", False)))
-            prompt = templates.apply({**request, "messages": described})
+            prompt, _ = _apply(templates, {**request, "messages": described})
             grammar = json_schema_to_grammar(answers, templates.limits, strict=not loose)
             return self._conversation(prompt, {"grammar": grammar}, "tools", _checks(None, called, loose))
         checks = _checks(None if strict else schema, called, loose, prompt.unheld if called else ())
@@ -155,6 +162,27 @@ class ChatRequest:
         if schema is True or schema == {}:
             schema = {"type": ["object", "array", "string", "number", "boolean", "null"]}  # anything
         return schema, is_strict(self.response_format)
+
+
+def _apply(templates: ChatTemplates, request: dict[str, Any], strict: bool = True) -> tuple[ChatPrompt, list[dict[str, Any]]]:
+    """A rendered conversation, and its messages as they had to be for the template to take them all.
+
+    Raises:
+        ChatTemplateError: the template refuses them however they are said.
+    """
+    messages = request["messages"]
+    places = placement.unusual(messages)
+    try:
+        prompt = templates.apply(request, strict=strict)
+    except ChatTemplateError:
+        if not places:
+            raise
+    else:
+        # a later instruction can be taken for the first one
+        if not placement.left_out(messages, [0, *places] if places else (), prompt.text):
+            return prompt, messages
+    messages = placement.as_user(messages, places)
+    return templates.apply({**request, "messages": messages}, strict=strict), messages
 
 
 def _checks(

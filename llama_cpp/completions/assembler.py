@@ -185,11 +185,16 @@ class TextAssembler(Assembler):
 
 
 class ChatAssembler(Assembler):
-    """A chat completion, read by ``parser``."""
+    """A chat completion, read by ``parser``.
 
-    def __init__(self, *args: Any, parser: ResponseParser, **more: Any) -> None:
+    Args:
+        legacy: whether calls are told as OpenAI's older form has them: one ``function_call`` instead of ``tool_calls``.
+    """
+
+    def __init__(self, *args: Any, parser: ResponseParser, legacy: bool = False, **more: Any) -> None:
         super().__init__(*args, **more)
         self._parser = parser
+        self._legacy = legacy
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """The role of who answers."""
@@ -200,7 +205,7 @@ class ChatAssembler(Assembler):
         if self._scored is not None:
             self._scored.note(len(piece))
         for delta in self._parser.push(piece):
-            yield openai_format.chat_chunk(*self._head, delta, None, self._logprobs())
+            yield openai_format.chat_chunk(*self._head, openai_format.told(delta, self._legacy), None, self._logprobs())
 
     def _logprobs(self, n_released: int = 0, last: bool = False) -> dict[str, Any] | None:
         if self._scored is None:
@@ -210,8 +215,8 @@ class ChatAssembler(Assembler):
 
     def _last(self, generation: Generation) -> Iterator[dict[str, Any]]:
         for delta in self._parser.finish(truncated=generation.finish_reason != "stop"):
-            yield openai_format.chat_chunk(*self._head, delta)
-        finish_reason = _finish_reason(generation, self._parser.called_tools)
+            yield openai_format.chat_chunk(*self._head, openai_format.told(delta, self._legacy))
+        finish_reason = _finish_reason(generation, self._parser.called_tools, self._legacy)
         last = openai_format.chat_chunk(*self._head, {}, finish_reason, self._logprobs(last=True))
         yield {**last, "timings": openai_format.timings(generation)}
 
@@ -238,11 +243,11 @@ class ChatAssembler(Assembler):
 
     def _response(self, text: str, generation: Generation) -> dict[str, Any]:
         message = self._parser.whole(text, truncated=generation.finish_reason != "stop")
-        finish_reason = _finish_reason(generation, bool(message.get("tool_calls")))
+        finish_reason = _finish_reason(generation, bool(message.get("tool_calls")), self._legacy)
         found = self._logprobs(len(text), last=True)
         if self._scored is not None and found is None:
             found = openai_format.chat_logprobs([], self._piece)
-        return openai_format.chat_completion(*self._head, message, finish_reason, found)
+        return openai_format.chat_completion(*self._head, openai_format.told(message, self._legacy), finish_reason, found)
 
 
 class ScoredTokens:
@@ -280,8 +285,8 @@ class ScoredTokens:
         return list(zip(self._entries[first : self._n_told], self._starts[first : self._n_told]))
 
 
-def _finish_reason(generation: Generation, called_tools: bool) -> str:
+def _finish_reason(generation: Generation, called_tools: bool, legacy: bool) -> str:
     """A call that max_tokens cut off is not one to be carried out."""
     if called_tools and generation.finish_reason == "stop":
-        return "tool_calls"
+        return "function_call" if legacy else "tool_calls"
     return str(generation.finish_reason)

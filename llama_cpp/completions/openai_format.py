@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..engine.requests import Generation, TokenLogprobs
@@ -114,6 +114,19 @@ def chat_completion(
     """A whole chat completion."""
     choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
     return {"id": id, "object": "chat.completion", "created": created, "model": model, "choices": [choice]}
+
+
+def told(message: Mapping[str, Any], legacy: bool) -> dict[str, Any]:
+    """A message or a delta as clients read it: thoughts under both of their names, and a call in the form that was asked for."""
+    found = dict(message)
+    if "reasoning_content" in found:
+        found["reasoning"] = found["reasoning_content"]
+    if legacy and (calls := found.pop("tool_calls", None)):
+        # of several there is no way to tell
+        first = next((call for call in calls if call.get("index", 0) == 0), None)
+        if first is not None:
+            found["function_call"] = first["function"]
+    return found
 
 
 def chat_chunk(

@@ -90,7 +90,7 @@ def _chat(wanted: ChatCompletionRequest, loaded: LoadedModel) -> Prepared:
     head = (new_id("chatcmpl"), now(), wanted.model or loaded.model_path)
     assembler = ChatAssembler(
         head, request.generation, detokenizer, wanted.include_usage, model, n_logprobs is not None,
-        parser=prompt.response_parser(),
+        parser=prompt.response_parser(), legacy=wanted.functions is not None,
     )  # fmt: skip
     return Prepared(request, assembler, wanted.stream, wanted.abort_callback)
 

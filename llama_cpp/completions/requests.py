@@ -175,7 +175,7 @@ def _by_place(kind: type[GenerationRequest], args: Sequence[Any], keywords: Mapp
 
 def _tail_free(value: Any) -> float:
     if (found := number("tfs_z", value)) != 1.0:
-        warnings.warn("tfs_z has no effect: llama.cpp removed tail-free sampling.", IgnoredArgumentWarning, stacklevel=6)
+        warnings.warn("tfs_z has no effect: llama.cpp removed tail-free sampling.", IgnoredArgumentWarning, stacklevel=7)
     return found
 
 
@@ -284,7 +284,7 @@ class ChatCompletionRequest(GenerationRequest):
         self._set(
             logprobs=flag("logprobs", self.logprobs, none=False),
             reasoning_budget_tokens=_budget(self.reasoning_budget_tokens),
-            reasoning_budget_message=text("reasoning_budget_message", self.reasoning_budget_message or ""),
+            reasoning_budget_message=_optional_text("reasoning_budget_message", self.reasoning_budget_message),
         )
         if self.tools is not None and self.functions is not None:
             raise InvalidArgumentError(
@@ -307,6 +307,13 @@ class ChatCompletionRequest(GenerationRequest):
             reasoning_budget_tokens=self.reasoning_budget_tokens,
             reasoning_budget_message=self.reasoning_budget_message or "",
         )
+
+
+def _optional_text(name: str, value: Any) -> str:
+    found = "" if value is None else text(name, value)
+    if "\0" in found:
+        raise refused(name, value, "a str without a NUL character")
+    return found
 
 
 def _budget(value: Any) -> int | None:

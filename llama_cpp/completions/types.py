@@ -211,6 +211,7 @@ class GenerationKeywords(SamplerKeywords, total=False):
     context_full: str
     lora: Mapping[str, float] | None
     speculate: bool
+    tfs_z: float
 
 
 class CompletionKeywords(GenerationKeywords, total=False):
@@ -225,10 +226,15 @@ class CompletionKeywords(GenerationKeywords, total=False):
 class ChatCompletionKeywords(GenerationKeywords, total=False):
     """The fields of :class:`~.requests.ChatCompletionRequest`, without ``messages`` and ``stream``."""
 
+    functions: Sequence[Mapping[str, Any]] | None
+    function_call: str | Mapping[str, Any] | None
     tools: Sequence[Mapping[str, Any]] | None
-    tool_choice: str | Mapping[str, Any] | None
+    tool_choice: str | bool | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
     response_format: Mapping[str, Any] | None
     chat_template_kwargs: Mapping[str, Any] | None
+    reasoning_effort: str | None
+    reasoning_budget_tokens: int | None
+    reasoning_budget_message: str | None
     logprobs: bool | None
     top_logprobs: int | None

@@ -42,11 +42,13 @@ class Job:
 
     Attributes:
         texts: token ids of each; the first ``n_begun`` were computed, or are being. vectors: theirs, float32, as they come.
+        adapters: LoRA adapters to compute them with, each with its scale.
         future: what becomes the list of vectors. Who cancels it no longer wants them.
     """
 
-    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, texts: Sequence[Sequence[int]], adapters: Adapters = ()) -> None:
         self.texts = texts
+        self.adapters = adapters
         self.vectors: list[np.ndarray | None] = [None] * len(texts)
         self.n_begun = 0
         self.future: Future[list[np.ndarray]] = Future()
@@ -91,7 +93,7 @@ class Embedder(Uncopyable):
         n_ctx: tokens of one text at most, no more than ``n_batch``.
         batch_invariant: a CPU computes a text in one way, whatever else is in its batch. Mean vectors are pooled here then: the
             engine sums over the whole batch, whose size changes how it rounds.
-        adapters: LoRA adapters to compute with, each with its scale.
+        adapters: LoRA adapters that most texts are computed with.
 
     Attributes:
         n_ctx: tokens of one text at most.
@@ -108,6 +110,7 @@ class Embedder(Uncopyable):
         self, model: Model, params: Mapping[str, Any], n_ctx: int, batch_invariant: bool = True, adapters: Adapters = ()
     ) -> None:
         self.n_ctx = n_ctx
+        self._adapters = adapters  # that the context has
         self._n_batch: int = params["n_batch"]
         self._n_texts: int = params["n_seq_max"]
         self.pooling_type = _pooling_of(model, params)
@@ -126,7 +129,7 @@ class Embedder(Uncopyable):
         wanted.abort_callback_data = ctypes.addressof(self._stopped)
         try:
             with model.in_use() as model_pointer, DeferredInterrupts():
-                self._open(model, model_pointer, wanted, adapters)
+                self._open(model, model_pointer, wanted)
             self._worker.start(self)
         except BaseException:
             # who keeps the traceback of Ctrl-C must not keep the memory
@@ -134,9 +137,7 @@ class Embedder(Uncopyable):
                 self._handle.close()
             raise
 
-    def _open(
-        self, model: Model, model_pointer: llama.llama_model_p, wanted: llama.llama_context_params, adapters: Adapters
-    ) -> None:
+    def _open(self, model: Model, model_pointer: llama.llama_model_p, wanted: llama.llama_context_params) -> None:
         scores = self.pooling_type == llama.LLAMA_POOLING_TYPE_RANK
         self.width: int = (llama.llama_model_n_cls_out if scores else llama.llama_model_n_embd_out)(model_pointer)
         if not scores and self.width != model.n_embd and not model.projects:
@@ -152,8 +153,8 @@ class Embedder(Uncopyable):
             )
         self._handle = NativeHandle(pointer, self._free, parent=model.in_use())
         self._thread_pools = [] if has_gpu() else attach_threads(pointer)
-        if adapters:
-            set_adapters(pointer, adapters)
+        if self._adapters:
+            set_adapters(pointer, self._adapters)
         if has_gpu():
             # a GPU's backend ends the process where there is no memory: now, then, and not in the middle of a request
             self._compute(pointer, [[0] * self.n_ctx] * min(self._n_texts, self._n_batch // self.n_ctx))
@@ -167,8 +168,10 @@ class Embedder(Uncopyable):
         """The ``llama_context *``, for calls this package does not wrap."""
         return self._handle.pointer
 
-    def submit(self, texts: Sequence[Sequence[int]]) -> Job:
+    def submit(self, texts: Sequence[Sequence[int]], adapters: Adapters = ()) -> Job:
         """Queues texts, each of 1 to n_ctx tokens of the vocabulary; the job's future gets their vectors.
+
+        What has the same ``adapters`` can be in the same batch.
 
         A vector is float32, (width,), or with LLAMA_POOLING_TYPE_NONE (tokens, width).
 
@@ -177,7 +180,7 @@ class Embedder(Uncopyable):
             Of the future: DecodeError, MemoryError, ModelClosedError.
         """
         self._handle.require_open()
-        job = Job(texts)
+        job = Job(texts, adapters)
         if not texts:
             job.future.set_result([])
             return job
@@ -230,15 +233,22 @@ class Embedder(Uncopyable):
                 self._jobs.append(job)
 
     def _choose(self) -> list[tuple[Job, int]]:
-        """The texts of the next batch: one from each who has asked, in turn, as long as they have room."""
+        """The texts of the next batch, with the same adapters: one from each who has asked, in turn, as long as there is room."""
         chosen = self._computing
-        room, n_dropped = self._n_batch, 0
+        room, n_dropped, n_passed = self._n_batch, 0, 0
         while self._jobs and len(chosen) < self._n_texts:
             job = self._jobs[0]
             if job.future.done():  # cancelled, or failed
                 self._jobs.popleft()
                 n_dropped += len(job.texts) - job.n_begun
                 continue
+            if chosen and job.adapters != chosen[0][0].adapters:
+                n_passed += 1
+                if n_passed == len(self._jobs):
+                    break
+                self._jobs.rotate(-1)
+                continue
+            n_passed = 0
             n = len(job.texts[job.n_begun])
             if n > room:
                 break
@@ -256,6 +266,10 @@ class Embedder(Uncopyable):
         chosen = self._choose()
         if not chosen:
             return
+        adapters = chosen[0][0].adapters
+        if adapters != self._adapters:
+            set_adapters(pointer, adapters)
+            self._adapters = adapters
         try:
             vectors = self._compute(pointer, [job.texts[number] for job, number in chosen])
         except Exception as error:

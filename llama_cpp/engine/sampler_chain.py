@@ -147,8 +147,6 @@ class Sampler(Uncopyable):
 
     def _thinking(self, p: SamplingParams, grammar: Any) -> Any:
         budget = -1 if p.reasoning_budget_tokens is None else p.reasoning_budget_tokens
-        if "\0" in p.reasoning_budget_message:
-            raise InvalidArgumentError("reasoning_budget_message contains a NUL character.")
         sampler = ctypes.POINTER(llama.llama_sampler)()
         call(
             native.llama_common_thinking_init, self._model.vocab_pointer, json.dumps(p.thinking).encode(), budget,
