@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .capi import ggml, ggml_cpu, llama
+from .engine.sampling_params import PROMPT_LOOKUP
+from .engine.speculative.draft_objects import LlamaDraftModel, LlamaPromptLookupDecoding
 from .errors import IgnoredArgumentWarning, InvalidArgumentError, UnknownArgumentError
 from .limits import Limits
 from .values import flag, integer, items, number, path, refused, text
@@ -98,7 +100,8 @@ _NUMBERS = (
 )  # fmt: skip
 #: True or False; of some, None leaves it to the engine.
 _FLAGS = (
-    "vocab_only", "use_mmap", "use_mlock", "embedding", "offload_kqv", "no_perf", "batch_invariant", "repeatable", "spm_infill",
+    "vocab_only", "use_mmap", "use_mlock", "logits_all", "embedding", "offload_kqv", "no_perf", "batch_invariant", "repeatable",
+    "spm_infill",
 )  # fmt: skip
 _OPTIONAL_FLAGS = ("kv_unified", "flash_attn", "op_offload", "swa_full", "verbose")
 
@@ -171,8 +174,9 @@ def read_creation(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     values["numa"] = _numa(values["numa"])
     values["seed"] = read_seed(values["seed"])
-    if values["draft_model"] is not None:
-        values["draft_model"] = path("draft_model", values["draft_model"])
+    _read_draft(values)
+    if values["tokenizer"] is not None and not all(callable(getattr(values["tokenizer"], name, None)) for name in _TOKENIZES):
+        raise refused("tokenizer", values["tokenizer"], "an object that can tokenize() and detokenize()")
     if values["lora_path"] is not None:
         values["lora_path"] = path("lora_path", values["lora_path"])
     if values["tensor_split"] is not None:
@@ -187,6 +191,20 @@ def read_creation(given: Mapping[str, Any]) -> dict[str, Any]:
             remedy="Leave it out to use the model's own template.",
         )
     return values
+
+
+_TOKENIZES = ("tokenize", "detokenize")
+
+
+def _read_draft(values: dict[str, Any]) -> None:
+    """What drafts: a path, a name, or an object, one of which stands for a name."""
+    drafts = values["draft_model"]
+    if isinstance(drafts, LlamaPromptLookupDecoding):
+        values["draft_model"], values["n_draft"] = PROMPT_LOOKUP, min(drafts.num_pred_tokens, _RANGES["n_draft"][1])
+    elif callable(drafts) and not isinstance(drafts, LlamaDraftModel):
+        raise refused("draft_model", drafts, "a path, a name, or an instance of a subclass of LlamaDraftModel")
+    elif drafts is not None and not isinstance(drafts, LlamaDraftModel):
+        values["draft_model"] = path("draft_model", drafts)
 
 
 def _choice(name: str, value: Any, choices: Sequence[str]) -> int:
@@ -299,7 +317,9 @@ def read_model_name(model: Any, otherwise: str) -> str:
 
 
 def read_grammar(grammar: Any) -> str | None:
-    """GBNF that an answer must follow; None, or nothing, for none."""
+    """GBNF that an answer must follow, as text or as a LlamaGrammar; None, or nothing, for none."""
+    if grammar is not None and not isinstance(grammar, str):
+        grammar = getattr(grammar, "_grammar", grammar)
     return None if grammar is None else text("grammar", grammar) or None
 
 

@@ -11,20 +11,23 @@ from .arguments import check_unknown, read_model_name
 from .completions.prepare import prepare
 from .completions.requests import ChatCompletionRequest, CompletionRequest, takes
 from .completions.streaming import run
-from .model_front import ModelFront
+from .errors import InvalidArgumentError, MissingPackageError
+from .low_level import LowLevel
 from .tokens import detokenize, tokenize
 from .values import flag
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
 
     from typing_extensions import Unpack
 
     from .completions import types
     from .embeddings import Text
+    from .llama_tokenizer import LlamaTokenizer
 
 
-class Llama(ModelFront):
+class Llama(LowLevel):
     """A GGUF model, loaded and ready.
 
     Any thread may call it, and what several threads ask for is computed together. Use it as a context manager or call
@@ -63,9 +66,12 @@ class Llama(ModelFront):
             read more anew; in a cache that all share, only the last one is kept. On a CPU it is so already.
         last_n_tokens_size: how many tokens back the penalties look.
         spm_infill: whether create_completion(suffix=…) puts the suffix before the prompt, as some models learnt it.
+        logits_all: keep the logits of every token that :meth:`eval` is given, in :attr:`scores`.
+        tokenizer: an object of :mod:`llama_cpp.llama_tokenizer` for :meth:`tokenize` and :meth:`detokenize` to use instead of the
+            model's vocabulary.
         draft_model: what drafts tokens for the model to check several at once, which changes speed and no answer: the path
-            of a smaller model with the same vocabulary, "prompt-lookup" (what followed the last tokens before), or "mtp"
-            (the model's own heads for that). It is used while it pays.
+            of a smaller model with the same vocabulary, "prompt-lookup" (what followed the last tokens before), "mtp"
+            (the model's own heads for that), or an object (:mod:`llama_cpp.llama_speculative`). It is used while it pays.
         n_draft: tokens drafted at once at most.
         lora_path, lora_scale: a LoRA adapter that every request has unless it chooses others; its name is the file's.
         lora_adapters: more of them by name, for requests to choose from.
@@ -106,10 +112,6 @@ class Llama(ModelFront):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def reset(self) -> None:
-        """Forgets what the cache holds."""
-        self.loaded.reset()
-
     # --- tokens ---
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
@@ -119,11 +121,31 @@ class Llama(ModelFront):
             add_bos: add BOS (and EOS) where the model's settings ask for it.
             special: read special tokens written out as tokens.
         """
+        if self.tokenizer_ is not None:
+            found: list[int] = self.tokenizer_.tokenize(text, add_bos, special)
+            return found
+        return self.tokenize_native(text, add_bos, special)
+
+    def tokenize_native(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As :meth:`tokenize`, by the model's own vocabulary whatever ``tokenizer`` is."""
         return tokenize(self.loaded.model, text, add_bos, special)
 
     def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
         """UTF-8 bytes of tokens; with ``prev_tokens``, what they add to the text of those."""
+        if self.tokenizer_ is not None:
+            found: bytes = self.tokenizer_.detokenize(tokens, prev_tokens=prev_tokens, special=special)
+            return found
+        return self.detokenize_native(tokens, prev_tokens, special)
+
+    def detokenize_native(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
+        """As :meth:`detokenize`, by the model's own vocabulary whatever ``tokenizer`` is."""
         return detokenize(self.loaded.model, tokens, prev_tokens, special)
+
+    def tokenizer(self) -> LlamaTokenizer:
+        """The model's tokenizer as an object."""
+        from .llama_tokenizer import LlamaTokenizer
+
+        return LlamaTokenizer(self)
 
     # --- vectors ---
 
@@ -286,3 +308,49 @@ class Llama(ModelFront):
             >>> llm.create_chat_completion([{"role": "user", "content": "Hello!"}])["choices"][0]["message"]["content"]
         """
         return run(self, self.loaded, prepare(ChatCompletionRequest.read(args, keywords), self.loaded))
+
+    def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
+        """As :meth:`create_chat_completion`, with objects of the package ``openai``.
+
+        Returns:
+            ``openai.types.chat.ChatCompletion``, or with ``stream=True`` an iterator of ``ChatCompletionChunk``.
+
+        Raises:
+            MissingPackageError: ``openai`` is not installed. As :meth:`create_chat_completion` does.
+        """
+        try:
+            from openai.types.chat import ChatCompletion, ChatCompletionChunk
+        except ImportError as error:
+            raise MissingPackageError(
+                "create_chat_completion_openai_v1() needs the package openai.", remedy="pip install openai"
+            ) from error
+        answer: Any = self.create_chat_completion(*args, **kwargs)
+        if isinstance(answer, dict):
+            return ChatCompletion(**answer)
+        return (ChatCompletionChunk(**chunk) for chunk in answer)
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Any:
+        """As :meth:`create_completion`, as an iterator: of chunks with ``stream=True``, else of the whole response."""
+        answer: Any = self.create_completion(*args, **kwargs)
+        return iter([answer]) if isinstance(answer, dict) else answer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None,
+        additional_files: Sequence[str] | None = None,
+        local_dir: str | os.PathLike[str] | None = None,
+        local_dir_use_symlinks: bool | str = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Llama:
+        """Opens a model of the Hugging Face hub. It comes in a later version, with models by name.
+
+        Raises:
+            InvalidArgumentError: always, until then.
+        """
+        raise InvalidArgumentError(
+            f"from_pretrained() cannot download {repo_id!r} yet.",
+            remedy="Download the file with huggingface_hub's hf_hub_download(), and give Llama() its path.",
+        )

@@ -17,6 +17,7 @@ from .model_loading import LoadedModel
 
 if TYPE_CHECKING:
     from .engine.prefix_cache.stores import BaseLlamaCache
+    from .engine.speculative.draft_objects import LlamaDraftModel
 
 logger = logging.getLogger("llama_cpp")
 
@@ -47,6 +48,7 @@ class ModelFront(Uncopyable):
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
         rope_scaling_type: int = capi.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED,
+        logits_all: bool = False,
         embedding: bool = False,
         pooling_type: int = capi.LLAMA_POOLING_TYPE_UNSPECIFIED,
         attention_type: int = capi.LLAMA_ATTENTION_TYPE_UNSPECIFIED,
@@ -66,7 +68,7 @@ class ModelFront(Uncopyable):
         repeatable: bool = False,
         last_n_tokens_size: int = 64,
         spm_infill: bool = False,
-        draft_model: str | os.PathLike[str] | None = None,
+        draft_model: str | os.PathLike[str] | LlamaDraftModel | None = None,
         n_draft: int = 8,
         lora_base: None = None,
         lora_path: str | os.PathLike[str] | None = None,
@@ -74,6 +76,7 @@ class ModelFront(Uncopyable):
         lora_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         numa: bool | int = False,
         chat_format: str | None = None,
+        tokenizer: Any = None,
         limits: Limits | None = None,
         type_k: int | None = None,
         type_v: int | None = None,
@@ -82,13 +85,32 @@ class ModelFront(Uncopyable):
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
         self._loaded: LoadedModel | None = None
+        self._given = {name: value for name, value in options.items() if value is not _DEFAULTS[name]}
         check_unknown(inspect.signature(ModelFront.__init__).parameters, "Llama", kwargs)
         options = read_creation(options)
         if options["verbose"]:
             _log_to_stderr()
         self.model_path = options["model_path"]
         self.verbose = bool(options["verbose"])
+        self.n_batch: int = options["n_batch"]
+        self.last_n_tokens_size: int = options["last_n_tokens_size"]
+        self.chat_format: str | None = options["chat_format"]
+        self.draft_model = options["draft_model"]
+        self.tokenizer_ = options["tokenizer"]
+        self.cache: BaseLlamaCache | None = None
         self._loaded = LoadedModel(options)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled, it is its path and arguments: whoever reads it opens the model again."""
+        return _open_again, (type(self), self._given)
+
+    def __copy__(self) -> Any:
+        """Raises UncopyableError."""
+        return super().__reduce_ex__(4)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        """Raises UncopyableError."""
+        return super().__reduce_ex__(4)
 
     def __del__(self) -> None:
         # at interpreter exit the operating system takes the memory back, and modules are already half gone
@@ -117,12 +139,6 @@ class ModelFront(Uncopyable):
     def model(self) -> int:
         """The ``llama_model *``, for the low-level API."""
         return self.loaded.model.pointer
-
-    @property
-    def ctx(self) -> int | None:
-        """The ``llama_context *``, for the low-level API."""
-        pointer: int | None = self.loaded.context.context_pointer
-        return pointer
 
     def n_ctx(self) -> int:
         """Tokens the context holds."""
@@ -153,10 +169,18 @@ class ModelFront(Uncopyable):
         With a :class:`~llama_cpp.engine.prefix_cache.stores.LlamaDiskCache` a long system prompt is there at the next start.
         """
         self.loaded.engine.keep_in(cache)
+        self.cache = cache
 
     def set_seed(self, seed: int | None) -> None:
         """The seed of requests that bring none."""
         self.loaded.seed = read_seed(seed)
+
+
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(ModelFront.__init__).parameters.items()}
+
+
+def _open_again(kind: type[ModelFront], given: Mapping[str, Any]) -> ModelFront:
+    return kind(**given)
 
 
 def _log_to_stderr() -> None:

@@ -24,6 +24,7 @@ from .models.rpc import check_split_mode, note_user, remote_devices
 if TYPE_CHECKING:
     from .engine.batching_engine import BatchingEngine
     from .engine.embedder import Embedder
+    from .engine.private_sequence import PrivateSequence
 
 _FLASH_ATTENTION = {
     None: capi.LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -51,6 +52,8 @@ class LoadedModel(Uncopyable):
     Attributes:
         model_path: the file.
         seed, penalty_last_n: of requests that bring none.
+        logits_all: whether the low level keeps the logits of every token. making: held while its sequence is made.
+        model_params: the fields of ``llama_model_params`` that it was loaded with.
         suffix_first: whether a prompt that is to be filled in begins with what comes after.
         limits: what templates and grammars may cost.
 
@@ -71,9 +74,11 @@ class LoadedModel(Uncopyable):
         self._engine: BatchingEngine | None = None
         self._embedder: Embedder | None = None
         self._make_engine: Callable[[], BatchingEngine] | None = None
-        self._opening = threading.Lock()
+        self._opening, self.making = threading.Lock(), threading.Lock()
+        self.logits_all: bool = options["logits_all"]
+        self._options = options
         adapters = read_adapters(options["lora_path"], options["lora_scale"], options["lora_adapters"])
-        model_params = _model_params(options)
+        self.model_params = model_params = _model_params(options)
         if options["numa"]:
             capi.llama_numa_init(options["numa"])
         try:
@@ -166,6 +171,25 @@ class LoadedModel(Uncopyable):
         if self._embedder is None:
             raise InvalidArgumentError("This model was loaded to generate.", remedy="Load it with embedding=True for vectors.")
         return self._embedder
+
+    def private_sequence(self) -> PrivateSequence:
+        """A sequence in a context of its own, for a caller that does each step itself.
+
+        Raises:
+            InvalidArgumentError: the model was loaded with vocab_only=True. ContextCreationError.
+            ModelClosedError, ForkedProcessError.
+        """
+        from .engine.private_sequence import PrivateSequence
+
+        self.require_open()
+        options = self._options
+        if options["vocab_only"]:
+            raise InvalidArgumentError("This model was loaded with vocab_only=True.", remedy="Load it without.")
+        n_ctx = options["n_ctx"] or self._model.n_ctx_train
+        params = {**_context_params(options), "n_ctx": n_ctx, "n_ubatch": min(options["n_ubatch"], options["n_batch"])}
+        if options["embedding"]:
+            params["embeddings"] = True
+        return PrivateSequence(self._model, params, options["logits_all"], self.adapters.choose(None))
 
     @property
     def context(self) -> BatchingEngine | Embedder:

@@ -11,6 +11,9 @@ using namespace llama_common_c;
 
 namespace {
 
+// How the engine begins to say that a grammar names tokens of a vocabulary, and there is none.
+const std::string NO_VOCAB = "no vocab";
+
 struct sampler_deleter {
     void operator()(llama_sampler * sampler) const { llama_sampler_free(sampler); }
 };
@@ -113,11 +116,14 @@ extern "C" {
 enum llama_common_status llama_common_grammar_init(const struct llama_vocab * vocab, const char * format,
         const struct llama_common_limits * limits, struct llama_sampler ** sampler, char ** error) {
     return guarded(error, LLAMA_COMMON_GRAMMAR_ERROR, [&] {
-        required(vocab, "vocab");
         required(sampler, "sampler");
-        const auto  json    = parse_object(format, "format");
-        const auto  grammar = field<std::string>(json, "grammar", "");
-        const bool  lazy    = field<bool>(json, "grammar_lazy", false);
+        const auto json    = parse_object(format, "format");
+        const auto grammar = field<std::string>(json, "grammar", "");
+        const bool lazy    = field<bool>(json, "grammar_lazy", false);
+        const auto prompt  = field<std::string>(json, "generation_prompt", "");
+        if (lazy || !prompt.empty()) {
+            required(vocab, "vocab");
+        }
         sampler_ptr result;
         std::string why;
         // the parser and its check for left recursion descend as deep as the grammar is nested
@@ -138,13 +144,17 @@ enum llama_common_status llama_common_grammar_init(const struct llama_vocab * vo
                     why = llama_grammar_last_error();
                 },
                 limits);
+        if (!result && vocab == nullptr && why.compare(0, NO_VOCAB.size(), NO_VOCAB) == 0) {
+            *sampler = nullptr;
+            return;
+        }
         if (!result) {
             throw failure(LLAMA_COMMON_GRAMMAR_ERROR, "the grammar does not parse: " + with_place(grammar, why));
         }
         if (!lazy) {
             const grammar_limit limited(
                     limits == nullptr ? 0 : limits->n_stacks, limits == nullptr ? 0 : limits->seconds);
-            read_generation_prompt(result.get(), vocab, field<std::string>(json, "generation_prompt", ""));
+            read_generation_prompt(result.get(), vocab, prompt);
         }
         *sampler = result.release();
     });

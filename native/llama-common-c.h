@@ -151,7 +151,8 @@ LLAMA_COMMON_C_API enum llama_common_status llama_common_dry_init(const struct l
 
 // A sampler that holds the answer to a grammar, to be added to a chain (which then owns it). `format` is the result of
 // llama_common_chat_apply(), or {"grammar": "..."}: a lazy grammar wakes at its triggers, another one first reads the
-// "generation_prompt" that the prompt ends with.
+// "generation_prompt" that the prompt ends with. `vocab` may be NULL to see whether a grammar parses: it is not to be sampled with,
+// and *sampler is NULL where it names tokens of a vocabulary.
 LLAMA_COMMON_C_API enum llama_common_status llama_common_grammar_init(const struct llama_vocab * vocab,
         const char * format, const struct llama_common_limits * limits, struct llama_sampler ** sampler, char ** error);
 

@@ -17,7 +17,7 @@ from ...capi.llama_common_c import llama_common_commit
 from ...gguf import read_gguf
 from ...models.model import Model
 from .prefix_tree import PrefixTree
-from .stores import BaseLlamaCache
+from .stores import BaseLlamaCache, StateStore, store_of
 
 logger = logging.getLogger("llama_cpp")
 
@@ -58,15 +58,15 @@ class SavedStates:
         fingerprint: of the model and of all that changes what its memory holds; states of others are not seen.
     """
 
-    def __init__(self, cache: BaseLlamaCache, fingerprint: bytes) -> None:
-        self._cache = cache
+    def __init__(self, cache: StateStore | BaseLlamaCache, fingerprint: bytes) -> None:
         self._fingerprint = hashlib.sha256(fingerprint).digest()
+        self._cache = store_of(cache, len(self._fingerprint))
         self._tree = PrefixTree()
         self._n_entries = 0
         self._names: dict[int, tuple[bytes, int]] = {}
         self._known: set[bytes] = set()
         self._failed = False
-        for name in cache.names():
+        for name in self._cache.names():
             if name.startswith(self._fingerprint):
                 self._note(name)
 

@@ -6,20 +6,23 @@ could have written is refused, and nothing in it is ever unpickled.
 
 from __future__ import annotations
 
+import abc
 import collections
 import os
 import stat
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import CacheError
-from ...values import integer
+from ...values import integer, refused
+from ..state import LlamaState
 
 
-class BaseLlamaCache(Protocol):
-    """What :meth:`Llama.set_cache` takes: bytes under names, which it may forget at any time. Any thread may call it."""
+class StateStore(Protocol):
+    """Bytes under names, which it may forget at any time. Any thread may call it."""
 
     def names(self) -> Iterator[bytes]:
         """The names of all that is kept."""
@@ -31,7 +34,152 @@ class BaseLlamaCache(Protocol):
         """Keeps bytes under a name; what was not used for the longest time makes room."""
 
 
-class LlamaRAMCache:
+class BaseLlamaCache(abc.ABC):
+    """What :meth:`Llama.set_cache` takes: states (:class:`~llama_cpp.LlamaState`) by the token ids that they hold.
+
+    Args:
+        capacity_bytes: how much it may keep.
+
+    Raises:
+        InvalidArgumentError: that is no whole number, or less than 0.
+    """
+
+    def __init__(self, capacity_bytes: int = 2 << 30) -> None:
+        self.capacity_bytes = integer("capacity_bytes", capacity_bytes, 0)
+
+    @property
+    @abc.abstractmethod
+    def cache_size(self) -> int:
+        """Bytes that are kept."""
+
+    def _find_longest_prefix_key(self, key: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The tokens of the state that has most tokens in common with the beginning of these; None of none."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def __getitem__(self, key: Sequence[int]) -> LlamaState:
+        """The state that has most of these tokens in common with their beginning.
+
+        Raises:
+            KeyError: none has any.
+        """
+
+    @abc.abstractmethod
+    def __contains__(self, key: Sequence[int]) -> bool:
+        """Whether there is such a state."""
+
+    @abc.abstractmethod
+    def __setitem__(self, key: Sequence[int], value: LlamaState) -> None:
+        """Keeps a state."""
+
+
+class _ByteCache(BaseLlamaCache):
+    """A cache that is a :class:`StateStore`: states of the caller's are bytes in it, under names of their own."""
+
+    _PREFIX = b"state:"
+
+    @abc.abstractmethod
+    def names(self) -> Iterator[bytes]:
+        """As in :class:`StateStore`."""
+
+    @abc.abstractmethod
+    def get(self, name: bytes) -> bytes | memoryview | None:
+        """As in :class:`StateStore`."""
+
+    @abc.abstractmethod
+    def put(self, name: bytes, value: bytes | memoryview) -> None:
+        """As in :class:`StateStore`."""
+
+    def _find_longest_prefix_key(self, key: tuple[int, ...]) -> tuple[int, ...] | None:
+        best, n_best = None, 0
+        for name in self.names():
+            if name.startswith(self._PREFIX):
+                tokens = _tokens_in(name[len(self._PREFIX) :])
+                n = next((i for i, (one, other) in enumerate(zip(tokens, key)) if one != other), min(len(tokens), len(key)))
+                if n > n_best:
+                    best, n_best = tokens, n
+        return best
+
+    def __getitem__(self, key: Sequence[int]) -> LlamaState:
+        found = self._find_longest_prefix_key(tuple(key))
+        value = None if found is None else self.get(self._PREFIX + _name_of(found))
+        if value is None:
+            raise KeyError("no state begins with these tokens")
+        try:
+            return LlamaState.from_bytes(value)
+        except ValueError as error:
+            raise KeyError(f"the state is damaged: {error}") from None
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, Sequence) and self._find_longest_prefix_key(tuple(key)) is not None
+
+    def __setitem__(self, key: Sequence[int], value: LlamaState) -> None:
+        self.put(self._PREFIX + _name_of(key), value.to_bytes())
+
+
+class StoreOfStates:
+    """A :class:`StateStore` in a cache of the caller's, which keeps states by their tokens.
+
+    What such a cache has from before cannot be listed, so it serves what this process has put there.
+    """
+
+    def __init__(self, cache: BaseLlamaCache, n_before: int) -> None:
+        self._cache = cache
+        self._n_before = n_before  # bytes of a name before its tokens
+        self._put: dict[bytes, None] = {}
+
+    def names(self) -> Iterator[bytes]:
+        """As in :class:`StateStore`."""
+        return iter(list(self._put))
+
+    def get(self, name: bytes) -> bytes | None:
+        """As in :class:`StateStore`."""
+        try:
+            state = self._cache[_tokens_in(name[self._n_before :])]
+        except KeyError:
+            state = None
+        if state is None or bytes(state.llama_state[: len(name)]) != name:  # another one is nearer to it
+            self._put.pop(name, None)
+            return None
+        return bytes(state.llama_state[len(name) :])
+
+    def put(self, name: bytes, value: bytes | memoryview) -> None:
+        """As in :class:`StateStore`."""
+        import numpy as np
+
+        tokens = _tokens_in(name[self._n_before :])
+        data = name + bytes(value)
+        scores = np.empty((0, 0), np.single)
+        self._cache[tokens] = LlamaState(np.array(tokens, np.intc), scores, len(tokens), data, len(data), 0)
+        self._put[name] = None
+
+
+def store_of(cache: Any, n_before: int) -> StateStore:
+    """A cache of the caller's as a store of bytes.
+
+    Args:
+        n_before: bytes of a name before the tokens in it.
+
+    Raises:
+        InvalidArgumentError: it is none.
+    """
+    if all(callable(getattr(cache, name, None)) for name in ("names", "get", "put")):
+        store: StateStore = cache
+        return store
+    if all(callable(getattr(cache, name, None)) for name in ("__getitem__", "__setitem__", "__contains__")):
+        return StoreOfStates(cache, n_before)
+    raise refused("cache", cache, "a LlamaRAMCache, a LlamaDiskCache, or an instance of a subclass of BaseLlamaCache")
+
+
+def _name_of(tokens: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(tokens)}i", *tokens)
+
+
+def _tokens_in(name: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(name) // 4}i", name)
+
+
+class LlamaRAMCache(_ByteCache):
     """Keeps up to ``capacity_bytes`` in memory.
 
     Example:
@@ -39,7 +187,7 @@ class LlamaRAMCache:
     """
 
     def __init__(self, capacity_bytes: int = 2 << 30) -> None:
-        self.capacity_bytes = _checked(capacity_bytes)
+        super().__init__(capacity_bytes)
         self._values: collections.OrderedDict[bytes, bytes | memoryview] = collections.OrderedDict()
         self._lock = threading.Lock()
 
@@ -49,11 +197,11 @@ class LlamaRAMCache:
         return sum(map(len, self._values.values()))
 
     def names(self) -> Iterator[bytes]:
-        """As in :class:`BaseLlamaCache`."""
+        """As in :class:`StateStore`."""
         return iter(list(self._values))
 
     def get(self, name: bytes) -> bytes | memoryview | None:
-        """As in :class:`BaseLlamaCache`."""
+        """As in :class:`StateStore`."""
         with self._lock:
             if name not in self._values:
                 return None
@@ -61,7 +209,7 @@ class LlamaRAMCache:
             return self._values[name]
 
     def put(self, name: bytes, value: bytes | memoryview) -> None:
-        """As in :class:`BaseLlamaCache`."""
+        """As in :class:`StateStore`."""
         if len(value) > self.capacity_bytes:
             return
         with self._lock:
@@ -74,7 +222,7 @@ class LlamaRAMCache:
 LlamaCache = LlamaRAMCache
 
 
-class LlamaDiskCache:
+class LlamaDiskCache(_ByteCache):
     """Keeps up to ``capacity_bytes`` in a folder, for the next start, too. Several processes can share it.
 
     Args:
@@ -92,7 +240,7 @@ class LlamaDiskCache:
 
         import diskcache
 
-        self.capacity_bytes = _checked(capacity_bytes)
+        super().__init__(capacity_bytes)
         folder = Path(cache_dir)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -110,14 +258,14 @@ class LlamaDiskCache:
         return int(self._cache.volume())
 
     def names(self) -> Iterator[bytes]:
-        """As in :class:`BaseLlamaCache`."""
+        """As in :class:`StateStore`."""
         try:
             return iter([name for name in self._cache if isinstance(name, bytes)])
         except self._failures:
             return iter(())
 
     def get(self, name: bytes) -> bytes | None:
-        """As in :class:`BaseLlamaCache`."""
+        """As in :class:`StateStore`."""
         try:
             value = self._cache.get(name)
         except self._failures:
@@ -125,7 +273,7 @@ class LlamaDiskCache:
         return value if isinstance(value, bytes) else None
 
     def put(self, name: bytes, value: bytes | memoryview) -> None:
-        """As in :class:`BaseLlamaCache`; a full disk keeps nothing."""
+        """As in :class:`StateStore`; a full disk keeps nothing."""
         if len(value) > self.capacity_bytes:
             return
         try:
@@ -136,10 +284,6 @@ class LlamaDiskCache:
     def close(self) -> None:
         """Closes its files; what is kept stays."""
         self._cache.close()
-
-
-def _checked(capacity_bytes: int) -> int:
-    return integer("capacity_bytes", capacity_bytes, 0)
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -24,9 +25,20 @@ from ..requests import Request
 from ..sampling_params import OWN_HEADS, PROMPT_LOOKUP
 from ..slots import Slot
 from .draft_length import DraftLength
+from .draft_objects import LlamaDraftModel, read_draft
+
+logger = logging.getLogger("llama_cpp")
 
 _TYPES = {PROMPT_LOOKUP: "ngram-simple", OWN_HEADS: "draft-mtp"}
 _INT32 = ctypes.POINTER(ctypes.c_int32)
+
+
+class _Nothing(LlamaDraftModel):
+    """Drafts nothing."""
+
+    def __call__(self, input_ids: np.ndarray, /, **kwargs: Any) -> np.ndarray:
+        """As in :class:`LlamaDraftModel`."""
+        return input_ids[:0]
 
 
 def _no_draft_model(model: Model) -> InvalidArgumentError:
@@ -41,7 +53,7 @@ class Drafter(Uncopyable):
     Args:
         decoder: whose batches it is shown; from now on it repeats in the draft's memory what is done in its own.
         params: the fields of ``llama_context_params`` that ``decoder`` was made with.
-        source: ``"prompt-lookup"``, ``"mtp"``, or the path of a smaller model with the same vocabulary.
+        source: ``"prompt-lookup"``, ``"mtp"``, the path of a smaller model with the same vocabulary, or an object that drafts.
         n_most: tokens drafted at once at most.
         always: draft so many tokens for each batch, whether that pays or not.
 
@@ -54,7 +66,8 @@ class Drafter(Uncopyable):
     """
 
     def __init__(
-        self, decoder: Decoder, params: Mapping[str, Any], source: str | os.PathLike[str], n_most: int, n_gpu_layers: int,
+        self, decoder: Decoder, params: Mapping[str, Any], source: str | os.PathLike[str] | LlamaDraftModel, n_most: int,
+        n_gpu_layers: int,
         always: bool = False,
     ) -> None:  # fmt: skip
         self._native = native.llama_common_speculator_p_ctypes()
@@ -62,6 +75,7 @@ class Drafter(Uncopyable):
         self._n_most = n_most
         self._always = always
         self._n_sequences: int = llama.llama_n_seq_max(decoder.pointer)
+        self._object = source if isinstance(source, LlamaDraftModel) else None
         self._model: Model | None = None
         self._draft: NativeHandle | None = None
         self._known: dict[int, tuple[Request, Hashable, int]] = {}  # of a sequence: whose, and how many tokens
@@ -83,7 +97,7 @@ class Drafter(Uncopyable):
                         remedy="Give a draft model's path, or 'prompt-lookup'.",
                     )
                 self._open_draft(decoder.model, {**params, "ctx_type": llama.LLAMA_CONTEXT_TYPE_MTP})
-            elif source != PROMPT_LOOKUP:
+            elif isinstance(source, (str, os.PathLike)) and source != PROMPT_LOOKUP:
                 self._model = Model(source, params={"n_gpu_layers": n_gpu_layers})
                 if self._model.learnt_positions and self._model.n_ctx_train < decoder.n_ctx:
                     raise InvalidArgumentError(
@@ -92,7 +106,9 @@ class Drafter(Uncopyable):
                         remedy="Take another draft model, or a smaller n_ctx.",
                     )
                 self._open_draft(self._model, params)
-            wanted = {"types": [_TYPES.get(str(source), "draft-simple")], "n_max": n_most, "ngram_size": 3}
+            # an object is asked instead of the native part, which then only counts
+            kind = _TYPES[PROMPT_LOOKUP] if self._object else _TYPES.get(str(source), "draft-simple")
+            wanted = {"types": [kind], "n_max": n_most, "ngram_size": 3}
             try:
                 call(
                     native.llama_common_speculator_init, json.dumps(wanted).encode(), decoder.pointer,
@@ -170,6 +186,8 @@ class Drafter(Uncopyable):
         return 0
 
     def _draft_for(self, wanting: Sequence[Slot], n: int) -> list[list[int]]:
+        if self._object is not None:
+            return [self._ask(self._object, slot, n) for slot in wanting]
         for i, slot in enumerate(wanting):
             self._tell(slot)
             self._sequences[i] = slot.sequence
@@ -178,6 +196,14 @@ class Drafter(Uncopyable):
             _pointer(self._tokens), _pointer(self._numbers),
         )  # fmt: skip
         return [self._tokens[i * n : i * n + int(self._numbers[i])].tolist() for i in range(len(wanting))]
+
+    def _ask(self, drafts: LlamaDraftModel, slot: Slot, n: int) -> list[int]:
+        try:
+            return read_draft(drafts(np.array(slot.request.tokens, np.intc)), self._decoder.model.n_vocab, n)
+        except Exception:  # the caller's own code; an answer does not depend on it
+            logger.exception("%r cannot draft; going on without it", drafts)
+            self._object = _Nothing()
+            return []
 
     def _compare(self, slots: Sequence[Slot]) -> None:
         """Finds out how often what was drafted for a look was right."""
