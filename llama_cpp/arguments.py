@@ -183,13 +183,10 @@ def read_creation(given: Mapping[str, Any]) -> dict[str, Any]:
         values["tensor_split"] = _shares(values["tensor_split"])
     if values["limits"] is not None and not isinstance(values["limits"], Limits):
         raise refused("limits", values["limits"], "Limits(…), or None")
-    chat_format = values["chat_format"]
-    if chat_format is not None and text("chat_format", chat_format) != "chatml" and "{" not in chat_format:
-        # a text without Jinja in it would be the whole prompt
-        raise InvalidArgumentError(
-            f"chat_format={chat_format!r} is neither 'chatml' nor a Jinja template.",
-            remedy="Leave it out to use the model's own template.",
-        )
+    if values["chat_format"] is not None:
+        text("chat_format", values["chat_format"])
+    if values["chat_handler"] is not None and not callable(values["chat_handler"]):
+        raise refused("chat_handler", values["chat_handler"], "a function of llama, messages and further keywords")
     return values
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import embeddings, rerank
@@ -78,7 +79,9 @@ class Llama(LowLevel):
         lora_base: has no meaning any more, and must be None.
         numa: spread over the processors' memories (``GGML_NUMA_STRATEGY_*``); for the whole process, from the first model on.
         limits: what chat templates and grammars may cost; None is :class:`~llama_cpp.limits.Limits`' defaults.
-        chat_format: "chatml" or another Jinja template's source, instead of the model's own template.
+        chat_format: a format's name, such as "chatml" or "llama-3", or a Jinja template's source, instead of the model's own
+            template. A file can have several templates by name, and ``register_chat_format()`` gives names to formatters.
+        chat_handler: a function that answers conversations in place of the model's own way (:mod:`llama_cpp.llama_chat_format`).
         type_k, type_v: data types of the KV cache (``GGML_TYPE_*``); None is f16.
         verbose: True prints the engine's log to stderr. None and False leave it to Python's ``logging``
             (logger ``llama_cpp``).
@@ -105,6 +108,13 @@ class Llama(LowLevel):
         Other threads may be using it: each of them ends what it is in the middle of, or gets a ModelClosedError.
         """
         self._free()
+
+    def _registered(self, chat_format: str) -> Callable[..., Any] | None:
+        # handlers stand on this class; who has registered one has imported them
+        module: Any = sys.modules.get(f"{__package__}.chat_handlers")
+        handlers = {} if module is None else module.LlamaChatCompletionHandlerRegistry()._chat_handlers
+        found: Callable[..., Any] | None = handlers.get(chat_format) or handlers.get(chat_format.lower())
+        return found
 
     def __enter__(self) -> Llama:
         return self
@@ -307,7 +317,16 @@ class Llama(LowLevel):
         Example:
             >>> llm.create_chat_completion([{"role": "user", "content": "Hello!"}])["choices"][0]["message"]["content"]
         """
-        return run(self, self.loaded, prepare(ChatCompletionRequest.read(args, keywords), self.loaded))
+        handler = self.chat_handler or self._chat_handlers.get(self.chat_format or "")
+        if handler is None:
+            return run(self, self.loaded, prepare(ChatCompletionRequest.read(args, keywords), self.loaded))
+        wanted = ChatCompletionRequest.read(args, keywords)  # so that a handler gets what can be
+        given = {**dict(zip(ChatCompletionRequest.ORDER, args)), **keywords}
+        return handler(llama=self, **{"messages": wanted.messages, **given})
+
+    def _answer(self, messages: Sequence[Mapping[str, Any]], keywords: Mapping[str, Any]) -> Any:
+        """As :meth:`create_chat_completion` by the model's own template, whatever the handler is."""
+        return run(self, self.loaded, prepare(ChatCompletionRequest.read((messages,), keywords), self.loaded))
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`create_chat_completion`, with objects of the package ``openai``.

@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .arguments import check_unknown, read_creation, read_seed
@@ -76,6 +76,7 @@ class ModelFront(Uncopyable):
         lora_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         numa: bool | int = False,
         chat_format: str | None = None,
+        chat_handler: Callable[..., Any] | None = None,
         tokenizer: Any = None,
         limits: Limits | None = None,
         type_k: int | None = None,
@@ -88,6 +89,8 @@ class ModelFront(Uncopyable):
         self._given = {name: value for name, value in options.items() if value is not _DEFAULTS[name]}
         check_unknown(inspect.signature(ModelFront.__init__).parameters, "Llama", kwargs)
         options = read_creation(options)
+        if options["chat_handler"] is None and options["chat_format"] is not None:
+            options["chat_handler"] = self._registered(options["chat_format"])
         if options["verbose"]:
             _log_to_stderr()
         self.model_path = options["model_path"]
@@ -95,6 +98,8 @@ class ModelFront(Uncopyable):
         self.n_batch: int = options["n_batch"]
         self.last_n_tokens_size: int = options["last_n_tokens_size"]
         self.chat_format: str | None = options["chat_format"]
+        self.chat_handler: Callable[..., Any] | None = options["chat_handler"]
+        self._chat_handlers: dict[str, Callable[..., Any]] = {}
         self.draft_model = options["draft_model"]
         self.tokenizer_ = options["tokenizer"]
         self.cache: BaseLlamaCache | None = None
@@ -111,6 +116,10 @@ class ModelFront(Uncopyable):
     def __deepcopy__(self, memo: Any) -> Any:
         """Raises UncopyableError."""
         return super().__reduce_ex__(4)
+
+    def _registered(self, chat_format: str) -> Callable[..., Any] | None:
+        """The chat handler that somebody gave this name."""
+        return None
 
     def __del__(self) -> None:
         # at interpreter exit the operating system takes the memory back, and modules are already half gone

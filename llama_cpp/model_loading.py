@@ -11,6 +11,7 @@ from .arguments import context_sizes, load_mode, read_adapters, read_servers
 from .capi import llama as capi
 from .capi.backends import has_gpu
 from .capi.handle import Uncopyable
+from .chat.formats import ChosenFormat, choose
 from .chat.templates import ChatTemplates
 from .engine.sampling_params import OWN_HEADS
 from .errors import ContextCreationError, InvalidArgumentError, LlamaCppError, ModelLoadError
@@ -68,7 +69,7 @@ class LoadedModel(Uncopyable):
         self.penalty_last_n: int = options["last_n_tokens_size"]
         self.suffix_first: bool = options["spm_infill"]
         self.limits: Limits = options["limits"] or Limits()
-        self._chat_template: str | None = options["chat_format"]
+        self._chat_format = ChosenFormat(None)
         self._templates: ChatTemplates | None = None
         self._adapters: AdapterSet | None = None
         self._engine: BatchingEngine | None = None
@@ -92,6 +93,8 @@ class LoadedModel(Uncopyable):
         try:
             if options["vocab_only"]:
                 return
+            if options["chat_handler"] is None:
+                self._chat_format = choose(options["chat_format"], self._model.metadata())
             self._adapters = AdapterSet(self._model, *adapters)
             context_params = _generation_params(self._model, options)
             self._make_engine = functools.partial(_open_engine, self._model, model_params, context_params, options)
@@ -212,7 +215,9 @@ class LoadedModel(Uncopyable):
         templates = self._templates  # close() in another thread takes the attribute away
         if templates is None:
             with asking(abort):
-                templates = self._templates = ChatTemplates(self.model, self._chat_template, limits=self.limits)
+                templates = self._templates = ChatTemplates(
+                    self.model, self._chat_format.template, limits=self.limits, stop=self._chat_format.stop
+                )
         return templates
 
     def reset(self) -> None:

@@ -46,7 +46,7 @@ class ChatTemplates(Uncopyable):
     Args:
         model: may be None when ``template`` is given.
         template: overrides the model's own; a model without one gets ChatML.
-        limits: what it may cost.
+        limits: what it may cost. stop: strings that end an answer, besides those that the template has.
 
     Raises:
         ChatTemplateError: the template does not parse.
@@ -62,8 +62,9 @@ class ChatTemplates(Uncopyable):
         bos_token: str = "",
         eos_token: str = "",
         limits: Limits = Limits(),
+        stop: tuple[str, ...] = (),
     ) -> None:
-        self.limits = limits
+        self.limits, self._stop = limits, stop
         source = _text(template, "chat_template") if template else None
         tokens = _text(bos_token, "bos_token"), _text(eos_token, "eos_token")
         result = ctypes.c_void_p()
@@ -107,7 +108,7 @@ class ChatTemplates(Uncopyable):
         unheld = schemas.fill(rendered, request, self.limits, strict)
         return ChatPrompt(
             text=rendered["prompt"],
-            stop=tuple(rendered["additional_stops"]),
+            stop=(*rendered["additional_stops"], *self._stop),
             preserved=tuple(rendered["preserved_tokens"]),
             format=rendered,
             unheld=unheld,
