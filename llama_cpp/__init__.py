@@ -81,7 +81,7 @@ def __getattr__(name: str) -> Any:
 def _all_names() -> list[str]:
     """What ``from llama_cpp import *`` brings."""
     modules = [importlib.import_module(f".{name}", __name__) for name in ("llama_cpp", "llama_types")]
-    return [*_HOME, *(name for module in modules for name in vars(module) if not name.startswith("_"))]
+    return [*_HOME, *(name for module in modules for name in vars(module) if name.startswith((*_C_API, *_TYPES)))]
 
 
 def __dir__() -> list[str]:

@@ -39,7 +39,10 @@ ALLOWED = {
     "media_handlers": {"llama", "chat_handlers", "errors", "values"},
     "_logger": set(),
     "_utils": set(),
-    "llama": {"llama_tokenizer", "errors", "low_level", "model_front", "completions", "embeddings", "rerank", "arguments", "tokens", "values"},
+    "llama": {
+        "llama_tokenizer", "errors", "low_level", "model_front", "completions", "embeddings", "rerank", "arguments",
+        "tokens", "values",
+    },
     "async_llama": {"model_front", "completions", "embeddings", "rerank", "arguments", "tokens", "values", "capi", "errors"},
     "llama_cpp": {"capi"},
     "mtmd_cpp": {"capi"},
