@@ -122,7 +122,8 @@ def chat_formatter_to_chat_completion_handler(chat_formatter: ChatFormatter) -> 
         given = {name: kwargs[name] for name in ("functions", "function_call", "tools", "tool_choice") if kwargs.get(name)}
         result = chat_formatter(messages=read, **({} if calls else given))
         stop = kwargs.get("stop") or []
-        ends = result.stop or []
+        # a grammar says where JSON ends, which can have line breaks and the like in it
+        ends = [] if calls or schema is not None else result.stop or []
         stops = [*([stop] if isinstance(stop, str) else stop), *([ends] if isinstance(ends, str) else ends)]
         logprobs = kwargs.get("top_logprobs") or 0 if kwargs.get("logprobs") else None
         answer: Any = llama.create_completion(

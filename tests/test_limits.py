@@ -156,6 +156,13 @@ def test_a_grammar_takes_no_longer_for_a_token(quick):
     assert time.monotonic() - before < 30
 
 
+def test_a_rule_that_is_named_twice_is_looked_at_once(quick):
+    """Else 64 of them in a row take longer than anybody waits, and no limit is heard."""
+    chain = "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1} | r{i + 1}\n" for i in range(64)) + 'r64 ::= "a"'
+    with Llama(quick.model_path, n_ctx=64) as llm:
+        assert llm.create_completion("x", grammar=chain, max_tokens=4)["choices"][0]["text"] == "a"
+
+
 def test_ctrl_c_is_heard_in_a_grammar(quick, ctrl_c):
     with Llama(quick.model_path, n_ctx=64, limits=Limits(seconds=60, **EVERY_WAY)) as llm:
         before = time.monotonic()

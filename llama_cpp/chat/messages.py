@@ -90,13 +90,15 @@ def read_response_format(given: Any) -> Any:
     """The JSON schema that an answer has to follow; None for none.
 
     A schema is taken from wherever OpenAI's, llama.cpp's and llama-cpp-python's callers put it: below "json_schema" and
-    "schema", below either of them, beside ``"type": "json_object"``, and as JSON text.
+    "schema", below either of them, beside ``"type": "json_object"``, as JSON text, and from a pydantic model.
 
     Raises:
         InvalidArgumentError: no such format, or no schema where there must be one.
     """
     if given is None:
         return None
+    if callable(dump := getattr(given, "model_json_schema", None)):  # a pydantic model
+        return dump()
     if isinstance(given, str) or not isinstance(given, Mapping):
         raise refused("response_format", given, "a mapping", 'Give {"type": "json_object"}, for example.')
     kind = given.get("type", "text")
@@ -130,9 +132,9 @@ def read_response_format(given: Any) -> Any:
     return read_schema(place, schema)
 
 
-def is_strict(given: Mapping[str, Any] | None) -> bool:
+def is_strict(given: Any) -> bool:
     """Whether the answer is to be held to all of a response format's schema while it is written: what "strict" does not deny."""
-    around = (given or {}).get("json_schema")
+    around = given.get("json_schema") if isinstance(given, Mapping) else None
     if isinstance(around, Mapping) and around and around.keys() <= _AROUND_SCHEMA and around.get("strict") is not None:
         return flag('response_format["json_schema"]["strict"]', around["strict"])
     return True
