@@ -134,9 +134,9 @@ class Llama(LowLevel):
         if self.tokenizer_ is not None:
             found: list[int] = self.tokenizer_.tokenize(text, add_bos, special)
             return found
-        return self.tokenize_native(text, add_bos, special)
+        return self._tokenize_own(text, add_bos, special)
 
-    def tokenize_native(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+    def _tokenize_own(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As :meth:`tokenize`, by the model's own vocabulary whatever ``tokenizer`` is."""
         return tokenize(self.loaded.model, text, add_bos, special)
 
@@ -145,9 +145,9 @@ class Llama(LowLevel):
         if self.tokenizer_ is not None:
             found: bytes = self.tokenizer_.detokenize(tokens, prev_tokens=prev_tokens, special=special)
             return found
-        return self.detokenize_native(tokens, prev_tokens, special)
+        return self._detokenize_own(tokens, prev_tokens, special)
 
-    def detokenize_native(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
+    def _detokenize_own(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
         """As :meth:`detokenize`, by the model's own vocabulary whatever ``tokenizer`` is."""
         return detokenize(self.loaded.model, tokens, prev_tokens, special)
 

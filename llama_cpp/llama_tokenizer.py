@@ -44,11 +44,11 @@ class LlamaTokenizer(BaseLlamaTokenizer):
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
         """As in :class:`BaseLlamaTokenizer`."""
-        return self._llama.tokenize_native(text, add_bos, special)
+        return self._llama._tokenize_own(text, add_bos, special)
 
     def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
         """As in :class:`BaseLlamaTokenizer`."""
-        return self._llama.detokenize_native(tokens, prev_tokens, special)
+        return self._llama._detokenize_own(tokens, prev_tokens, special)
 
     def encode(self, text: str, add_bos: bool = True, special: bool = True) -> list[int]:
         """Token ids of a str."""

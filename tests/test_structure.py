@@ -37,8 +37,6 @@ ALLOWED = {
     "_internals": {"model_loading", "engine", "models", "capi", "errors", "values"},
     "chat_handlers": {"llama", "completions", "chat", "engine", "errors"},
     "media_handlers": {"llama", "chat_handlers", "errors", "values"},
-    "_logger": set(),
-    "_utils": set(),
     "llama": {
         "llama_tokenizer", "errors", "low_level", "model_front", "completions", "embeddings", "rerank", "arguments",
         "tokens", "values",
@@ -50,7 +48,7 @@ ALLOWED = {
     "cli": {"llama", "server", "completions", "engine", "chat", "fit", "models", "gguf", "capi", "errors", "arguments"},
 }  # fmt: skip
 #: How modules are called that hold names for llama-cpp-python's users to import.
-NAMES = ("llama_", "llava_", "_ggml", "_ctypes_extensions")
+NAMES = ("llama_", "llava_", "_ggml", "_ctypes_extensions", "_logger", "_utils")
 # the loader looks up llama_cpp.__path__ to find the libraries that lie beside the package
 EXCEPTIONS = {("capi", "")}
 

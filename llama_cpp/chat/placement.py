@@ -41,6 +41,15 @@ def unusual(messages: Sequence[dict[str, Any]]) -> list[int]:
     return found
 
 
+def answers(messages: Sequence[dict[str, Any]]) -> list[int]:
+    """Where answers of tools are whose text a prompt must have; of JSON a template may write it in another way."""
+    found = []
+    for at, message in enumerate(messages):
+        if message["role"] == "tool" and not any(text.lstrip()[:1] in ("{", "[") for text in _texts(message)):
+            found.append(at)
+    return found
+
+
 def left_out(messages: Sequence[dict[str, Any]], places: Iterable[int], prompt: str) -> list[int]:
     """Those of the messages whose text the prompt does not have, as it is or as JSON has it."""
     return [at for at in places if not all(_is_in(text, prompt) for text in _texts(messages[at]))]

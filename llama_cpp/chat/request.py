@@ -95,12 +95,16 @@ class ChatRequest:
         called = tools if choice != "none" else []
         schemas.check_tools(called, templates.limits)
         loose = {at for at, tool in enumerate(called) if not schemas.is_strict_tool(tool)}
+        answered = placement.answers(messages)
         try:
             prompt, messages = _apply(templates, {**request, **given, **enforced}, strict)
+            knows_tools = not placement.left_out(messages, placement.answers(messages), prompt.text)
         except ChatTemplateError:
-            if not called and not any(message["role"] == "tool" or "tool_calls" in message for message in messages):
+            if not called and not answered and not any("tool_calls" in message for message in messages):
                 raise
-            # a template that knows no tools may refuse what was said with them
+            knows_tools = False
+        if not knows_tools:
+            # a template that knows no tools may refuse what was said with them, or drop it
             messages = generic_tools.as_texts(messages)
             prompt, messages = _apply(templates, {**request, "messages": messages, **enforced}, strict)
         found = prompt.format

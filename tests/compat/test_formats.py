@@ -68,9 +68,7 @@ def test_named_formats(name):
     assert places == sorted(places) and prompt.text == WRITTEN.get(name, prompt.text)
 
 
-@pytest.mark.offers(
-    "Llama(chat_format=…)", how="better", note="in any case of letters; a misspelt name is told; names of the file's templates"
-)
+@pytest.mark.offers("Llama(chat_format=…)", how="better", note="in any case of letters; names of the file's templates")
 @pytest.mark.parametrize("name", ["ChatML", "llama-2", "VICUNA", *WITH_TOOLS])
 def test_a_model_takes_a_format_by_name(smollm2, name):
     with Llama(smollm2, n_ctx=512, chat_format=name) as llm:
@@ -138,9 +136,7 @@ def test_a_handler_of_ones_own(smollm2, registered):
         LlamaChatCompletionHandlerRegistry().register_chat_completion_handler("echo", echo)
 
 
-@pytest.mark.offers(
-    "Jinja2ChatFormatter", "hf_tokenizer_config_to_chat_formatter", how="better", note="sandboxed, immutable, with limits"
-)
+@pytest.mark.offers("Jinja2ChatFormatter", "hf_tokenizer_config_to_chat_formatter", how="better", note="sandboxed, with limits")
 def test_formatters(real):
     template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
     template += "{% if add_generation_prompt %}bot:{% endif %}"
