@@ -250,8 +250,17 @@ static void sampling(const struct llama_model * model, struct llama_context * co
     EXPECT(BAD, llama_common_grammar_init(vocab,
         "{\"grammar\":\"root ::= [a]\",\"grammar_lazy\":true,\"grammar_triggers\":[{\"type\":99}]}", NULL, &grammar, &error));
     EXPECT(BAD, llama_common_grammar_init(vocab, NULL, NULL, &grammar, &error));
-    EXPECT(BAD, llama_common_grammar_init(NULL, "{}", NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_grammar_init(NULL, "{\"grammar_lazy\":true}", NULL, &grammar, &error));
     EXPECT(BAD, llama_common_grammar_init(vocab, "{}", NULL, NULL, &error));
+    EXPECT(OK, llama_common_grammar_init(NULL, "{\"grammar\":\"root ::= [a]\"}", NULL, &grammar, &error));
+    llama_sampler_free(grammar);
+    EXPECT(OK, llama_common_grammar_init(NULL, "{\"grammar\":\"root ::= <|a|>\"}", NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_thinking_init(vocab, "{}", 5, NULL, NULL, &grammar, &error));
+    EXPECT(BAD, llama_common_thinking_init(vocab, "{}", 5, NULL, llama_sampler_init_greedy(), &grammar, &error));
+    EXPECT(OK, llama_common_thinking_init(vocab,
+        "{\"thinking_start_tag\":\"<think>\",\"thinking_end_tags\":[\"</think>\"],\"generation_prompt\":\"<think>\"}", 0,
+        "enough", llama_sampler_init_greedy(), &grammar, &error));
+    llama_sampler_free(grammar);
 
     struct llama_common_top_k * top_k = NULL;
     EXPECT(OK, llama_common_top_k_init(2, &top_k, &error));

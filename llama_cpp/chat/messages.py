@@ -70,6 +70,8 @@ def choose_tools(tools: list[dict[str, Any]], choice: Any, argument: str = "tool
         if _CHOICES[choice] == "required" and not tools:
             raise InvalidArgumentError(f"{argument}={choice!r}, and there are no tools.")
         return tools, _CHOICES[choice]
+    if isinstance(choice, str) and any(tool["function"]["name"] == choice for tool in tools):
+        choice = {"name": choice}  # as LangChain does
     named = _mapping(argument, choice) if not isinstance(choice, str) else {}
     kind = named.get("type", "function")
     if kind in _CHOICES and "function" not in named:

@@ -24,7 +24,10 @@ from .requests import Adapters
 from .sampler_chain import Sampler
 
 _FLOAT = ctypes.POINTER(ctypes.c_float)
+_INT32 = ctypes.POINTER(ctypes.c_int32)
+_INT8 = ctypes.POINTER(ctypes.c_int8)
 _UINT8 = ctypes.POINTER(ctypes.c_uint8)
+_WHOLE = llama.LLAMA_STATE_SEQ_FLAGS_NONE
 
 
 class PrivateSequence(Uncopyable):
@@ -63,7 +66,9 @@ class PrivateSequence(Uncopyable):
                     f"The engine could not create a context of {wanted.n_ctx} tokens for a sequence of its own.",
                     remedy="Ask for a smaller n_ctx; the log (llama_cpp.native) has more.",
                 )
-            self.handle = NativeHandle(context, llama.llama_free, parent=model.in_use())
+            self._decoder = native.llama_common_decoder_p_ctypes()
+            self.handle = NativeHandle(context, self._free, parent=model.in_use())
+            call(native.llama_common_decoder_init, context, None, 1, ctypes.byref(self._decoder))
             if adapters:
                 set_adapters(context, adapters)
         self.params = wanted
@@ -71,11 +76,14 @@ class PrivateSequence(Uncopyable):
         self.n_batch: int = llama.llama_n_batch(context)
         self.input_ids = np.zeros(self.n_ctx, np.intc)
         self._n_tokens = 0
-        self._batch: llama.llama_batch | None = None
         # pages are there once something is written to them
         size = self.n_ctx * model.n_vocab * 4
         self._rows = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
         self.scores = np.frombuffer(self._rows, np.float32).reshape(self.n_ctx, model.n_vocab)
+
+    def _free(self, context: Any) -> None:
+        native.llama_common_decoder_free(self._decoder)
+        llama.llama_free(context)
 
     @property
     def pointer(self) -> Any:
@@ -137,29 +145,23 @@ class PrivateSequence(Uncopyable):
 
     def _decode(self, context: Any, start: int, end: int) -> None:
         n = end - start
-        if self._batch is None:
-            self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
-        batch = self._batch
-        batch.n_tokens = n
-        np.ctypeslib.as_array(batch.token, (self.n_batch,))[:n] = self.input_ids[start:end]
-        np.ctypeslib.as_array(batch.pos, (self.n_batch,))[:n] = np.arange(start, end)
-        np.ctypeslib.as_array(batch.n_seq_id, (self.n_batch,))[:n] = 1
-        for i in range(n):
-            batch.seq_id[i][0] = 0
-        wanted = np.ctypeslib.as_array(batch.logits, (self.n_batch,))
-        wanted[:n] = 1 if self._keeps_all else 0
-        wanted[n - 1] = 1
+        tokens, positions = self.input_ids[start:end].copy(), np.arange(start, end, dtype=np.int32)
+        outputs = np.full(n, self._keeps_all, np.int8)
+        outputs[-1] = 1
+        result = ctypes.c_int32()
         with DeferredInterrupts():
-            result = llama.llama_decode(context, batch)
-        if result != 0:
+            call(
+                native.llama_common_decode, self._decoder, n, tokens.ctypes.data_as(_INT32), positions.ctypes.data_as(_INT32),
+                np.zeros(n, np.int32).ctypes.data_as(_INT32), outputs.ctypes.data_as(_INT8), ctypes.byref(result),
+            )  # fmt: skip
+        if result.value != 0:
             raise DecodeError(
-                f"llama_decode() returned {result} for {n} tokens from position {start} on.",
+                f"llama_decode() returned {result.value} for {n} tokens from position {start} on.",
                 remedy="Call reset(); the log (llama_cpp.native) has more.",
             )
         first = start if self._keeps_all else end - 1
-        logits = llama.llama_get_logits(context) if self._keeps_all else llama.llama_get_logits_ith(context, -1)
-        if logits:  # an encoder has none
-            self.scores[first:end] = np.ctypeslib.as_array(ctypes.cast(logits, _FLOAT), (end - first, self._model.n_vocab))
+        for row in range(end - first):
+            call(native.llama_common_get_logits, self._decoder, row, self.scores[first + row].ctypes.data_as(_FLOAT))
 
     def logits(self, row: int) -> np.ndarray:
         """The logits of a token that is held; float32, (n_vocab,). It is a view.
@@ -192,9 +194,9 @@ class PrivateSequence(Uncopyable):
         """The state of the tokens that are held, in the engine's form."""
         with self._lock, self.handle as context:
             self._rewind_only(context)
-            size = llama.llama_state_seq_get_size(context, 0)
+            size = llama.llama_state_seq_get_size_ext(context, 0, _WHOLE)
             data = np.empty(size, np.uint8)
-            n = llama.llama_state_seq_get_data(context, data.ctypes.data_as(_UINT8), size, 0)
+            n = llama.llama_state_seq_get_data_ext(context, data.ctypes.data_as(_UINT8), size, 0, _WHOLE)
             if n == 0:
                 raise DecodeError("The engine could not save the state.", remedy="The log (llama_cpp.native) has more.")
             return data[:n].tobytes()
@@ -216,7 +218,7 @@ class PrivateSequence(Uncopyable):
         data = np.frombuffer(state, np.uint8)
         with self._lock, self.handle as context:
             self.reset()
-            n = llama.llama_state_seq_set_data(context, data.ctypes.data_as(_UINT8), len(data), 0)
+            n = llama.llama_state_seq_set_data_ext(context, data.ctypes.data_as(_UINT8), len(data), 0, _WHOLE)
             if n != len(data):
                 self.reset()
                 raise InvalidArgumentError("The state is damaged, or of another model or context.", remedy="Evaluate its tokens.")
@@ -224,8 +226,3 @@ class PrivateSequence(Uncopyable):
             self._n_tokens = len(tokens)
             if last is not None and len(tokens):
                 self.scores[len(tokens) - 1] = last
-
-    def __del__(self) -> None:
-        batch = getattr(self, "_batch", None)
-        if batch is not None:
-            llama.llama_batch_free(batch)

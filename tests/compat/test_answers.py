@@ -34,7 +34,8 @@ def message(answer):
 @pytest.mark.offers("tool_choice=", how="better", note="every form, enforced by a grammar")
 @pytest.mark.parametrize(
     "choice",
-    ["required", "any", True, TOOL, {"type": "function", "function": {"name": "add"}}, {"type": "function", "name": "add"}],
+    ["required", "any", True, "add", TOOL, {"type": "function", "function": {"name": "add"}}, {"type": "function", "name": "add"}
+    ],
     ids=str,
 )  # fmt: skip
 def test_a_call_that_is_wanted(real, choice):

@@ -242,12 +242,12 @@ def test_driver_that_is_too_old_for_what_the_channel_has_names_the_variant_that_
 
 def test_reason_of_the_solver_is_shown(channel):
     add_package(channel, "needs-new-libc", depends=("__glibc >=99",))
-    add_package(channel, "needs-old-engine", depends=("libllama <0.4",))
+    add_package(channel, "needs-old-engine", depends=("libllama <0.3",))
     index(channel)
     for wanted, reason, remedy in (
         ("no-such-package", "no-such-package", "environment file"),
         ("libllama >=9", "libllama >=9", "environment file"),
-        ("needs-old-engine", "libllama <0.4", "environment file"),
+        ("needs-old-engine", "libllama <0.3", "environment file"),
         ("needs-new-libc", "__glibc >=99", "newer Linux"),
     ):
         with pytest.raises(EnvironmentUnsolvableError, match=reason) as caught:

@@ -39,7 +39,7 @@ def run_requirements(one: Any) -> dict[str, Any]:
 def test_the_default_is_for_an_rtx_5090_and_libraries_come_before_what_uses_them() -> None:
     found = rendered()
     assert tuple(found) == ALL
-    assert re.fullmatch(r"0\.4\.0-cuda134_sm120_h[0-9a-f]{7}_0", names(found)["libggml-cuda"])
+    assert re.fullmatch(rf"{re.escape(VERSION)}-cuda134_sm120_h[0-9a-f]{{7}}_0", names(found)["libggml-cuda"])
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_default_is_for_an_rtx_5090_and_libraries_come_before_what_uses_them
 def test_another_architecture_changes_no_other_package(variant: str, build: str) -> None:
     ours, theirs = names(rendered()), names(rendered(variant))
     assert {name: theirs[name] for name in WITHOUT_CUDA} == {name: ours[name] for name in WITHOUT_CUDA}
-    assert re.fullmatch(rf"0\.4\.0-{build}_h[0-9a-f]{{7}}_0", theirs["libggml-cuda"])
+    assert re.fullmatch(rf"{re.escape(VERSION)}-{build}_h[0-9a-f]{{7}}_0", theirs["libggml-cuda"])
 
 
 def test_without_cuda_there_is_no_plugin() -> None:
