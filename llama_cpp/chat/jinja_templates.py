@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
 from jinja2.runtime import str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -53,7 +54,9 @@ class JinjaTemplate:
             LimitReachedError: it costs too much, or nobody waits any more.
         """
         given = {name: value for name, value in variables.items() if value is not None}
-        context = {"messages": messages, "add_generation_prompt": add_generation_prompt, **self._tokens, **given}
+        # dates under the names that templates of some families ask for
+        dates = {"date_string": _now("%d %b %Y"), "datetime": _now("%b %d %Y")}
+        context = {"messages": messages, "add_generation_prompt": add_generation_prompt, **self._tokens, **dates, **given}
         try:
             return _within(self._limits.seconds, lambda: self._template.render(**context))
         except LimitReachedError:
@@ -93,13 +96,25 @@ def _too_much(what: str) -> LimitReachedError:
     return LimitReachedError(f"the chat template {what}.", remedy="Simplify it, or raise Limits(…).")
 
 
+class _Generation(Extension):
+    """``{% generation %}`` marks what a model is trained to write; in a prompt it means nothing."""
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
+
+    def parse(self, parser: Any) -> list[nodes.Node]:
+        """What is between the tags."""
+        next(parser.stream)
+        found: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return found
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """A sandbox in which no text is longer than ``n_most``; 0 is no limit."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self, n_most: int) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
         self._n_most = n_most or sys.maxsize
         self.filters["tojson"] = self._to_json
         for name in ("replace", "join", "indent", "center", "format", "wordwrap", "urlize"):

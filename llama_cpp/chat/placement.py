@@ -50,6 +50,11 @@ def answers(messages: Sequence[dict[str, Any]]) -> list[int]:
     return found
 
 
+def thoughtful(messages: Sequence[dict[str, Any]]) -> list[int]:
+    """Where the model has said something, and what it thought comes with it."""
+    return [at for at, message in enumerate(messages) if "reasoning_content" in message and message.get("content")]
+
+
 def left_out(messages: Sequence[dict[str, Any]], places: Iterable[int], prompt: str) -> list[int]:
     """Those of the messages whose text the prompt does not have, as it is or as JSON has it."""
     return [at for at in places if not all(_is_in(text, prompt) for text in _texts(messages[at]))]

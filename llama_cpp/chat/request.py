@@ -182,6 +182,13 @@ def _apply(templates: ChatTemplates, request: dict[str, Any], strict: bool = Tru
         if not places:
             raise
     else:
+        if placement.left_out(messages, thoughtful := placement.thoughtful(messages), prompt.text):
+            # some templates take thoughts for the whole of what was said
+            messages = [
+                {name: value for name, value in message.items() if at not in thoughtful or name != "reasoning_content"}
+                for at, message in enumerate(messages)
+            ]
+            prompt = templates.apply({**request, "messages": messages}, strict=strict)
         # a later instruction can be taken for the first one
         if not placement.left_out(messages, [0, *places] if places else (), prompt.text):
             return prompt, messages
