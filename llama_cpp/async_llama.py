@@ -42,6 +42,13 @@ class AsyncLlama(ModelFront):
         ...         print(chunk["choices"][0]["delta"].get("content", ""), end="")
     """
 
+    def _check(self, options: Mapping[str, Any]) -> None:
+        if options["chat_handler"] is not None:
+            raise InvalidArgumentError(
+                "chat_handler has no place in asynchronous programs: it would wait in the event loop.",
+                remedy="Give a chat_format, or use Llama in a thread.",
+            )
+
     async def close(self) -> None:
         """As :meth:`Llama.close`."""
         await asyncio.to_thread(self._free)
@@ -60,10 +67,14 @@ class AsyncLlama(ModelFront):
 
     async def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As :meth:`Llama.tokenize`."""
+        if self.tokenizer_ is not None:
+            return await asyncio.to_thread(self.tokenizer_.tokenize, text, add_bos, special)
         return await asyncio.to_thread(tokenize, self.loaded.model, text, add_bos, special)
 
     async def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
         """As :meth:`Llama.detokenize`."""
+        if self.tokenizer_ is not None:
+            return await asyncio.to_thread(self.tokenizer_.detokenize, tokens, prev_tokens=prev_tokens, special=special)
         return await asyncio.to_thread(detokenize, self.loaded.model, tokens, prev_tokens, special)
 
     # --- vectors ---

@@ -91,6 +91,7 @@ class ModelFront(Uncopyable):
         options = read_creation(options)
         if options["chat_handler"] is None and options["chat_format"] is not None:
             options["chat_handler"] = self._registered(options["chat_format"])
+        self._check(options)
         if options["verbose"]:
             _log_to_stderr()
         self.model_path = options["model_path"]
@@ -116,6 +117,9 @@ class ModelFront(Uncopyable):
     def __deepcopy__(self, memo: Any) -> Any:
         """Raises UncopyableError."""
         return super().__reduce_ex__(4)
+
+    def _check(self, options: Mapping[str, Any]) -> None:
+        """Raises InvalidArgumentError for what this kind of front cannot do."""
 
     def _registered(self, chat_format: str) -> Callable[..., Any] | None:
         """The chat handler that somebody gave this name."""

@@ -150,6 +150,27 @@ def test_a_tokenizer_of_ones_own(smollm2, real):
         Llama(smollm2, tokenizer=5)
 
 
+def test_what_an_async_model_takes_of_it(smollm2, real):
+    import asyncio
+
+    from llama_cpp import AsyncLlama
+
+    class Reversed(llama_cpp.BaseLlamaTokenizer):
+        def tokenize(self, text, add_bos=True, special=True):
+            return [7, 8]
+
+        def detokenize(self, tokens, prev_tokens=None, special=False):
+            return b"own"
+
+    async def use():
+        async with AsyncLlama(smollm2, vocab_only=True, tokenizer=Reversed()) as llm:
+            assert await llm.tokenize(b"x") == [7, 8] and await llm.detokenize([5]) == b"own"
+
+    asyncio.run(use())
+    with pytest.raises(InvalidArgumentError, match="chat_handler"):
+        AsyncLlama(smollm2, chat_handler=print)
+
+
 # --- drafts ---
 
 
