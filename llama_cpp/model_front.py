@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +107,8 @@ class ModelFront(Uncopyable):
         self.tokenizer_ = options["tokenizer"]
         self.cache: BaseLlamaCache | None = None
         self._loaded = LoadedModel(options)
+        self._stack = contextlib.ExitStack()  # programs let it close what belongs to the model, and close the model by it
+        self._stack.callback(_free_if_there, weakref.ref(self))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled, it is its path and arguments: whoever reads it opens the model again."""
@@ -131,6 +135,8 @@ class ModelFront(Uncopyable):
             self._free()
 
     def _free(self) -> None:
+        if (stack := self.__dict__.pop("_stack", None)) is not None:
+            stack.close()
         loaded = getattr(self, "_loaded", None)  # None where the constructor raised
         if loaded is not None:
             loaded.close()
@@ -190,6 +196,11 @@ class ModelFront(Uncopyable):
 
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(ModelFront.__init__).parameters.items()}
+
+
+def _free_if_there(front: weakref.ref[ModelFront]) -> None:
+    if (found := front()) is not None:
+        found._free()
 
 
 def _open_again(kind: type[ModelFront], given: Mapping[str, Any]) -> ModelFront:

@@ -302,3 +302,18 @@ def test_a_closed_model(tiny):
     for use in (lambda: llm.eval([1]), lambda: context.n_ctx() and context.ctx, lambda: next(generator), llm.save_state):
         with pytest.raises(ModelClosedError):
             use()
+
+
+@pytest.mark.offers("Llama._stack", how="same")
+def test_the_stack_closes_what_belongs_to_a_model(tiny):
+    import contextlib
+
+    closed = []
+    with Llama(tiny, n_ctx=32) as llm:
+        llm._stack.enter_context(contextlib.closing(type("Thing", (), {"close": lambda self: closed.append("thing")})()))
+    assert closed == ["thing"]
+    llm = Llama(tiny, n_ctx=32)
+    llm._stack.close()
+    with pytest.raises(ModelClosedError):
+        llm.eval([1])
+    llm.close()
