@@ -315,11 +315,12 @@ def test_many_prompts_go_first_and_a_long_one_takes_turns(tiny, monkeypatch, uni
     for kind in (batches.MixedBatches, batches.EqualBatches):
         monkeypatch.setattr(kind, "choose", lambda *arguments, choose=kind.choose: counted(choose, *arguments))
     with Llama(tiny, n_ctx=512, n_parallel=6, n_batch=64, kv_unified=unified, n_kv=3072) as llm:
-        engine, go_on = llm.loaded.engine, threading.Event()
+        engine, held, go_on = llm.loaded.engine, threading.Event(), threading.Event()
         prompts = [random.Random(i).choices(range(3, 30), k=300 if n_prompts == 1 else 60) for i in range(n_prompts)]
         stream = llm.create_completion([5, 6, 7], max_tokens=400, temperature=0, stream=True, logit_bias={2: -1e9})
         next(stream)
-        engine.scheduler.worker.post(lambda: go_on.wait() and None)
+        engine.scheduler.worker.post(lambda: (held.set(), go_on.wait()) and None)
+        assert held.wait(60)  # else it counts as one of those that were asked for
         threads = [threading.Thread(target=llm.create_completion, args=(prompt,), kwargs={"max_tokens": 1}) for prompt in prompts]
         for thread in threads:
             thread.start()
