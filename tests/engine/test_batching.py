@@ -319,7 +319,12 @@ def test_many_prompts_go_first_and_a_long_one_takes_turns(tiny, monkeypatch, uni
         prompts = [random.Random(i).choices(range(3, 30), k=300 if n_prompts == 1 else 60) for i in range(n_prompts)]
         stream = llm.create_completion([5, 6, 7], max_tokens=400, temperature=0, stream=True, logit_bias={2: -1e9})
         next(stream)
-        engine.scheduler.worker.post(lambda: (held.set(), go_on.wait()) and None)
+
+        def hold() -> None:
+            held.set()
+            go_on.wait()
+
+        engine.scheduler.worker.post(hold)
         assert held.wait(60)  # else it counts as one of those that were asked for
         threads = [threading.Thread(target=llm.create_completion, args=(prompt,), kwargs={"max_tokens": 1}) for prompt in prompts]
         for thread in threads:

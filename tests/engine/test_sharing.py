@@ -26,9 +26,15 @@ def models(tmp_path_factory):
 
 def in_one_round(llm, asked):
     """Asks for several prompts that the engine takes in at once; returns what each one was answered."""
-    engine, go_on = llm.loaded.engine, threading.Event()
+    engine, held, go_on = llm.loaded.engine, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        go_on.wait()
+
     with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
-        engine.scheduler.worker.post(lambda: go_on.wait() and None)
+        engine.scheduler.worker.post(hold)
+        assert held.wait(60)  # else it counts as one of those that were asked for
         found = []
         for n, prompt in enumerate(asked):
             found.append(pool.submit(answer, llm, prompt))
