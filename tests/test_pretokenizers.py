@@ -10,6 +10,7 @@ import time
 import pytest
 
 from llama_cpp import Llama
+from llama_cpp.errors import MetadataOverrideError
 
 _HARNESS = r"""
 #include "unicode-regex.h"
@@ -154,3 +155,9 @@ def long_runs(smollm2, run_with_stack, pre, characters):
 
         run_with_stack(256 * 1024, work)
         assert trouble == []
+
+
+def test_whitespace_is_for_a_model_of_its_own(smollm2):
+    """With another one the engine ends the process at the first space."""
+    with pytest.raises(MetadataOverrideError, match="whitespace"):
+        Llama(smollm2, vocab_only=True, kv_overrides={"tokenizer.ggml.pre": "whitespace"})

@@ -155,6 +155,9 @@ def _check_vocabulary(model: GGUFFile) -> None:
         if values is not None and len(values) < len(tokens):
             raise _invalid(model, f"key '{key}' has {len(values)} values for {len(tokens)} tokens")
     texts = _check_distinct(model, tokens)
+    if model.text("tokenizer.ggml.pre") == "whitespace" and kind in ("gpt2", "hybriddna"):
+        # the engine asserts at the first space
+        raise _invalid(model, f"key 'tokenizer.ggml.pre' is 'whitespace', which a tokenizer of model {kind!r} cannot have")
     _check_special_tokens(model, kind, len(tokens))
     if kind == "llama":
         _check_byte_tokens(model, texts)
